@@ -1,0 +1,352 @@
+"""What the user asks for: the TOML recipe, typed and frozen. Bottom layer, above `spec`."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from edgekit.errors import SpecError
+from edgekit.spec import Spec, conflict, load, render
+
+WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
+
+NonEmpty = Annotated[str, Field(min_length=1)]
+
+
+class DataSpec(Spec):
+    """Where the images are and how they become splits."""
+
+    # TOML has no paths; a text stands for one.
+    path: Path = Field(
+        strict=False,
+        description="Folder with one sub-folder of images per class, relative to this file.",
+    )
+    crop: Literal["none", "center"] = Field(
+        default="none",
+        description='"none" stretches the whole picture, "center" takes its largest centred part '
+        "with the shape of the input.",
+    )
+    resize: Literal["bilinear", "bicubic", "nearest"] = Field(
+        default="bilinear", description="Antialiased filter that scales a picture to the input."
+    )
+    validation_fraction: float = Field(
+        default=0.15,
+        gt=0,
+        lt=1,
+        description="Fraction of the images that training is steered by.",
+    )
+    test_fraction: float = Field(
+        default=0.15,
+        gt=0,
+        lt=1,
+        description="Fraction of the images that only the final verdict sees.",
+    )
+    min_images_per_class: int = Field(
+        default=10,
+        ge=1,
+        le=1_000_000,
+        description="Smallest number of training images of a class; fewer refuses the data.",
+    )
+    max_bad_fraction: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Largest fraction of unreadable files that is skipped; more refuses the data.",
+    )
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _path_is_given(cls, value: object) -> object:
+        # Path("") is the current folder, which nobody means by an empty text.
+        if value == "":
+            msg = "empty path"
+            raise ValueError(msg)
+        return value
+
+    @model_validator(mode="after")
+    def _something_is_left_to_train_on(self) -> Self:
+        if self.validation_fraction + self.test_fraction >= 1:
+            received = (
+                f"validation_fraction {self.validation_fraction} and test_fraction "
+                f"{self.test_fraction} leave no image to train on"
+            )
+            raise conflict(received, "a sum below 1")
+        return self
+
+
+class ModelSpec(Spec):
+    """Which MobileNetV2."""
+
+    alpha: float = Field(
+        default=1.0,
+        description="Width of MobileNetV2: channels per layer relative to the published network.",
+        json_schema_extra={"enum": list(WIDTHS)},
+    )
+    input_size_px: int = Field(
+        default=160, ge=32, le=1024, description="Side of the square input in pixels."
+    )
+    weights: str = Field(
+        default="imagenet",
+        description='Where training starts: "imagenet" downloads the published weights, "none" '
+        "starts at random, a path (relative to this file) reads backbone weights from a file.",
+        json_schema_extra={"x-accepted": '"imagenet", "none" or a path that ends in .h5 or .npz'},
+    )
+    dropout: float = Field(
+        default=0.2,
+        ge=0,
+        lt=1,
+        description="Fraction of the features before the classifier that a training step drops.",
+    )
+
+    @field_validator("alpha")
+    @classmethod
+    def _width_is_published(cls, value: float) -> float:
+        if value not in WIDTHS:
+            msg = "not a published width"
+            raise ValueError(msg)
+        return value
+
+    @field_validator("weights")
+    @classmethod
+    def _weights_are_a_name_or_a_file(cls, value: str) -> str:
+        if value not in ("imagenet", "none") and Path(value).suffix not in (".h5", ".npz"):
+            msg = "neither a name nor a weight file"
+            raise ValueError(msg)
+        return value
+
+
+class AugmentSpec(Spec):
+    """How training pictures are varied."""
+
+    enabled: bool = Field(default=True, description="Whether training pictures are varied at all.")
+    flip: bool = Field(
+        default=True,
+        description="Whether half of the pictures are mirrored left to right; false where "
+        "direction matters, as in text or road signs.",
+    )
+    shift: float = Field(
+        default=0.08, ge=0, le=0.5, description="Largest shift, as a fraction of the side."
+    )
+    zoom: float = Field(
+        default=0.12, ge=0, le=0.9, description="Largest change of scale, as a fraction."
+    )
+    brightness: float = Field(
+        default=0.15,
+        ge=0,
+        le=1,
+        description="Largest change of brightness, as a fraction of the full range.",
+    )
+    contrast: float = Field(
+        default=0.15, ge=0, le=1, description="Largest change of contrast, as a fraction."
+    )
+
+
+class TrainSpec(Spec):
+    """Head first, then progressive unfreezing from the output side."""
+
+    batch_size: int = Field(default=32, ge=1, le=4096, description="Images per training step.")
+    head_epochs: int = Field(
+        default=12,
+        ge=1,
+        le=1000,
+        description="Most epochs of the first phase, in which only the new head trains.",
+    )
+    head_learning_rate: float = Field(
+        default=1e-3, gt=0, le=1, description="Learning rate of the first phase."
+    )
+    phase_epochs: int = Field(
+        default=4, ge=1, le=1000, description="Most epochs of each unfreezing phase."
+    )
+    unfreeze_learning_rate: float = Field(
+        default=3e-4, gt=0, le=1, description="Learning rate of the first unfreezing phase."
+    )
+    learning_rate_decay: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Factor on the learning rate after each unfreezing phase.",
+    )
+    granularity: Literal["block", "layer"] = Field(
+        default="block", description="How much more each phase unfreezes."
+    )
+    unfreeze_from: Annotated[int, Field(ge=0)] | NonEmpty | None = Field(
+        default=None,
+        description="Fixed first layer to train instead of a search for the best one: its index "
+        'in the network, its name, "head" for the classifier alone or "all".',
+        examples=["block_13_expand"],
+    )
+    epoch_patience: int = Field(
+        default=2,
+        ge=1,
+        le=1000,
+        description="Epochs without a better validation loss that end a phase.",
+    )
+    min_delta: float = Field(
+        default=0.002,
+        ge=0,
+        le=10,
+        description="Smallest drop of the validation loss (in nats) that counts as better.",
+    )
+    patience: int = Field(
+        default=2,
+        ge=1,
+        le=1000,
+        description="Phases without a better validation loss that end the search.",
+    )
+    label_smoothing: float = Field(
+        default=0.1,
+        ge=0,
+        lt=1,
+        description="Fraction of the label that is spread over all classes.",
+    )
+    augment: AugmentSpec = Field(
+        default=AugmentSpec(), description="Variation of the training pictures."
+    )
+
+
+class QuantizeSpec(Spec):
+    """Quantization-aware training and calibration."""
+
+    qat_epochs: int = Field(
+        default=6,
+        ge=0,
+        le=1000,
+        description="Epochs of quantization-aware training; 0 quantizes after training only.",
+    )
+    qat_learning_rate: float = Field(
+        default=1e-4, gt=0, le=1, description="Learning rate of quantization-aware training."
+    )
+    temperature: float = Field(
+        default=2.0,
+        gt=0,
+        le=100,
+        description="Softmax temperature at which the quantized model imitates the float model.",
+    )
+    calibration_images: int = Field(
+        default=512,
+        ge=1,
+        le=100_000,
+        description="Training images that the activation ranges are measured on.",
+    )
+
+
+class ValidateSpec(Spec):
+    """How long latency is measured."""
+
+    sessions: int = Field(
+        default=5,
+        ge=3,
+        le=59,
+        description="Fresh processes per file; the spread between them decides the verdict.",
+    )
+    min_queries: int = Field(
+        default=200, ge=1, le=1_000_000, description="Fewest timed calls per process."
+    )
+    min_seconds: float = Field(
+        default=1.0, ge=0, le=3600, description="Shortest timed part of a process, in seconds."
+    )
+    warmup_seconds: float = Field(
+        default=0.5, ge=0, le=3600, description="Untimed calls before it, in seconds."
+    )
+    session_timeout_seconds: float = Field(
+        default=300.0, gt=0, le=86_400, description="Seconds after which a process fails."
+    )
+
+    @model_validator(mode="after")
+    def _sessions_can_end_in_time(self) -> Self:
+        shortest = self.warmup_seconds + self.min_seconds
+        if self.session_timeout_seconds <= shortest:
+            received = (
+                f"session_timeout_seconds {self.session_timeout_seconds} is over before "
+                f"warmup_seconds and min_seconds, {shortest} together, are"
+            )
+            raise conflict(received, "a timeout above the sum of the two")
+        return self
+
+
+class Recipe(Spec):
+    """Everything that decides what a run makes.
+
+    Paths are absolute when the recipe comes from `load_recipe`.
+    """
+
+    schema_version: Literal[1] = Field(default=1, description="Version of the format of this file.")
+    seed: int = Field(
+        default=1,
+        ge=0,
+        le=2**31 - 1,
+        description="Start of every random sequence: splits, order, augmentation, new weights.",
+    )
+    targets: tuple[NonEmpty, ...] = Field(
+        default=("host-litert", "host-onnxruntime"),
+        strict=False,
+        min_length=1,
+        description="Devices to judge the result for: names that `edgekit targets` lists, or "
+        "paths of .toml files, relative to this file.",
+    )
+    data: DataSpec = Field(description="The images.")
+    model: ModelSpec = Field(default=ModelSpec(), description="The network.")
+    train: TrainSpec = Field(default=TrainSpec(), description="Fine-tuning.")
+    quantize: QuantizeSpec = Field(default=QuantizeSpec(), description="Quantization.")
+    validation: ValidateSpec = Field(
+        default=ValidateSpec(), description="How the exported files are measured."
+    )
+
+    @model_validator(mode="after")
+    def _targets_differ(self) -> Self:
+        if len(set(self.targets)) < len(self.targets):
+            received = f"targets {', '.join(self.targets)}"
+            raise conflict(received, "each target once")
+        return self
+
+
+def load_recipe(path: Path) -> Recipe:
+    """Returns the recipe in a TOML file, with its paths made absolute.
+
+    Args:
+        path: The recipe. Relative paths in it start at its folder; "~" is the home folder.
+
+    Raises:
+        SpecError: If the file cannot be read, is not a valid recipe or holds a path that cannot be
+            followed. Whether the images, weights and targets exist is checked where they are used.
+    """
+    recipe = load(path, Recipe)
+    folder = path.resolve().parent
+
+    def located(text: str) -> Path:
+        try:
+            return (folder / Path(text).expanduser()).resolve()
+        except (OSError, RuntimeError, ValueError) as err:  # NUL, symlink loop, unknown "~user"
+            received = f"{path}: the path {text!a}: {err}"
+            raise SpecError(received, "a path that can be followed", "correct it") from err
+
+    weights = recipe.model.weights
+    if weights not in ("imagenet", "none"):
+        weights = str(located(weights))
+    return recipe.model_copy(
+        update={
+            "targets": tuple(
+                str(located(name)) if name.endswith(".toml") else name for name in recipe.targets
+            ),
+            "data": recipe.data.model_copy(update={"path": located(str(recipe.data.path))}),
+            "model": recipe.model.model_copy(update={"weights": weights}),
+        }
+    )
+
+
+def default_recipe(data: Path) -> Recipe:
+    """Returns the recipe that only names its images; everything else has its default.
+
+    Args:
+        data: Folder with one sub-folder per class; kept as given.
+    """
+    return Recipe(data=DataSpec(path=data))
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """Returns the recipe as TOML in which a comment explains every key, its range and default.
+
+    Raises:
+        SpecError: If a path in it is not valid Unicode.
+    """
+    return "# An edgekit recipe. Run it with: edgekit run RECIPE.toml\n\n" + render(recipe)

@@ -1,0 +1,461 @@
+"""Records of what each stage made: frozen, typed, to and from JSON. Bottom layer.
+
+Specs (what was asked) live in `recipe` and `target`; everything here was produced by a run.
+Units stand in field names; accuracies are fractions from 0 to 1 unless a name says `_points`.
+"""
+
+from enum import StrEnum
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Record(BaseModel):
+    """Base of all records: immutable, no unknown fields, finite numbers only."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Status(StrEnum):
+    """Outcome of one check or of a whole target (design: statuses)."""
+
+    PASS = "PASS"  # noqa: S105 - a status, not a password
+    MISS = "MISS"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    UNMEASURED = "UNMEASURED"
+
+
+SplitName = Literal["train", "validation", "test"]
+Format = Literal["tflite", "onnx"]
+Variant = Literal["float32", "float16", "dynamic", "int8"]
+IoType = Literal["float32", "uint8", "int8"]
+
+
+class Preprocess(Record):
+    """The one preprocessing contract that training, calibration, judging and apps all read.
+
+    EXIF orientation is applied, the picture is converted to RGB, cropped as `crop` says, resized to
+    `(height_px, width_px)` with an antialiased `resize` filter, and each uint8 channel value `p`
+    becomes the real number `p * scale + offset`.
+
+    The default `scale = 1/128, offset = -1` differs from the usual 1/127.5 by 0.4 % and makes the
+    quantized input exact: with quantization scale 1/128 the uint8 code is the pixel itself and the
+    int8 code is `pixel - 128`, so a device needs no arithmetic at all.
+
+    Args:
+        height_px: Height of the network input in pixels.
+        width_px: Width of the network input in pixels.
+        resize: Resampling filter. Defaults to "bilinear".
+        crop: "none" stretches the whole picture, "center" takes the largest centred part that has
+            the aspect ratio of the input. Defaults to "none".
+        scale: Multiplier per channel. Defaults to 1/128 for each.
+        offset: Addend per channel. Defaults to -1 for each.
+        channels: Channel order in the tensor. Defaults to "rgb".
+    """
+
+    height_px: int = Field(ge=1)
+    width_px: int = Field(ge=1)
+    resize: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
+    crop: Literal["none", "center"] = "none"
+    scale: tuple[float, float, float] = (1 / 128, 1 / 128, 1 / 128)
+    offset: tuple[float, float, float] = (-1.0, -1.0, -1.0)
+    channels: Literal["rgb", "bgr"] = "rgb"
+
+
+class SplitRecord(Record):
+    """One split of the data set after decoding.
+
+    Args:
+        count: Number of images.
+        per_class: Images of each class, in the order of `DatasetRecord.class_names`.
+    """
+
+    count: int
+    per_class: tuple[int, ...]
+
+
+class SkippedFile(Record):
+    """A file that was left out, with the reason in words."""
+
+    path: str
+    reason: str
+
+
+class DatasetRecord(Record):
+    """The decoded data set. Blobs beside it: `<split>.images.npy` and `<split>.labels.npy`.
+
+    Images are uint8 of shape `(count, height_px, width_px, 3)` in the contract's channel order,
+    labels int32 of shape `(count,)`; `<split>.files.json` lists the source of each row.
+    """
+
+    class_names: tuple[str, ...]
+    preprocess: Preprocess
+    splits: dict[SplitName, SplitRecord]
+    skipped: tuple[SkippedFile, ...]
+    notes: tuple[str, ...]
+    digest: str
+
+
+class EpochRecord(Record):
+    """One epoch of training: mean losses (natural log) and top-1 accuracies from 0 to 1."""
+
+    train_loss: float
+    train_accuracy: float
+    validation_loss: float
+    validation_accuracy: float
+    seconds: float
+
+
+class PhaseRecord(Record):
+    """One phase of progressive unfreezing.
+
+    Args:
+        cut: First layer that trains ("head" when only the new head does).
+        cut_index: Index of that layer in the Keras model; every layer from it on is unfrozen.
+        trainable_parameters: Number of scalars that the optimizer updates.
+        learning_rate: Learning rate at the start of the phase.
+        epochs: The learning curve, in order.
+        best_epoch: Index into `epochs` of the lowest validation loss.
+        improved: Whether this phase lowered the best validation loss by at least `min_delta`.
+    """
+
+    cut: str
+    cut_index: int
+    trainable_parameters: int
+    learning_rate: float
+    epochs: tuple[EpochRecord, ...]
+    best_epoch: int
+    improved: bool
+
+
+class FloatModelRecord(Record):
+    """The fine-tuned float model. Blob beside it: `weights.npz`, arrays named `layer/variable`.
+
+    Args:
+        alpha: Width multiplier of MobileNetV2.
+        input_size_px: Side of the square input.
+        class_count: Number of classes.
+        cut: Name of the first unfrozen layer of the restored, best phase.
+        unfrozen_layers: Names of the layers that carry weights and were trained in it.
+        phases: The learning curve of every phase.
+        validation_accuracy: Top-1 on the validation split with the restored weights.
+        validation_loss: Cross-entropy on the validation split with the restored weights.
+        stopped_because: Why the search ended, in words.
+    """
+
+    alpha: float
+    input_size_px: int
+    class_count: int
+    cut: str
+    unfrozen_layers: tuple[str, ...]
+    phases: tuple[PhaseRecord, ...]
+    validation_accuracy: float
+    validation_loss: float
+    stopped_because: str
+
+
+class TensorRange(Record):
+    """Range of one activation tensor and the affine quantization that follows from it.
+
+    `real = scale * (code_int8 - zero_point)`; zero is exactly representable.
+    """
+
+    minimum: float
+    maximum: float
+    scale: float = Field(gt=0)
+    zero_point: int = Field(ge=-128, le=127)
+    source: Literal["trained", "calibrated", "contract"]
+
+
+class LayerQuantization(Record):
+    """How one layer was quantized, and why."""
+
+    layer: str
+    how: Literal["qat", "calibrated", "float"]
+    reason: str
+
+
+class CandidateRecord(Record):
+    """One way of quantizing the float model, simulated on the validation split.
+
+    Blobs beside it: `<name>.weights.npz` (BatchNorm folded) and `<name>.ranges.json`.
+    """
+
+    name: Literal["ptq", "qat"]
+    validation_accuracy: float
+    validation_loss: float
+    agreement_with_float: float
+    layers: tuple[LayerQuantization, ...]
+    epochs: tuple[EpochRecord, ...]
+
+
+class QuantizedModelRecord(Record):
+    """All candidates, the one that ships and the reason. Blob beside it: `float.weights.npz`."""
+
+    candidates: tuple[CandidateRecord, ...]
+    shipped: Literal["ptq", "qat"]
+    reason: str
+
+
+class TensorInfo(Record):
+    """Input or output of an exported file; `scale`/`zero_point` are None for float tensors.
+
+    `zero_point` is in the tensor's own dtype; -1 in `shape` stands for a free dimension.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    scale: float | None = None
+    zero_point: int | None = None
+
+
+class Artifact(Record):
+    """One exported model file. `path` is relative to the folder that holds the record."""
+
+    format: Format
+    variant: Variant
+    io: IoType
+    path: str
+    sha256: str
+    size_bytes: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    operators: dict[str, int]
+    float_tensors: tuple[str, ...]
+
+
+class Parity(Record):
+    """How closely an exported file follows the model it was made from, on the same real images."""
+
+    artifact_sha256: str
+    source: str
+    images: int
+    top1_agreement: float
+    largest_difference: float
+    largest_difference_bound: float | None
+
+
+class ExportRecord(Record):
+    """All exported files with their parity. The files lie beside the record."""
+
+    preprocess: Preprocess
+    class_names: tuple[str, ...]
+    artifacts: tuple[Artifact, ...]
+    parity: tuple[Parity, ...]
+
+
+class Accuracy(Record):
+    """Accuracy of one file on one labelled split.
+
+    Args:
+        images: Number of images judged.
+        top1: Fraction whose highest score is the label.
+        top1_low: Lower end of the two-sided 95 % Wilson interval of `top1`.
+        top1_high: Upper end of it.
+        top5: Fraction whose label is among the five highest scores; None below six classes.
+        recall_per_class: Recall of each class; None where the class has no image.
+        confusion: `confusion[i][j]` images of class i answered as class j; a last extra column
+            counts answers outside the classes.
+    """
+
+    images: int
+    top1: float
+    top1_low: float
+    top1_high: float
+    top5: float | None
+    recall_per_class: tuple[float | None, ...]
+    confusion: tuple[tuple[int, ...], ...]
+
+
+class PairedDrop(Record):
+    """Accuracy lost against a reference on the same images.
+
+    Args:
+        images: Number of images both models judged.
+        reference_only: Images that only the reference got right (b).
+        model_only: Images that only the judged file got right (c).
+        drop_points: `100 * (b - c) / images`, percentage points.
+        upper_points: One-sided 95 % upper limit of the drop by Tango's score method, in points.
+        lower_points: One-sided 95 % lower limit of it, in points.
+        mcnemar_p: Exact two-sided McNemar p-value.
+        agreement: Fraction of images with the same top-1 answer.
+    """
+
+    images: int
+    reference_only: int
+    model_only: int
+    drop_points: float
+    upper_points: float
+    lower_points: float
+    mcnemar_p: float
+    agreement: float
+
+
+class LatencySession(Record):
+    """One fresh process: every sample in milliseconds of wall time, and what disturbed it."""
+
+    samples_ms: tuple[float, ...]
+    threads: int
+    warmup_runs: int
+    context_switches_involuntary: int
+    load_average: float
+    governor: str | None
+    frequency_before_khz: int | None
+    frequency_after_khz: int | None
+
+
+class Latency(Record):
+    """Latency of one file on one device, single-image calls, milliseconds of wall time.
+
+    Args:
+        device: Where it was measured, in words.
+        runtime: Runtime and version.
+        threads: Threads the runtime was given.
+        percentile: The percentile that decides (50 to 99).
+        session_percentile_ms: Order-statistic estimate of that percentile in each fresh process.
+        p50_ms: Pooled median.
+        p90_ms: Pooled 90th percentile.
+        p99_ms: Pooled 99th percentile.
+        samples: Number of pooled samples.
+        effective_samples: Samples divided by their autocorrelation time.
+        disturbances: What speaks against trusting the numbers, in words; empty when quiet.
+    """
+
+    device: str
+    runtime: str
+    threads: int
+    percentile: int
+    session_percentile_ms: tuple[float, ...]
+    p50_ms: float
+    p90_ms: float
+    p99_ms: float
+    samples: int
+    effective_samples: float
+    disturbances: tuple[str, ...]
+
+
+class Check(Record):
+    """One budget held against one measurement. `detail` says what was measured and what decides."""
+
+    name: str
+    status: Status
+    measured: str
+    budget: str
+    detail: str
+
+
+class Verdict(Record):
+    """Whether one file meets one target; carries the digest of the very file that was judged."""
+
+    target: str
+    artifact_path: str
+    artifact_sha256: str | None
+    checks: tuple[Check, ...]
+    status: Status
+
+
+class Evaluation(Record):
+    """Everything measured about one exported file on this machine."""
+
+    artifact_sha256: str
+    runtime: str
+    accuracy: Accuracy
+    drop: PairedDrop | None
+    latency: Latency | None
+
+
+class ValidationRecord(Record):
+    """Result of the validate stage: measurements per file and a verdict per target.
+
+    Args:
+        reference: The file whose accuracy the drops are measured against.
+        evaluations: One per file and thread count.
+        verdicts: One per target, in the order asked.
+    """
+
+    reference: str
+    evaluations: tuple[Evaluation, ...]
+    verdicts: tuple[Verdict, ...]
+
+
+class StageTime(Record):
+    """How long a stage took in the run that made it, and whether this run reused it."""
+
+    stage: str
+    seconds: float
+    reused: bool
+
+
+class RunReport(Record):
+    """Everything a run made and measured; `report.json`.
+
+    Args:
+        schema_version: Version of this layout.
+        edgekit_version: Version that wrote it.
+        command: The command line that repeats the run.
+        machine: Processor, cores and system it was measured on.
+        packages: Versions of the packages that matter.
+        recipe: The recipe as it was used.
+        recipe_sha256: Digest of its canonical JSON.
+        dataset: The data.
+        float_model: Training.
+        quantized: Quantization.
+        export: Files and parity.
+        validation: Measurements and verdicts.
+        stages: Time per stage.
+        notes: What a reader should know before trusting the numbers.
+        peak_memory_bytes: Largest resident set of the process that trained; 0 if all was reused.
+    """
+
+    schema_version: Literal[1] = 1
+    edgekit_version: str
+    command: str
+    machine: str
+    packages: dict[str, str]
+    recipe: dict[str, Any]
+    recipe_sha256: str
+    dataset: DatasetRecord
+    float_model: FloatModelRecord
+    quantized: QuantizedModelRecord
+    export: ExportRecord
+    validation: ValidationRecord
+    stages: tuple[StageTime, ...]
+    notes: tuple[str, ...]
+    peak_memory_bytes: int
+
+
+def input_codes(
+    preprocess: Preprocess, dtype: str, scale: float | None = None, zero_point: int | None = None
+) -> npt.NDArray[np.generic]:
+    """Returns the tensor value of every possible pixel value, per channel.
+
+    Args:
+        preprocess: The contract whose `scale` and `offset` give the real value of a pixel.
+        dtype: Dtype of the network input: "float32", "uint8" or "int8".
+        scale: Quantization scale of the input; required for the integer dtypes.
+        zero_point: Quantization zero point in `dtype`; required for the integer dtypes.
+
+    Returns:
+        Array of shape (256, 3) and dtype `dtype`; row p holds the values of a pixel p. Integer
+        values are rounded half away from zero, as TFLite's QUANTIZE does, and saturated.
+
+    Raises:
+        ValueError: If `dtype` is none of the three or an integer dtype comes without `scale`.
+    """
+    pixels = np.arange(256, dtype=np.float64)[:, None]
+    real = pixels * np.array(preprocess.scale) + np.array(preprocess.offset)
+    codes: npt.NDArray[np.generic]
+    if dtype == "float32":
+        codes = real.astype(np.float32)
+        return codes
+    if dtype not in ("uint8", "int8") or scale is None or zero_point is None:
+        msg = f"input dtype {dtype!r} with scale {scale} and zero point {zero_point}"
+        raise ValueError(msg)
+    limits = np.iinfo(dtype)
+    steps = real / scale
+    rounded = np.trunc(steps + np.copysign(0.5, steps)) + zero_point
+    codes = np.clip(rounded, limits.min, limits.max).astype(dtype)
+    return codes

@@ -1,0 +1,240 @@
+"""The recipe: defaults, ranges, paths and its commented TOML."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgekit.errors import SpecError
+from edgekit.recipe import (
+    AugmentSpec,
+    DataSpec,
+    ModelSpec,
+    Recipe,
+    TrainSpec,
+    default_recipe,
+    load_recipe,
+    recipe_toml,
+)
+from edgekit.spec import Spec, parse
+
+DATA = "[data]\npath = 'images'\n"
+
+
+def refused(text: str) -> SpecError:
+    with pytest.raises(SpecError) as caught:
+        parse(text, Recipe, "recipe.toml")
+    return caught.value
+
+
+def test_the_smallest_recipe_has_the_documented_defaults() -> None:
+    recipe = parse(DATA, Recipe, "recipe.toml")
+    assert recipe == default_recipe(Path("images"))
+    assert recipe.targets == ("host-litert", "host-onnxruntime")
+    assert (recipe.model.alpha, recipe.model.input_size_px, recipe.model.weights) == (
+        1.0,
+        160,
+        "imagenet",
+    )
+    assert recipe.train.unfreeze_from is None
+    assert recipe.quantize.qat_epochs == 6
+    assert recipe.validation.sessions == 5
+
+
+# One value below and above the range of each field; None where there is no such side.
+RANGES: list[tuple[str, Any, Any]] = [
+    ("seed", -1, 2**31),
+    ("data.validation_fraction", 0, 1),
+    ("data.test_fraction", 0, 1),
+    ("data.min_images_per_class", 0, 1_000_001),
+    ("data.max_bad_fraction", -0.1, 1.1),
+    ("model.alpha", 0.34, 1.41),
+    ("model.input_size_px", 31, 1025),
+    ("model.dropout", -0.1, 1),
+    ("train.batch_size", 0, 4097),
+    ("train.head_epochs", 0, 1001),
+    ("train.head_learning_rate", 0, 1.1),
+    ("train.phase_epochs", 0, 1001),
+    ("train.unfreeze_learning_rate", 0, 1.1),
+    ("train.learning_rate_decay", 0, 1.1),
+    ("train.unfreeze_from", -1, None),
+    ("train.epoch_patience", 0, 1001),
+    ("train.min_delta", -0.001, 11),
+    ("train.patience", 0, 1001),
+    ("train.label_smoothing", -0.1, 1),
+    ("train.augment.shift", -0.1, 0.6),
+    ("train.augment.zoom", -0.1, 1),
+    ("train.augment.brightness", -0.1, 1.1),
+    ("train.augment.contrast", -0.1, 1.1),
+    ("quantize.qat_epochs", -1, 1001),
+    ("quantize.qat_learning_rate", 0, 1.1),
+    ("quantize.temperature", 0, 101),
+    ("quantize.calibration_images", 0, 100_001),
+    ("validation.sessions", 2, 60),
+    ("validation.min_queries", 0, 1_000_001),
+    ("validation.min_seconds", -1, 3601),
+    ("validation.warmup_seconds", -1, 3601),
+    ("validation.session_timeout_seconds", 0, 86_401),
+]
+TEXTS = ["data.crop", "data.resize", "model.weights", "train.granularity"]
+SWITCHES = ["train.augment.enabled", "train.augment.flip"]
+
+
+def fields(spec: Spec, path: str = "") -> list[str]:
+    names = []
+    for name in type(spec).model_fields:
+        value = getattr(spec, name)
+        names += fields(value, f"{path}{name}.") if isinstance(value, Spec) else [path + name]
+    return names
+
+
+def test_the_table_of_ranges_covers_every_field() -> None:
+    listed = {key for key, _, _ in RANGES} | set(TEXTS) | set(SWITCHES)
+    listed |= {"schema_version", "targets", "data.path"}
+    assert listed == set(fields(default_recipe(Path("images"))))
+
+
+def wrong(key: str, value: str) -> str:
+    """Returns the smallest recipe with one value replaced, in dotted form."""
+    return f"data.path = 'images'\n{key} = {value}\n"
+
+
+@pytest.mark.parametrize(("key", "below", "above"), RANGES)
+def test_out_of_range_not_a_number_and_wrong_type_are_refused(
+    key: str, below: float, above: float | None
+) -> None:
+    for value in (below, above, "nan", "inf", "[]", "true"):
+        if value is None:
+            continue
+        error = refused(wrong(key, str(value)))
+        assert error.received.startswith(f"recipe.toml, line 2: {key}: received {value}")
+        assert error.expected.startswith(f"{key}: ")
+
+
+@pytest.mark.parametrize("key", TEXTS + SWITCHES)
+def test_choices_and_switches_refuse_other_values(key: str) -> None:
+    for value in ("'other'", "1", "nan"):
+        error = refused(wrong(key, value))
+        assert f"line 2: {key}: received" in error.received
+        accepted = "true or false" if key in SWITCHES else '"'
+        assert accepted in error.expected
+
+
+@pytest.mark.parametrize("key", [key for key, _, _ in RANGES] + TEXTS + SWITCHES)
+def test_every_misspelled_key_is_led_back(key: str) -> None:
+    error = refused(wrong(key + "s_", "1"))
+    assert f"line 2: {key}s_: unknown key" in error.received
+    assert error.remedy == f"{key}s_: did you mean {key.rpartition('.')[2]}?"
+
+
+def test_keys_of_an_older_habit_are_led_to_their_table() -> None:
+    assert refused("batch_size = 8\n" + DATA).remedy == "batch_size: move it to [train]"
+
+
+def test_a_newer_format_says_so() -> None:
+    error = refused("schema_version = 2\n" + DATA)
+    assert "schema_version: received 2" in error.received
+    assert "update edgekit" in error.remedy
+
+
+@pytest.mark.parametrize("alpha", [0.35, 0.5, 0.75, 1.0, 1.3, 1.4])
+def test_published_widths_are_accepted(alpha: float) -> None:
+    assert ModelSpec(alpha=alpha).alpha == alpha
+
+
+def test_between_published_widths_is_refused_with_the_list() -> None:
+    error = refused(wrong("model.alpha", "0.6"))
+    assert "one of 0.35, 0.5, 0.75, 1.0, 1.3, 1.4 (default 1.0)" in error.expected
+
+
+@pytest.mark.parametrize("start", ["0", "154", "'head'", "'all'", "'block_13_expand'"])
+def test_a_fixed_cut_may_be_an_index_or_a_name(start: str) -> None:
+    assert parse(wrong("train.unfreeze_from", start), Recipe, "r").train.unfreeze_from is not None
+
+
+def test_fractions_must_leave_something_to_train_on() -> None:
+    error = refused(DATA + "validation_fraction = 0.5\ntest_fraction = 0.5\n")
+    assert "validation_fraction 0.5 and test_fraction 0.5" in error.received
+    assert error.expected == "data: a sum below 1"
+    parse(DATA + "validation_fraction = 0.5\ntest_fraction = 0.4\n", Recipe, "r")
+
+
+def test_a_timeout_below_the_measuring_time_is_refused() -> None:
+    error = refused(DATA + "[validation]\nmin_seconds = 300\n")
+    assert "session_timeout_seconds 300.0 is over before" in error.received
+
+
+@pytest.mark.parametrize("targets", ["[]", "['']", "['a', 'a']", "'a'", "[1]"])
+def test_targets_must_be_a_list_of_different_names(targets: str) -> None:
+    assert "targets" in refused(f"targets = {targets}\n{DATA}").received
+
+
+def test_no_path_means_no_default_folder() -> None:
+    assert "data.path: received the text ''" in refused("[data]\npath = ''").received
+    assert "data.path: nothing" in refused("[data]\n").received
+    assert "data: nothing" in refused("").received
+
+
+def test_paths_start_at_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "sub" / "recipe.toml"
+    file.parent.mkdir()
+    file.write_text(
+        "targets = ['pixel-8', 'mine.toml']\n[data]\npath = '../images'\n"
+        "[model]\nweights = 'w.h5'\n"
+    )
+    recipe = load_recipe(file)
+    assert recipe.data.path == tmp_path / "images"
+    assert recipe.model.weights == str(tmp_path / "sub" / "w.h5")
+    assert recipe.targets == ("pixel-8", str(tmp_path / "sub" / "mine.toml"))
+
+
+def test_paths_may_be_absolute_or_start_at_home(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    for path, expected in (("/data/x", Path("/data/x")), ("~/x", Path.home() / "x")):
+        file.write_text(f"[data]\npath = '{path}'\n")
+        recipe = load_recipe(file)
+        assert recipe.data.path == expected.resolve()
+        assert recipe.model.weights == "imagenet"
+
+
+@pytest.mark.parametrize("path", ["a\\u0000b", "~no-such-user-here/x", "loop"])
+def test_paths_that_cannot_be_followed_are_refused(tmp_path: Path, path: str) -> None:
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    file = tmp_path / "recipe.toml"
+    file.write_text(f'[data]\npath = "{path}"\n')
+    with pytest.raises(SpecError, match="a path that can be followed"):
+        load_recipe(file)
+
+
+def test_the_commented_recipe_reads_back_as_the_same_recipe(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    for recipe in (
+        default_recipe(images),
+        Recipe(
+            seed=7,
+            targets=("pixel-8",),
+            data=DataSpec(path=images, crop="center"),
+            model=ModelSpec(alpha=0.35, weights="none"),
+            train=TrainSpec(unfreeze_from=154, augment=AugmentSpec(flip=False, shift=0.0)),
+        ),
+    ):
+        file = tmp_path / "recipe.toml"
+        file.write_text(recipe_toml(recipe), encoding="utf-8")
+        assert load_recipe(file) == recipe
+
+
+def test_the_commented_recipe_writes_every_key_below_a_comment() -> None:
+    recipe = default_recipe(Path("images"))
+    lines = recipe_toml(recipe).split("\n")
+    keys = [number for number, line in enumerate(lines) if " = " in line and line[0] != "#"]
+    assert len(keys) == len(fields(recipe)) - 1  # unfreeze_from is None and stays a comment
+    assert all(lines[number - 1].startswith("# ") for number in keys)
+    assert '# unfreeze_from = "block_13_expand"' in lines
+    assert tomllib.loads("\n".join(lines))["train"]["augment"]["zoom"] == 0.12
+
+
+def test_every_field_is_described() -> None:
+    schema = Recipe.model_json_schema()
+    for table in (schema, *schema["$defs"].values()):
+        assert all(field.get("description") for field in table["properties"].values())

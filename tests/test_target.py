@@ -1,0 +1,243 @@
+"""Targets: the shipped ones and their sources, and the rules between their fields."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from edgekit import target as target_module
+from edgekit.errors import SpecError
+from edgekit.spec import parse
+from edgekit.target import (
+    Target,
+    load_target,
+    shipped_targets,
+    target_text,
+    with_latency_budget,
+)
+
+NAMES = (
+    "coral-edgetpu",
+    "cortex-m7",
+    "host-litert",
+    "host-onnxruntime",
+    "iphone-13",
+    "pixel-8",
+    "raspberry-pi-4",
+    "raspberry-pi-5",
+    "web-wasm",
+)
+NUMBER = re.compile(r"^\w+\s*=\s*[-+\d]")
+
+
+def numbers_without_source(text: str) -> list[str]:
+    """Returns the lines with a number whose own comment block names no source."""
+    found = []
+    block: list[str] = []
+    for line in text.split("\n"):
+        if line.startswith("#"):
+            block.append(line)
+            continue
+        if NUMBER.match(line) and not any("# source: " in part for part in (*block, line)):
+            found.append(line)
+        block = []
+    return found
+
+
+def edited(name: str, *pairs: tuple[str, str]) -> str:
+    text = target_text(name)
+    for old, new in pairs:
+        assert old in text
+        text = text.replace(old, new)
+    return text
+
+
+def refused(text: str) -> SpecError:
+    with pytest.raises(SpecError) as caught:
+        parse(text, Target, "mine.toml")
+    assert caught.value.received.startswith("mine.toml")
+    return caught.value
+
+
+def test_the_shipped_targets_are_listed() -> None:
+    assert shipped_targets() == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_shipped_target_loads_and_has_its_budgets(name: str) -> None:
+    target = load_target(name)
+    assert target.name == name
+    assert target.budget.accuracy_drop_points == 2.0
+    if name.startswith("host-"):
+        assert target.device.transport == "local"
+        assert target.budget.latency_ms is None
+    else:
+        assert target.device.transport == "none"
+        assert target.budget.latency_ms is not None
+        assert target.budget.size_bytes is not None
+    assert (target.budget.memory_bytes is not None) == (target.runtime.name == "tflite-micro")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_number_of_a_shipped_target_has_a_source(name: str) -> None:
+    text = target_text(name)
+    assert numbers_without_source(text) == []
+    assert sum(bool(NUMBER.match(line)) for line in text.split("\n")) >= 2
+
+
+def test_a_number_without_source_would_be_found() -> None:
+    text = "# source: a\na = 1\nb = 2\n# remark\nc = 3\n\n# source: x\n\nd = 4\ne = 5 # source: y"
+    assert numbers_without_source(text) == ["b = 2", "c = 3", "d = 4"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_web_source_is_a_full_address(name: str) -> None:
+    for line in target_text(name).split("\n"):
+        assert "www." not in line or "://www." in line
+        assert "http://" not in line
+
+
+@pytest.mark.parametrize(
+    ("given", "nearest"),
+    [("pixel8", "pixel-8"), ("Host-LiteRT", "host-litert"), ("raspberry-pi5", "raspberry-pi-5")],
+)
+def test_an_unknown_name_gets_the_nearest_and_the_list(given: str, nearest: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_target(given)
+    assert repr(given) in caught.value.received
+    assert all(name in caught.value.expected for name in NAMES)
+    assert caught.value.remedy == f"did you mean {nearest}?"
+
+
+@pytest.mark.parametrize("given", ["", "..", "../host-litert", "zzzzzz", "\x1b[31m", "a\0b"])
+def test_odd_names_are_refused_in_plain_words(given: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        load_target(given)
+    assert "\x1b" not in str(caught.value)
+    assert "host-litert" in caught.value.expected
+
+
+def test_a_target_may_come_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text(edited("pixel-8", ('"pixel-8"', '"mine"')))
+    assert load_target(str(file)).name == "mine"
+    with pytest.raises(SpecError, match="no such file"):
+        load_target(str(tmp_path / "other.toml"))
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_targets_are_found_in_a_wheel_and_in_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    package = tmp_path / "edgekit"
+    folder = package / "_targets" if installed else tmp_path / "targets"
+    folder.mkdir(parents=True)
+    monkeypatch.setattr(target_module, "__file__", str(package / "target.py"))
+    with pytest.raises(SpecError, match="without targets"):
+        shipped_targets()
+    (folder / "only.toml").write_text("")
+    assert shipped_targets() == ("only",)
+
+
+@pytest.mark.parametrize(
+    ("line", "received", "accepted"),
+    [
+        ("latency_ms = 0", "latency_ms: received 0", "a number above 0 and at most 3600000"),
+        ("latency_ms = -5", "latency_ms: received -5", "a number above 0"),
+        ("latency_ms = nan", "latency_ms: received nan", "a number above 0"),
+        ("latency_ms = '5 ms'", "received the text '5 ms'", "a number above 0"),
+        ("latency_percentile = 0.999", "received 0.999", "from 50 to 99 (default 90)"),
+        ("latency_percentile = 100", "received 100", "from 50 to 99 (default 90)"),
+        ("size_bytes = 1.5", "received 1.5", "a whole number above 0"),
+        ("memory_bytes = 0", "received 0", "a whole number above 0"),
+        ("accuracy_drop_points = 0", "received 0", "a number above 0 and at most 100"),
+        ("accuracy_min_percent = 100", "received 100", "a number above 0 and below 100"),
+        ("latency = 5", "latency: unknown key", "latency_ms, latency_percentile"),
+    ],
+)
+def test_a_wrong_budget_is_refused(line: str, received: str, accepted: str) -> None:
+    head = target_text("host-litert").partition("[budget]")[0]
+    error = refused(f"{head}[budget]\n{line}\n")
+    number = head.count("\n") + 2
+    assert f"mine.toml, line {number}: budget." in error.received
+    assert received in error.received
+    assert accepted in error.expected
+
+
+def test_a_target_that_asks_nothing_is_refused() -> None:
+    head = target_text("host-litert").partition("[budget]")[0]
+    for budget in ("", "latency_percentile = 90\n"):
+        error = refused(f"{head}[budget]\n{budget}")
+        assert "budget: no budget at all" in error.received
+        assert "accuracy_drop_points" in error.expected
+
+
+INT8, FLOAT_IO, UINT8_IO = 'variant = "int8"', 'io = "float32"', 'io = "uint8"'
+
+
+@pytest.mark.parametrize(
+    ("name", "pairs", "key", "accepted"),
+    [
+        ("host-onnxruntime", [(INT8, 'variant = "float16"')], "artifact", 'io "float32"'),
+        ("host-onnxruntime", [(INT8, 'variant = "dynamic"')], "artifact", '"float32" or "int8"'),
+        ("host-onnxruntime", [(FLOAT_IO, 'io = "int8"')], "artifact", 'io "float32"'),
+        ("host-litert", [(INT8, 'variant = "float32"')], "artifact", 'variant "int8"'),
+        (
+            "host-litert",
+            [('format = "tflite"', 'format = "onnx"'), (UINT8_IO, FLOAT_IO)],
+            "the file as a whole",
+            'for "litert": format "tflite"',
+        ),
+        (
+            "cortex-m7",
+            [('io = "int8"', UINT8_IO)],
+            "the file as a whole",
+            'io "float32" or "int8"',
+        ),
+        (
+            "coral-edgetpu",
+            [(UINT8_IO, FLOAT_IO)],
+            "the file as a whole",
+            'io "uint8" or "int8"',
+        ),
+        (
+            "cortex-m7",
+            [('transport = "none"', 'transport = "local"')],
+            "the file as a whole",
+            'transport "none", or runtime "litert" or "onnxruntime"',
+        ),
+        ("iphone-13", [("threads = 2", "threads = 7")], "the file as a whole", "than cores"),
+    ],
+)
+def test_fields_that_contradict_each_other_are_refused(
+    name: str, pairs: list[tuple[str, str]], key: str, accepted: str
+) -> None:
+    error = refused(edited(name, *pairs))
+    assert f"{key}: " in error.received
+    assert accepted in error.expected
+
+
+@pytest.mark.parametrize("name", ["", "Pixel", "a b", "../x", "-a", "8x", "ü", "a" * 65])
+def test_names_must_be_safe_in_file_names(name: str) -> None:
+    error = refused(edited("host-litert", ('"host-litert"', f'"{name}"')))
+    assert "line 1: name: received the text" in error.received
+    assert "letters, digits and hyphens" in error.expected
+
+
+def test_a_newer_format_says_so() -> None:
+    error = refused("schema_version = 2\n" + target_text("host-litert"))
+    assert "update edgekit" in error.remedy
+
+
+def test_a_latency_budget_can_be_replaced() -> None:
+    target = load_target("host-litert")
+    changed = with_latency_budget(target, 25)
+    assert changed.budget.latency_ms == 25.0
+    assert changed.budget.accuracy_drop_points == target.budget.accuracy_drop_points
+    assert target.budget.latency_ms is None
+
+
+@pytest.mark.parametrize("latency_ms", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_impossible_latency_budget_is_refused(latency_ms: float) -> None:
+    with pytest.raises(SpecError, match="latency_ms: received"):
+        with_latency_budget(load_target("host-litert"), latency_ms)
