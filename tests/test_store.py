@@ -1,0 +1,508 @@
+"""The store: what is reused, what is set aside, and what a killed process leaves behind."""
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from edgekit.errors import DeviceError, SpecError
+from edgekit.records import SkippedFile
+from edgekit.store import (
+    StageKey,
+    Store,
+    Stored,
+    canonical,
+    file_digest,
+    tool_version,
+    write_atomically,
+)
+
+KEY = StageKey("train", 1, {"rate": 0.1}, {"data": "d1"}, ("numpy",), 7)
+BLOBS = {"weights.npz": bytes(range(256)) * 20, "deep/curve.json": b"[1, 2]", "empty": b""}
+RECORD = SkippedFile(path="a", reason="b")
+
+
+def make(folder: Path) -> SkippedFile:
+    for name, content in BLOBS.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(content)
+    return RECORD
+
+
+def never(folder: Path) -> SkippedFile:
+    pytest.fail("made again")
+
+
+@pytest.fixture
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def store(tmp_path: Path, said: list[str]) -> Store:
+    return Store(tmp_path / "run" / "store", said.append)
+
+
+def test_a_result_is_made_once(store: Store, said: list[str]) -> None:
+    assert store.get(KEY, SkippedFile) is None
+    first = store.build(KEY, SkippedFile, make)
+    again = store.build(KEY, SkippedFile, never)
+    assert (first.reused, again.reused) == (False, True)
+    assert replace(first, reused=True) == again
+    assert again == store.get(KEY, SkippedFile)
+    assert again.record == RECORD
+    assert again.folder == store.root / "train" / KEY.digest
+    assert {name: (again.folder / name).read_bytes() for name in BLOBS} == BLOBS
+    assert {p.name for p in again.folder.iterdir()} == {
+        "weights.npz",
+        "deep",
+        "empty",
+        "record.json",
+    }
+    assert said == []
+
+
+def test_another_store_object_finds_it(store: Store, said: list[str]) -> None:
+    first = store.build(KEY, SkippedFile, make)
+    assert Store(store.root, said.append).build(KEY, SkippedFile, never).digest == first.digest
+
+
+def test_the_digest_of_a_result_follows_key_and_blobs(store: Store, tmp_path: Path) -> None:
+    first = store.build(KEY, SkippedFile, make)
+    elsewhere = Store(tmp_path / "elsewhere", [].append)
+    assert elsewhere.build(KEY, SkippedFile, make).digest == first.digest
+
+    def other(folder: Path) -> SkippedFile:
+        make(folder)
+        (folder / "empty").write_bytes(b"x")
+        return RECORD
+
+    assert (
+        Store(tmp_path / "third", [].append).build(KEY, SkippedFile, other).digest != first.digest
+    )
+    assert store.build(replace(KEY, seed=8), SkippedFile, make).digest != first.digest
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        replace(KEY, stage="quantize"),
+        replace(KEY, code=2),
+        replace(KEY, params={"rate": 0.2}),
+        replace(KEY, params={"rate": 0.1, "more": None}),
+        replace(KEY, params={"rates": 0.1}),
+        replace(KEY, inputs={"data": "d2"}),
+        replace(KEY, inputs={"datum": "d1"}),
+        replace(KEY, inputs={}),
+        replace(KEY, tools=()),
+        replace(KEY, tools=("numpy", "pillow")),
+        replace(KEY, seed=8),
+    ],
+    ids=lambda key: str(key.digest[:8]),
+)
+def test_every_field_of_the_key_counts(store: Store, other: StageKey) -> None:
+    assert other.digest != KEY.digest
+    store.build(KEY, SkippedFile, make)
+    assert store.get(other, SkippedFile) is None
+    assert store.get(replace(KEY), SkippedFile) is not None
+
+
+def test_the_order_of_the_fields_does_not_count() -> None:
+    first = replace(KEY, params={"a": 1, "b": (2, 3)}, tools=("numpy", "pillow"))
+    second = replace(KEY, params={"b": [2, 3], "a": 1}, tools=("pillow", "numpy"))
+    assert first.digest == second.digest
+
+
+def test_a_key_without_meaning_is_refused() -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        _ = replace(KEY, params={"rate": float("nan")}).digest
+    assert canonical({"b": 1, "a": [0.1, None]}) == b'{"a":[0.1,null],"b":1}'
+
+
+def test_the_version_of_a_tool_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = replace(KEY, tools=("edgekit-made-up-tool",))
+    digests = [key.digest]
+    assert tool_version("edgekit-made-up-tool") == "absent"
+    for number in ("1.0", "1.1"):
+        info = tmp_path / number / f"edgekit_made_up_tool-{number}.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text(f"Name: edgekit-made-up-tool\nVersion: {number}\n")
+        monkeypatch.syspath_prepend(info.parent)
+        assert tool_version("edgekit-made-up-tool") == number
+        digests.append(key.digest)
+    assert len(set(digests)) == 3
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def grow(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"\0")
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def link(path: Path) -> None:
+    """Replaces the file by a link to a copy that has the very same bytes."""
+    copy = path.with_name(f"{path.name}.copy")
+    path.rename(copy)
+    path.symlink_to(copy)
+
+
+def folder_instead(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGES: list[tuple[str, Callable[[Path], None], str]] = [
+    *(
+        (name, damage, words)
+        for name in ("weights.npz", "deep/curve.json")
+        for damage, words in [
+            (flip, r"has sha256 [0-9a-f]{12}, expected [0-9a-f]{12}"),
+            (truncate, r"has \d+ bytes, expected \d+"),
+        ]
+    ),
+    *(
+        (name, damage, words)
+        for name in BLOBS
+        for damage, words in [
+            (grow, r"has \d+ bytes, expected \d+"),
+            (delete, "is missing"),
+            (link, "is missing"),
+            (folder_instead, "is missing"),
+            (pipe, "is missing"),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"), DAMAGES, ids=[f"{n}-{d.__name__}" for n, d, _ in DAMAGES]
+)
+def test_damage_is_set_aside_and_made_again(
+    store: Store, said: list[str], name: str, damage: Callable[[Path], None], words: str
+) -> None:
+    first = store.build(KEY, SkippedFile, make)
+    damage(first.folder / name)
+    check_rebuilt(store, said, first, rf"{re.escape(name)} {words}")
+
+
+def check_rebuilt(store: Store, said: list[str], first: Stored[SkippedFile], words: str) -> None:
+    assert store.get(KEY, SkippedFile) is None
+    assert len(said) == 1
+    pattern = rf"stored train result is damaged and is made again: {words}"
+    assert re.fullmatch(pattern, said[0]), said[0]
+    kept = list((store.root / "quarantine").glob(f"train-*/{KEY.digest}"))
+    assert len(kept) == 1
+    assert not first.folder.exists()
+    again = store.build(KEY, SkippedFile, make)
+    assert again == first
+    assert store.build(KEY, SkippedFile, never).digest == first.digest
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\0\xff\xfe",
+        b"{",
+        b"[]",
+        b"null",
+        b"7",
+        b"{}",
+        b'{"record": {}, "blobs": {}}',
+        b"[" * 200_000,
+    ],
+    ids=range(9),
+)
+def test_a_record_that_is_garbage(store: Store, said: list[str], content: bytes) -> None:
+    first = store.build(KEY, SkippedFile, make)
+    (first.folder / "record.json").write_bytes(content)
+    check_rebuilt(store, said, first, r"record\.json cannot be read \(\w+\)")
+
+
+def test_a_record_that_is_gone(store: Store, said: list[str]) -> None:
+    first = store.build(KEY, SkippedFile, make)
+    (first.folder / "record.json").unlink()
+    check_rebuilt(store, said, first, r"record\.json cannot be read \(FileNotFoundError\)")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('"reason": "b"', '"reason": "c"'),  # what was measured
+        ('"size_bytes": 6', '"size_bytes": 7'),
+        ('"rate": 0.1', '"rate": 0.2'),
+        ('"empty"', '"other"'),
+    ],
+)
+def test_a_record_that_still_reads_well(store: Store, said: list[str], old: str, new: str) -> None:
+    first = store.build(KEY, SkippedFile, make)
+    path = first.folder / "record.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+    check_rebuilt(store, said, first, r"record\.json has been altered")
+
+
+def test_all_of_the_record_counts(store: Store, said: list[str]) -> None:
+    """Changes byte after byte of the record: the result is refused, or is the same result."""
+    first = store.build(KEY, SkippedFile, make)
+    path = first.folder / "record.json"
+    good = path.read_bytes()
+    refused = 0
+    for place in range(0, len(good), 5):
+        path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+        found = store.get(KEY, SkippedFile)
+        if found is None:
+            refused += 1
+            kept = next((store.root / "quarantine").glob(f"train-*/{KEY.digest}"))
+            kept.rename(first.folder)
+        else:
+            assert json.loads(path.read_bytes()) == json.loads(good)  # white space only
+            assert replace(found, reused=False) == first
+    assert refused > 100
+    assert len(said) == refused
+
+
+def test_a_result_of_another_type_is_not_taken(store: Store) -> None:
+    from edgekit.records import SplitRecord
+
+    store.build(KEY, SkippedFile, make)
+    assert store.get(KEY, SplitRecord) is None
+
+
+def test_make_that_raises_leaves_nothing(store: Store) -> None:
+    def broken(folder: Path) -> SkippedFile:
+        make(folder)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        store.build(KEY, SkippedFile, broken)
+    assert list((store.root / "train").iterdir()) == []
+    assert store.build(KEY, SkippedFile, make).reused is False
+
+
+def test_a_missing_file_in_make_is_not_called_a_full_disk(store: Store, tmp_path: Path) -> None:
+    def broken(folder: Path) -> SkippedFile:
+        (tmp_path / "nowhere").read_bytes()
+        return RECORD
+
+    with pytest.raises(FileNotFoundError):
+        store.build(KEY, SkippedFile, broken)
+    assert list((store.root / "train").iterdir()) == []
+
+
+# Runs a build once for every audited file operation, and dies by SIGKILL at exactly that one.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from test_store import KEY, SkippedFile, Store, make
+
+def build(root, place):
+    seen = 0
+    def hook(event, arguments):
+        nonlocal seen
+        if event.split(".")[0] in ("open", "os", "shutil", "tempfile"):
+            seen += 1
+            if seen == place:
+                os.kill(os.getpid(), signal.SIGKILL)
+    store = Store(root, print)
+    sys.addaudithook(hook)
+    store.build(KEY, SkippedFile, make)
+
+place = 0
+while True:
+    place += 1
+    child = os.fork()
+    if child == 0:
+        build(Path(sys.argv[1]) / str(place), place)
+        os._exit(0)
+    if os.waitpid(child, 0)[1] == 0:
+        break
+    print(place)
+"""
+
+
+def in_a_process(script: str, *arguments: str) -> subprocess.Popen[str]:
+    here = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *arguments],
+        env={**os.environ, "PYTHONPATH": here},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_killed_at_every_file_operation(tmp_path: Path) -> None:
+    with in_a_process(KILLED, str(tmp_path / "killed")) as process:
+        places = [int(line) for line in process.communicate()[0].split()]
+    assert process.returncode == 0
+    assert len(places) > 15
+    expected = Store(tmp_path / "quiet", [].append).build(KEY, SkippedFile, make).digest
+    leftovers = unfinished = 0
+    for place in places:
+        said: list[str] = []
+        store = Store(tmp_path / "killed" / str(place), said.append)
+        leftovers += len(list(store.root.glob("train/.draft-*")))
+        found = store.get(KEY, SkippedFile)
+        unfinished += found is None
+        assert found is None or found.digest == expected
+        assert store.build(KEY, SkippedFile, make).digest == expected
+        assert said == []  # half a result is never taken for a damaged one
+        assert [p.name for p in (store.root / "train").iterdir()] == [KEY.digest]
+    assert leftovers > 10
+    assert unfinished > 10
+
+
+HOLDING = """
+import sys
+from pathlib import Path
+from edgekit.store import Store
+with Store(Path(sys.argv[1]), print).locked():
+    print("holding", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("how", ["ends", "is killed"])
+def test_one_process_per_run_folder(store: Store, how: str) -> None:
+    with in_a_process(HOLDING, str(store.root)) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "holding\n"
+        with (
+            pytest.raises(DeviceError, match="in use by another edgekit") as caught,
+            store.locked(),
+        ):
+            pass
+        assert caught.value.exit_code == 7
+        assert str(store.root.parent) in caught.value.received
+        if how == "is killed":
+            process.kill()
+        process.communicate()
+    with store.locked(), pytest.raises(DeviceError), Store(store.root, [].append).locked():
+        pass
+    with store.locked():
+        pass
+
+
+def test_write_atomically(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "report.json"
+    write_atomically(path, b"first")
+    write_atomically(path, b"second")
+    assert path.read_bytes() == b"second"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_write_that_fails_leaves_the_old_content(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    write_atomically(path, b"old")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_atomically(path, b"n" * 2000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_reader_never_sees_a_part(tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    write_atomically(path, b"old")
+    with path.open("rb") as reader:
+        write_atomically(path, b"new and longer")
+        assert reader.read() == b"old"
+
+
+def test_file_digest(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    # Source: FIPS 180-2, appendix B.1.
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert file_digest(tmp_path / "a") == known
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mounts a file system of 1 MiB; needs root."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount, unmount = shutil.which("mount"), shutil.which("umount")
+    if mount is None or unmount is None or os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    command = [mount, "-t", "tmpfs", "-o", "size=1m", "edgekit-test", str(place)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this system does not let the test mount a small disk")
+    yield place
+    subprocess.run([unmount, "-l", str(place)], check=True)  # an error may still map a file there
+
+
+def as_bytes(folder: Path) -> None:
+    (folder / "weights.npz").write_bytes(bytes(2_000_000))
+
+
+def as_array(folder: Path) -> None:
+    import numpy as np
+
+    np.save(folder / "weights.npy", np.zeros(2_000_000, np.uint8))
+
+
+def as_pictures(folder: Path) -> None:
+    from PIL import Image
+
+    from edgekit.data.decode import read_folder
+    from edgekit.data.scan import scan
+    from edgekit.records import Preprocess
+
+    with tempfile.TemporaryDirectory() as name:
+        for label in ("cat", "dog"):
+            (Path(name) / label).mkdir()
+            Image.new("RGB", (32, 32)).save(Path(name) / label / "1.png")
+        contract = Preprocess(height_px=1000, width_px=1000)
+        read_folder(scan(Path(name)), contract, folder, lambda done, total: None)
+
+
+@pytest.mark.parametrize("write", [as_bytes, as_array, as_pictures])
+def test_a_full_disk(small_disk: Path, write: Callable[[Path], None]) -> None:
+    store = Store(small_disk / "store", [].append)
+    kept = store.build(replace(KEY, stage="data"), SkippedFile, make)
+
+    def too_large(folder: Path) -> SkippedFile:
+        write(folder)
+        return RECORD
+
+    with pytest.raises(SpecError, match="MB are free") as caught:
+        store.build(KEY, SkippedFile, too_large)
+    assert caught.value.exit_code == 2
+    assert str(store.root / "train") in caught.value.received
+    assert list((store.root / "train").iterdir()) == []
+    assert store.build(KEY, SkippedFile, make).reused is False
+    assert store.get(replace(KEY, stage="data"), SkippedFile) == replace(kept, reused=True)
