@@ -1,0 +1,183 @@
+"""The data stage: decode every picture once, in parallel, into memory-mapped uint8 arrays."""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.data.picture import UnreadableError, read
+from edgekit.data.scan import SPLITS, Scan, Source, printable
+from edgekit.data.split import Decoded, assign, check, count
+from edgekit.errors import DataError
+from edgekit.records import DatasetRecord, Preprocess, SkippedFile, SplitName, SplitRecord
+
+Progress = Callable[[int, int], None]
+_CHUNK = 64
+_SHOWN = 10
+
+
+def decode(
+    scanned: Scan,
+    preprocess: Preprocess,
+    folder: Path,
+    *,
+    validation_fraction: float,
+    test_fraction: float,
+    min_images_per_class: int,
+    max_bad_fraction: float,
+    seed: int,
+    progress: Progress,
+) -> DatasetRecord:
+    """Decodes all pictures and writes the arrays of each split into `folder`.
+
+    Args:
+        scanned: The files.
+        preprocess: Size, crop, filter and channel order.
+        folder: Receives `<split>.images.npy` (uint8, (n, h, w, 3)), `<split>.labels.npy` (int32,
+            (n,)) and `<split>.files.json` (relative paths), rows in scan order.
+        validation_fraction: Share for validation when edgekit splits.
+        test_fraction: Share for test when edgekit splits.
+        min_images_per_class: Fewest training pictures a class may have.
+        max_bad_fraction: Largest share of files that may be skipped as damaged.
+        seed: Seed of the split.
+        progress: Called with (pictures done, pictures in all).
+
+    Raises:
+        DataError: If too many files are damaged, one changed since the scan, or `split.check`
+            refuses the data.
+    """
+    pixels_path = folder / "all.tmp.npy"
+    decoded, skipped = _decode_all(scanned, preprocess, pixels_path, progress)
+    damaged = [s for s in (*scanned.skipped, *skipped) if not s.reason.startswith("not a picture ")]
+    _refuse_many(damaged, len(decoded) + len(damaged), max_bad_fraction)
+    splits = assign(
+        decoded, validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed
+    )
+    check(decoded, splits, scanned.class_names, min_images_per_class)
+    pixels = np.load(pixels_path, mmap_mode="r")
+    for split in SPLITS:
+        chosen = [i for i, name in enumerate(splits) if name == split]
+        _write_rows(folder / f"{split}.images.npy", pixels, chosen)
+        _write_labels(folder, split, [decoded[i] for i in chosen])
+    del pixels
+    pixels_path.unlink()
+    counts = count(decoded, splits, len(scanned.class_names))
+    return DatasetRecord(
+        class_names=scanned.class_names,
+        preprocess=preprocess,
+        splits={s: SplitRecord(count=sum(counts[s]), per_class=tuple(counts[s])) for s in SPLITS},
+        skipped=(*scanned.skipped, *skipped),
+        notes=_notes(scanned.class_names, counts["train"]),
+        digest=scanned.digest,
+    )
+
+
+def read_folder(
+    scanned: Scan, preprocess: Preprocess, folder: Path, progress: Progress
+) -> tuple[Path, npt.NDArray[np.int32], tuple[SkippedFile, ...]]:
+    """Decodes a labelled folder as one set, whatever its splits, to judge a finished file on it.
+
+    Returns:
+        The path of a uint8 `.npy` of shape (n, h, w, 3) in `folder`, int32 labels of shape (n,),
+        and the files left out.
+    """
+    path, every = folder / "images.npy", folder / "all.tmp.npy"
+    decoded, skipped = _decode_all(scanned, preprocess, every, progress)
+    _write_rows(path, np.load(every, mmap_mode="r"), list(range(len(decoded))))
+    every.unlink()
+    labels = np.array([item.source.label for item in decoded], np.int32)
+    return path, labels, (*scanned.skipped, *skipped)
+
+
+def _decode_all(
+    scanned: Scan, preprocess: Preprocess, path: Path, progress: Progress
+) -> tuple[list[Decoded], list[SkippedFile]]:
+    """Writes the readable pictures one behind the other; rows after the last stay unused."""
+    total = len(scanned.sources)
+    shape = (total, preprocess.height_px, preprocess.width_px, 3)
+    pixels = _new_array(path, shape)
+    chunks = [scanned.sources[i : i + _CHUNK] for i in range(0, total, _CHUNK)]
+    decoded: list[Decoded] = []
+    skipped: list[SkippedFile] = []
+    # A fork of a process that runs TensorFlow's threads can deadlock; spawned workers cannot.
+    context = multiprocessing.get_context("spawn")
+    workers = max(1, min(os.cpu_count() or 1, len(chunks)))
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        for chunk, results in zip(
+            chunks, pool.map(partial(_decode_chunk, preprocess=preprocess), chunks), strict=True
+        ):
+            for source, result in zip(chunk, results, strict=True):
+                if isinstance(result, str):
+                    skipped.append(SkippedFile(path=printable(source.relative), reason=result))
+                else:
+                    pixels[len(decoded)] = result[0]
+                    decoded.append(Decoded(source, result[1], result[2]))
+            progress(len(decoded) + len(skipped), total)
+    pixels.flush()
+    return decoded, skipped
+
+
+def _new_array(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:
+    """Returns a new memory-mapped file whose blocks exist, as a full disk kills who maps a hole."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    if hasattr(os, "posix_fallocate"):
+        with path.open("r+b") as stream:
+            os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
+    return array
+
+
+def _decode_chunk(
+    sources: Sequence[Source], preprocess: Preprocess
+) -> list[tuple[npt.NDArray[np.uint8], str, int] | str]:
+    results: list[tuple[npt.NDArray[np.uint8], str, int] | str] = []
+    for source in sources:
+        try:
+            results.append(read(source.path, preprocess, source.sha256))
+        except UnreadableError as reason:
+            results.append(str(reason))
+    return results
+
+
+def _refuse_many(damaged: list[SkippedFile], total: int, max_bad_fraction: float) -> None:
+    if len(damaged) <= max_bad_fraction * total:
+        return
+    shown = "\n".join(f"  {item.path}: {item.reason}" for item in damaged[:_SHOWN])
+    more = f"\n  and {len(damaged) - _SHOWN} more" if len(damaged) > _SHOWN else ""
+    raise DataError(
+        f"{len(damaged)} of {total} files are damaged or unreadable:\n{shown}{more}",
+        f"at most {max_bad_fraction:.1%} (data.max_bad_fraction)",
+        "repair or delete these files, or raise data.max_bad_fraction",
+    )
+
+
+def _write_rows(path: Path, pixels: npt.NDArray[np.uint8], rows: list[int]) -> None:
+    images = _new_array(path, (len(rows), *pixels.shape[1:]))
+    for start in range(0, len(rows), _CHUNK):
+        images[start : start + _CHUNK] = pixels[rows[start : start + _CHUNK]]
+    images.flush()
+
+
+def _write_labels(folder: Path, split: SplitName, pictures: list[Decoded]) -> None:
+    labels = np.array([picture.source.label for picture in pictures], np.int32)
+    np.save(folder / f"{split}.labels.npy", labels)
+    names = [printable(picture.source.relative) for picture in pictures]
+    (folder / f"{split}.files.json").write_text(json.dumps(names, indent=0))
+
+
+def _notes(class_names: tuple[str, ...], counts: list[int]) -> tuple[str, ...]:
+    largest, smallest = int(np.argmax(counts)), int(np.argmin(counts))
+    ratio = counts[largest] / max(counts[smallest], 1)
+    if ratio < 2:
+        return ()
+    return (
+        f"class imbalance in train: {class_names[largest]} has {counts[largest]} pictures, "
+        f"{class_names[smallest]} has {counts[smallest]} ({ratio:.1f} : 1); "
+        "read the recall per class, not only the accuracy",
+    )

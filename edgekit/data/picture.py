@@ -1,0 +1,173 @@
+"""One picture file to one uint8 array, under the preprocessing contract. Pillow and numpy only."""
+
+import hashlib
+import io
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from edgekit.errors import DataError
+from edgekit.records import Preprocess
+
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+MAX_PIXELS = 50_000_000
+MIN_SIDE_PX = 16
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+}
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # of JPEG and PNG
+# What Pillow's parsers raise on damaged files, beside its own exceptions.
+_PARSER_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    struct.error,
+)
+_ORIENTATION = 0x0112
+# What turns a picture upright, by the value of its EXIF orientation; 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class UnreadableError(ValueError):
+    """A file that is not a usable picture; the text says why."""
+
+
+def decode(content: bytes) -> Image.Image:
+    """Returns an upright RGB picture.
+
+    EXIF orientation is applied; transparency is composed on white; 16-bit and CMYK are converted.
+    The header is checked before any pixel is decoded, so a small file cannot ask for much memory.
+
+    Args:
+        content: The bytes of a JPEG, PNG, BMP or WebP file, whatever its name says.
+
+    Raises:
+        UnreadableError: If it is none of these, is truncated or damaged, is smaller than 16 px on a
+            side or larger than 50 megapixels.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns about odd metadata; pixels decide here
+            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+            _check_size(*picture.size)
+            # Decoding a PNG leaves some of its checksums out.
+            Image.open(io.BytesIO(content), formats=FORMATS).verify()
+            picture.load()
+            turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+            upright: Image.Image = picture if turn is None else picture.transpose(turn)
+    except UnreadableError:
+        raise
+    except UnidentifiedImageError:
+        if content.startswith(_MAGIC):
+            raise UnreadableError("truncated or damaged (the header cannot be read)") from None
+        start = content[:8].decode("latin-1").encode("unicode_escape").decode()
+        raise UnreadableError(
+            f"not a {', '.join(FORMATS)} picture (starts with '{start}')"
+        ) from None
+    except Image.DecompressionBombError:
+        raise UnreadableError(f"more than {MAX_PIXELS // 1_000_000} megapixels") from None
+    except _PARSER_ERRORS as error:
+        reason = str(error).splitlines()[0] if str(error) else error.__class__.__name__
+        raise UnreadableError(f"truncated or damaged ({reason})") from None
+    return _rgb(upright)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        megapixels = width * height / 1e6
+        raise UnreadableError(f"{megapixels:.1f} megapixels > {MAX_PIXELS // 1_000_000}")
+    if min(width, height) < MIN_SIDE_PX:
+        raise UnreadableError(f"{width} x {height} px, smaller than {MIN_SIDE_PX} px")
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        # Only a 16-bit grey PNG comes so; Pillow clips it instead of scaling it.
+        values = np.asarray(picture, dtype=np.float64)
+        picture = Image.fromarray((values / 257).round().astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        layered = picture.convert("RGBA")
+        ground = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, layered).convert("RGB")
+    return picture.convert("RGB")
+
+
+def fit(picture: Image.Image, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
+    """Returns the picture cropped and resized as the contract says.
+
+    Args:
+        picture: Upright RGB picture.
+        preprocess: The contract.
+
+    Returns:
+        uint8 array of shape (height_px, width_px, 3) in the contract's channel order.
+    """
+    width, height = preprocess.width_px, preprocess.height_px
+    if preprocess.crop == "center":
+        # Whole pixels, cut off before resizing, as an app on the device would do it.
+        ratio = min(picture.width / width, picture.height / height)
+        kept_width, kept_height = round(width * ratio), round(height * ratio)
+        left, top = (picture.width - kept_width) // 2, (picture.height - kept_height) // 2
+        picture = picture.crop((left, top, left + kept_width, top + kept_height))
+    resized = picture.resize((width, height), _FILTERS[preprocess.resize])
+    pixels = np.asarray(resized, dtype=np.uint8)
+    return pixels[..., ::-1] if preprocess.channels == "bgr" else pixels
+
+
+def pixel_digest(picture: Image.Image) -> str:
+    """Returns the sha256 of size and pixels: equal for equal pictures in different files."""
+    size = f"{picture.width}x{picture.height}:".encode()
+    return hashlib.sha256(size + picture.tobytes()).hexdigest()
+
+
+def difference_hash(picture: Image.Image) -> int:
+    """Returns a 64-bit perceptual hash: is each cell of a 9 x 8 miniature darker than the next.
+
+    Near-identical pictures (recompressed, resized) differ in few bits or none.
+    """
+    grey = np.asarray(picture.convert("L").resize((9, 8), Image.Resampling.BOX), dtype=np.int16)
+    bits = (grey[:, 1:] > grey[:, :-1]).ravel()
+    return int.from_bytes(np.packbits(bits).tobytes(), "big")
+
+
+def read(path: Path, preprocess: Preprocess, sha256: str) -> tuple[npt.NDArray[np.uint8], str, int]:
+    """Returns the fitted pixels, the pixel digest and the perceptual hash of one file.
+
+    Args:
+        path: The file.
+        preprocess: The contract.
+        sha256: Digest of the bytes that were scanned, which later stages rely on.
+
+    Raises:
+        UnreadableError: If the file is not a usable picture.
+        DataError: If its bytes are not those that were scanned.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UnreadableError(f"cannot be read ({error.strerror})") from None
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise DataError(
+            f"{path} changed while edgekit was reading the data folder",
+            "a folder that nothing writes to during the run",
+            "start again when nothing changes it any more",
+        )
+    picture = decode(content)
+    return fit(picture, preprocess), pixel_digest(picture), difference_hash(picture)
