@@ -1,0 +1,202 @@
+"""Talks to a runner process and trusts nothing it says. Device layer."""
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import IO
+
+from pydantic import ValidationError
+
+from edgekit import errors
+from edgekit.devices.protocol import LINE, Done, Failure, Progress
+from edgekit.errors import DeviceError, EdgekitError, IntegrityError
+from edgekit.runtimes.base import SHOWN_CHARACTERS, printable
+
+ReportProgress = Callable[[float], None]
+
+LINE_LIMIT_BYTES = 65536
+OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
+STDERR_KEPT_BYTES = 4096
+CHUNK_BYTES = 65536
+# Signals by which a process ends itself; any other signal was sent by somebody else.
+CRASHES = ("SIGSEGV", "SIGABRT", "SIGFPE", "SIGBUS", "SIGILL", "SIGTRAP", "SIGSYS")
+
+
+@dataclass
+class _Heard:
+    """What a runner has said so far; only `exchange` fills it."""
+
+    pending: bytes = b""
+    received_bytes: int = 0
+    last: Done | Failure | None = None
+    stderr: bytes = field(default=b"", repr=False)
+
+
+def exchange(
+    command: Sequence[str],
+    subject: str,
+    timeout_seconds: float,
+    progress: ReportProgress | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Done:
+    """Runs a runner process to its end and returns its last line.
+
+    Whatever happens, an interrupt included, the process and its children are gone afterwards.
+
+    Args:
+        command: Program and arguments; no shell.
+        subject: What is measured, for messages.
+        timeout_seconds: Wall time for the whole run.
+        progress: Called with fractions from 0 to 1. Defaults to None.
+        environment: Environment of the process. Defaults to None: this process's own.
+
+    Raises:
+        IntegrityError: If the runner crashed, or says that the file is damaged or untrusted.
+        DeviceError: If it hangs, breaks the protocol, is killed, or says that the runtime failed.
+        SpecError: If it says that the job does not fit the file.
+        DataError: If it says that the images are unusable.
+    """
+    process = subprocess.Popen(  # noqa: S603 - an argument list, no shell
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,  # so that Ctrl-C reaches edgekit alone, and children end with it
+        env=environment,
+    )
+    heard = _Heard()
+    try:
+        deadline = time.monotonic() + timeout_seconds
+        _listen(process, heard, deadline, subject, progress)
+        process.wait(timeout=max(0.0, deadline - time.monotonic()))
+    except (TimeoutError, subprocess.TimeoutExpired) as err:
+        found = f"{subject}: no answer after {timeout_seconds:g} s"
+        raise DeviceError(
+            found,
+            "an end within that time",
+            "check that the model ends on one image, or raise the time limit",
+        ) from err
+    finally:
+        _end(process)
+    return _verdict(process.returncode, heard, subject)
+
+
+def _listen(
+    process: subprocess.Popen[bytes],
+    heard: _Heard,
+    deadline: float,
+    subject: str,
+    progress: ReportProgress | None,
+) -> None:
+    """Reads both pipes until they close; raises TimeoutError at the deadline."""
+    with selectors.DefaultSelector() as selector:
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError
+            for key, _ in selector.select(remaining):
+                chunk = os.read(key.fd, CHUNK_BYTES)
+                if not chunk:
+                    selector.unregister(key.fileobj)
+                elif key.fileobj is process.stderr:
+                    heard.stderr = (heard.stderr + chunk)[-STDERR_KEPT_BYTES:]
+                else:
+                    _take(chunk, heard, subject, progress)
+
+
+def _take(chunk: bytes, heard: _Heard, subject: str, progress: ReportProgress | None) -> None:
+    """Splits stdout into lines and acts on each."""
+    heard.received_bytes += len(chunk)
+    *lines, heard.pending = (heard.pending + chunk).split(b"\n")
+    longest = max(len(part) for part in (*lines, heard.pending))
+    if longest > LINE_LIMIT_BYTES or heard.received_bytes > OUTPUT_LIMIT_BYTES:
+        found = f"{subject}: the runner wrote {heard.received_bytes} bytes, a line of {longest}"
+        raise DeviceError(
+            found,
+            f"lines up to {LINE_LIMIT_BYTES} bytes, {OUTPUT_LIMIT_BYTES} in all",
+            "something else writes into its output; check the device",
+        )
+    for line in lines:
+        message = _parse(line, heard, subject)
+        if not isinstance(message, Progress):
+            heard.last = message
+        elif progress is not None:
+            progress(message.progress)
+
+
+def _parse(line: bytes, heard: _Heard, subject: str) -> Progress | Done | Failure:
+    """Returns one validated line."""
+    shown = printable(line.decode("utf-8", "replace"))
+    if heard.last is not None:
+        found = f"{subject}: the runner went on after its last line: {shown!r}"
+        raise DeviceError(found, "nothing after the result", "check the device and run it again")
+    try:
+        return LINE.validate_json(line, strict=True)
+    except ValidationError as err:
+        reason = err.errors(include_url=False, include_input=False)[0]["msg"]
+        found = f"{subject}: the runner said {shown!r} ({reason})"
+        raise DeviceError(
+            found,
+            "a progress or result line of this version of edgekit",
+            "something else writes into its output, or its edgekit differs; check the device",
+        ) from err
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process that still runs, with its children, and closes its pipes."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    pipes: tuple[IO[bytes] | None, ...] = (process.stdout, process.stderr)
+    for pipe in pipes:
+        if pipe is not None:
+            pipe.close()
+
+
+def _verdict(returncode: int, heard: _Heard, subject: str) -> Done:
+    """Turns the end of a run into its result or its error."""
+    if isinstance(heard.last, Failure):
+        raise _as_error(heard.last)
+    if returncode < 0:
+        raise _killed(-returncode, subject)
+    if returncode != 0 or heard.last is None or heard.pending:
+        said = printable(heard.stderr.decode("utf-8", "replace")[-SHOWN_CHARACTERS:])
+        found = f"{subject}: the runner ended with code {returncode} and no result ({said})"
+        raise DeviceError(
+            found,
+            "a result line",
+            "read the message of the runner above; check that edgekit is installed where it runs",
+        )
+    return heard.last
+
+
+def _as_error(failure: Failure) -> EdgekitError:
+    """Returns the error that a runner reported, its texts made safe to print."""
+    kind: type[EdgekitError] = getattr(errors, failure.error)
+    return kind(printable(failure.received), printable(failure.expected), printable(failure.remedy))
+
+
+def _killed(number: int, subject: str) -> EdgekitError:
+    """Returns the error for a runner that a signal ended."""
+    known = {entry.value: entry.name for entry in signal.Signals}
+    name = known.get(number, f"signal {number}")
+    if name in CRASHES:
+        return IntegrityError(
+            f"{subject}: runtime crashed ({name})",
+            "a model that its runtime can load and run",
+            "do not ship this file; export it again and report the crash to the runtime",
+        )
+    return DeviceError(
+        f"{subject}: the runner was ended from outside ({name})",
+        "a run that ends by itself",
+        "check the memory of the machine (SIGKILL often means that it ran out) and run it again",
+    )

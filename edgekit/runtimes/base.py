@@ -1,0 +1,128 @@
+"""What every runtime offers: facts read from a file, and a session that answers one image.
+
+Runtime layer; imports only errors and records, so that listing runtimes loads none of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.errors import IntegrityError
+from edgekit.records import Format, Record, TensorInfo
+
+RuntimeName = Literal["litert", "onnxruntime"]
+RUNTIME_OF_FORMAT: dict[Format, RuntimeName] = {"tflite": "litert", "onnx": "onnxruntime"}
+INPUT_DTYPES = ("float32", "uint8", "int8")
+CHANNELS = 3
+SHOWN_CHARACTERS = 300
+
+
+class ModelFacts(Record):
+    """What a model file says about itself, read without running it.
+
+    Args:
+        format: "tflite" or "onnx".
+        schema_version: Version of the TFLite schema, or opset of ONNX's default domain.
+        inputs: Graph inputs that a caller must supply, in order.
+        outputs: Graph outputs, in order.
+        operators: Number of uses of each operator, over all subgraphs.
+        float_tensors: TFLite: activations of a float type that are neither graph input nor graph
+            output. ONNX: Conv, Gemm and MatMul nodes whose data do not come from a
+            DequantizeLinear. Empty when everything between the ends is integer.
+        metadata: Text entries that the file carries (ONNX `metadata_props`, TFLite metadata
+            buffers that are UTF-8).
+    """
+
+    format: Format
+    schema_version: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    operators: dict[str, int]
+    float_tensors: tuple[str, ...]
+    metadata: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded classifier.
+
+    Args:
+        input: The one input, NHWC with three channels.
+        output: The one output; its last dimension counts the classes.
+        version: Runtime with its version, such as "onnxruntime 1.31.1".
+        run: Takes one tensor of shape `(1, height, width, 3)` in the dtype of `input`, returns the
+            raw scores of shape `(classes,)` in the dtype of `output`.
+    """
+
+    input: TensorInfo
+    output: TensorInfo
+    version: str
+    run: Callable[[npt.NDArray[np.generic]], npt.NDArray[np.generic]]
+
+
+def printable(text: str) -> str:
+    """Returns untrusted text without control characters (terminal escapes), cut to one line."""
+    clean = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(clean.split())[:SHOWN_CHARACTERS]
+
+
+def classifier_io(facts: ModelFacts, path: str) -> tuple[TensorInfo, TensorInfo]:
+    """Returns the input and output of a file that is an image classifier.
+
+    Args:
+        facts: What the file says about itself.
+        path: The file, for messages.
+
+    Raises:
+        IntegrityError: If there is not exactly one input of shape `(1, height, width, 3)` in
+            float32, uint8 or int8, and one output of shape `(1, ..., 1, classes)`. A free (-1)
+            batch dimension counts as 1.
+    """
+    if len(facts.inputs) != 1 or len(facts.outputs) != 1:
+        found = f"{path}: {len(facts.inputs)} inputs and {len(facts.outputs)} outputs"
+        raise IntegrityError(
+            found, "one input and one output", "export the classifier alone, without other heads"
+        )
+    model_input, output = facts.inputs[0], facts.outputs[0]
+    _check_input(model_input, path)
+    # A free last dimension (-1) would leave the number of classes unknown.
+    if len(output.shape) < 2 or output.shape[-1] < 1 or any(d > 1 for d in output.shape[:-1]):
+        found = f"{path}: output {output.name!r} of shape {output.shape}"
+        raise IntegrityError(
+            found,
+            "shape (1, classes), one score per class",
+            "export the classifier with its final layer and a batch of one",
+        )
+    return model_input, output
+
+
+def _check_input(info: TensorInfo, path: str) -> None:
+    """Refuses an input that is not one NHWC image; see `classifier_io`."""
+    found = f"{path}: input {info.name!r} of shape {info.shape} and type {info.dtype}"
+    if len(info.shape) == 4 and info.shape[1] == CHANNELS and info.shape[3] != CHANNELS:
+        found = f"{found} (channels first)"
+        raise IntegrityError(
+            found,
+            "channels last: (1, height, width, 3)",
+            "export with NHWC inputs, or put a Transpose in front of the first layer",
+        )
+    if len(info.shape) != 4 or info.shape[3] != CHANNELS or min(info.shape[1:3]) < 1:
+        raise IntegrityError(
+            found,
+            "a colour image of fixed size: (1, height, width, 3)",
+            "export with a fixed height and width, channels last",
+        )
+    if info.shape[0] not in (-1, 1):
+        found = f"{found} (fixed batch of {info.shape[0]})"
+        raise IntegrityError(
+            found,
+            "a batch of 1, or a free batch",
+            "export with batch size 1",
+        )
+    if info.dtype not in INPUT_DTYPES:
+        raise IntegrityError(
+            found, f"type {', '.join(INPUT_DTYPES)}", "export with one of these input types"
+        )

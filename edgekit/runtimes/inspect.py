@@ -1,0 +1,77 @@
+"""Reads what a model file says about itself, without running it. Runtime layer."""
+
+from pathlib import Path
+
+from edgekit.errors import SpecError
+from edgekit.records import Format
+from edgekit.runtimes.base import ModelFacts
+
+FORMAT_OF_SUFFIX: dict[str, Format] = {".tflite": "tflite", ".onnx": "onnx"}
+
+
+def model_format(path: Path) -> Format:
+    """Returns the format that a file name claims.
+
+    Raises:
+        SpecError: If the suffix is neither .tflite nor .onnx.
+    """
+    file_format = FORMAT_OF_SUFFIX.get(path.suffix.lower())
+    if file_format is None:
+        found = f"{path}: file name ends in {path.suffix!r}"
+        raise SpecError(
+            found,
+            "a model named *.tflite or *.onnx",
+            "give the exported file, or rename it to what it is",
+        )
+    return file_format
+
+
+def read_model(path: Path) -> bytes:
+    """Returns the bytes of a model file.
+
+    Raises:
+        SpecError: If the file is not there or cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as err:
+        reason = err.strerror or type(err).__name__
+        found = f"{path}: {reason}"
+        raise SpecError(
+            found, "a model file that can be read", "check the path and its rights"
+        ) from err
+
+
+def inspect_model(path: Path) -> ModelFacts:
+    """Returns the facts of a .tflite or .onnx file without running it.
+
+    Args:
+        path: The file; its suffix says the format.
+
+    Raises:
+        SpecError: If the file cannot be read or its suffix is neither .tflite nor .onnx.
+        IntegrityError: If it is empty, damaged, of another format, has custom or Flex operators,
+            or keeps data in other files.
+    """
+    return inspect_content(read_model(path), model_format(path), str(path))
+
+
+def inspect_content(content: bytes, file_format: Format, path: str) -> ModelFacts:
+    """Returns the facts of a model that is already in memory; see `inspect_model`.
+
+    Args:
+        content: The whole file.
+        file_format: What it claims to be.
+        path: Where it came from, for messages.
+
+    Raises:
+        IntegrityError: As `inspect_model`.
+    """
+    # Imported here, so that one format's library is not loaded to read the other format.
+    if file_format == "tflite":
+        from edgekit.runtimes.tflite_file import read_tflite
+
+        return read_tflite(content, path)
+    from edgekit.runtimes.onnx_file import read_onnx
+
+    return read_onnx(content, path)

@@ -1,0 +1,225 @@
+"""Reads the facts of a .tflite flatbuffer without running it. Runtime layer.
+
+The file is untrusted: every offset in it may lie. Python's flatbuffers package has no verifier, so
+all tables and vectors that a runtime follows are walked here and any step outside the file is an
+`IntegrityError`.
+"""
+
+import struct
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, TypeAlias
+
+from edgekit.errors import IntegrityError
+from edgekit.records import TensorInfo
+from edgekit.runtimes.base import ModelFacts, printable
+
+# Classes of the generated schema carry no type hints.
+Table: TypeAlias = Any
+
+IDENTIFIER = b"TFL3"
+FLOAT_DTYPES = ("float32", "float16", "bfloat16", "float64")
+# Metadata is read for short contracts and labels; anything longer is not for edgekit.
+METADATA_LIMIT_BYTES = 65536
+METADATA_LIMIT_ENTRIES = 1000
+# What flatbuffers and numpy raise when an offset points outside the file or to nonsense.
+_DAMAGE = (
+    struct.error,
+    IndexError,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
+
+
+def read_tflite(content: bytes, path: str) -> ModelFacts:
+    """Returns the facts of a TFLite file.
+
+    Args:
+        content: The whole file.
+        path: Where it came from, for messages.
+
+    Raises:
+        IntegrityError: If the file is empty, not a TFLite flatbuffer, damaged, keeps tensors
+            outside itself, or has custom or Flex operators.
+    """
+    if content[4:8] != IDENTIFIER:
+        found = f"{path}: {_kind(content)}"
+        raise IntegrityError(
+            found,
+            'a TFLite flatbuffer ("TFL3" at byte 4)',
+            "export the model again, or copy the file again from where it was made",
+        )
+    try:
+        return _facts(content, path)
+    except _DAMAGE as err:
+        found = f"{path}: damaged TFLite file of {len(content)} bytes ({printable(str(err))})"
+        raise IntegrityError(
+            found,
+            "a complete TFLite flatbuffer",
+            "copy the file again from where it was made; it may have been cut short",
+        ) from err
+
+
+def _kind(content: bytes) -> str:
+    """Says in words what a file that is not a TFLite flatbuffer looks like."""
+    if not content:
+        return "empty file"
+    if content.startswith(b"PK\x03\x04"):
+        return "a ZIP archive, not a model"
+    if len(content) < 8:
+        return f"a file of {len(content)} bytes, too short for a model"
+    return f"not a TFLite file (bytes 4 to 8 are {content[4:8]!r})"
+
+
+def _facts(content: bytes, path: str) -> ModelFacts:
+    # Imported here: the generated schema is large and only needed when a file is read.
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(content, 0)
+    _check_tables(model, content)
+    _check_buffers(model, content, path)
+    operators = _operators(model, schema, path)
+    types = {code: name.lower() for name, code in vars(schema.TensorType).items() if name[0] != "_"}
+    main = model.Subgraphs(0)
+    if main is None:
+        msg = "no subgraph"
+        raise ValueError(msg)
+    inputs = tuple(int(i) for i in main.InputsAsNumpy()) if main.InputsLength() else ()
+    outputs = tuple(int(i) for i in main.OutputsAsNumpy()) if main.OutputsLength() else ()
+    return ModelFacts(
+        format="tflite",
+        schema_version=model.Version(),
+        inputs=tuple(_tensor_info(main, i, types) for i in inputs),
+        outputs=tuple(_tensor_info(main, i, types) for i in outputs),
+        operators=operators,
+        float_tensors=_float_tensors(model, types, {*inputs, *outputs}),
+        metadata=_metadata(model),
+    )
+
+
+def _check_size(length: int, content: bytes) -> None:
+    """Refuses a vector that claims more entries than the file has room for (4 bytes each)."""
+    if length * 4 > len(content):
+        msg = f"a table of {length} entries"
+        raise ValueError(msg)
+
+
+def _check_tables(model: Table, content: bytes) -> None:
+    """Refuses more tables than the file has room for, also when they share their bytes.
+
+    Many subgraphs that point to one long table would keep a reader busy for hours.
+    """
+    _check_size(model.SubgraphsLength(), content)
+    graphs = list(_subgraphs(model))
+    _check_size(sum(graph.TensorsLength() for graph in graphs), content)
+    _check_size(sum(graph.OperatorsLength() for graph in graphs), content)
+    _check_size(model.OperatorCodesLength(), content)
+    if model.MetadataLength() > METADATA_LIMIT_ENTRIES:
+        msg = f"{model.MetadataLength()} metadata entries"
+        raise ValueError(msg)
+
+
+def _check_buffers(model: Table, content: bytes, path: str) -> None:
+    """Refuses weights that lie outside the flatbuffer or in other files."""
+    if model.ExternalBuffersLength() or model.ExternalBufferGroupsLength():
+        found = f"{path}: keeps tensors in other files"
+        raise IntegrityError(
+            found,
+            "one self-contained file",
+            "export again without external buffers",
+        )
+    _check_size(model.BuffersLength(), content)
+    for index in range(model.BuffersLength()):
+        buffer = model.Buffers(index)
+        buffer.DataAsNumpy()  # raises when the data reach beyond the end of the file
+        if buffer.Offset() > 1 and buffer.Offset() + buffer.Size() > len(content):
+            msg = f"buffer {index} ends at byte {buffer.Offset() + buffer.Size()}"
+            raise ValueError(msg)
+
+
+def _subgraphs(model: Table) -> Iterator[Table]:
+    return (model.Subgraphs(i) for i in range(model.SubgraphsLength()))
+
+
+def _operators(model: Table, schema: Table, path: str) -> dict[str, int]:
+    """Counts operators over all subgraphs; refuses those a stock runtime does not have."""
+    builtin = {code: name for name, code in vars(schema.BuiltinOperator).items() if name[0] != "_"}
+    names = []
+    for index in range(model.OperatorCodesLength()):
+        code = model.OperatorCodes(index)
+        # Old files use the one-byte field, new ones the int; the larger one is valid (schema.fbs).
+        name = builtin.get(max(code.DeprecatedBuiltinCode(), code.BuiltinCode()))
+        if name is None or name == "CUSTOM":
+            custom = (code.CustomCode() or b"unknown").decode("utf-8", "replace")
+            found = f"{path}: custom operator {custom!r}"
+            raise IntegrityError(
+                found,
+                "operators that every LiteRT runtime has",
+                "export with TFLITE_BUILTINS only (no Flex, no custom operators)",
+            )
+        names.append(name)
+    used: Counter[str] = Counter()
+    for graph in _subgraphs(model):
+        used.update(names[graph.Operators(i).OpcodeIndex()] for i in range(graph.OperatorsLength()))
+    return dict(sorted(used.items()))
+
+
+def _tensor_info(graph: Table, index: int, types: dict[int, str]) -> TensorInfo:
+    """Returns what tensor `index` says; a free dimension shows as -1 in the shape signature."""
+    if not 0 <= index < graph.TensorsLength():
+        msg = f"tensor {index} of {graph.TensorsLength()}"
+        raise ValueError(msg)
+    tensor = graph.Tensors(index)
+    shape = tensor.ShapeSignatureAsNumpy() if tensor.ShapeSignatureLength() else None
+    if shape is None:
+        shape = tensor.ShapeAsNumpy() if tensor.ShapeLength() else ()
+    quantization = tensor.Quantization()
+    scale = zero_point = None
+    # Only per-tensor quantization makes sense at the ends; more scales are left to the runtime.
+    if quantization is not None and quantization.ScaleLength() == 1:
+        scale = float(quantization.Scale(0))
+        zero_point = int(quantization.ZeroPoint(0)) if quantization.ZeroPointLength() else 0
+    return TensorInfo(
+        name=_text(tensor.Name()),
+        dtype=types[tensor.Type()],
+        shape=tuple(int(d) for d in shape),
+        scale=scale,
+        zero_point=zero_point,
+    )
+
+
+def _text(raw: bytes | None) -> str:
+    return (raw or b"").decode("utf-8", "replace")
+
+
+def _float_tensors(model: Table, types: dict[int, str], ends: set[int]) -> tuple[str, ...]:
+    """Names the float activations of all subgraphs; `ends` are the main graph's in- and outputs."""
+    names = []
+    for number, graph in enumerate(_subgraphs(model)):
+        for index in range(graph.TensorsLength()):
+            tensor = graph.Tensors(index)
+            buffer = model.Buffers(tensor.Buffer())
+            constant = buffer is not None and (buffer.DataLength() > 0 or buffer.Offset() > 1)
+            boundary = number == 0 and index in ends
+            if types[tensor.Type()] in FLOAT_DTYPES and not constant and not boundary:
+                names.append(_text(tensor.Name()))
+    return tuple(names)
+
+
+def _metadata(model: Table) -> dict[str, str]:
+    """Returns the metadata entries that are short UTF-8 text."""
+    found = {}
+    for index in range(model.MetadataLength()):
+        entry = model.Metadata(index)
+        buffer = model.Buffers(entry.Buffer())
+        if buffer is None or not 0 < buffer.DataLength() <= METADATA_LIMIT_BYTES:
+            continue
+        try:
+            found[_text(entry.Name())] = buffer.DataAsNumpy().tobytes().decode("utf-8")
+        except UnicodeDecodeError:
+            continue  # a binary entry, such as the TFLite metadata flatbuffer
+    return found
