@@ -1,0 +1,1 @@
+"""Validation: accuracy and latency of exported files, held against the budgets of a target."""

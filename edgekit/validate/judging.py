@@ -1,0 +1,280 @@
+"""The validate stage: measures every exported file here and holds it against each target."""
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.devices import local
+from edgekit.devices.protocol import Subject
+from edgekit.errors import SpecError
+from edgekit.records import (
+    Accuracy,
+    Artifact,
+    Check,
+    Evaluation,
+    ExportRecord,
+    Latency,
+    PairedDrop,
+    Preprocess,
+    ValidationRecord,
+    Verdict,
+)
+from edgekit.runtimes.base import RUNTIME_OF_FORMAT
+from edgekit.target import Target
+from edgekit.validate.accuracy import measure_accuracy, paired_drop, top1_classes
+from edgekit.validate.latency import summarize
+from edgekit.validate.verdict import (
+    check_accuracy_drop,
+    check_accuracy_floor,
+    check_latency,
+    check_memory,
+    check_size,
+    combine,
+)
+
+Labels = npt.NDArray[np.int32]
+# The percentile of the variant table; a target's own percentile decides its verdict.
+_TABLE_PERCENTILE = 90
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How latency is measured: fresh processes per file, their pace and their time limit."""
+
+    sessions: int
+    pace: local.Pace
+    timeout_seconds: float
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """One file's answers on the test split."""
+
+    artifact: Artifact
+    accuracy: Accuracy
+    top1: Labels
+    runtime: str
+
+
+def judge(
+    exported: ExportRecord,
+    folder: Path,
+    images: Path,
+    labels: Labels,
+    targets: Sequence[Target],
+    measuring: Measuring,
+    *,
+    progress: Callable[[str, int, int], None],
+) -> ValidationRecord:
+    """Judges every file on the test split and every target by the file it asks for.
+
+    Args:
+        exported: The files, with the preprocessing contract.
+        folder: Where they lie.
+        images: `.npy`, uint8 (n, h, w, 3), the test split.
+        labels: int32 (n,).
+        targets: Targets in the order asked.
+        measuring: How latency is measured.
+        progress: Called with (what, done, in all).
+
+    Raises:
+        SpecError: If a target asks for a file that was not exported.
+        IntegrityError: If a file does not have its recorded digest or crashes its runtime.
+        DeviceError: If a runtime fails or hangs.
+    """
+    names = exported.class_names
+    answered = []
+    for number, artifact in enumerate(exported.artifacts):
+        progress(f"accuracy of {artifact.path}", number, len(exported.artifacts))
+        answered.append(
+            _answer(subject_of(artifact, folder, images, exported.preprocess), artifact, labels,
+                    len(names))
+        )  # fmt: skip
+    reference = next(
+        a for a in answered if (a.artifact.format, a.artifact.variant) == ("tflite", "float32")
+    )
+    drops = {
+        a.artifact.sha256: paired_drop(reference.top1, a.top1, labels)
+        for a in answered
+        if a is not reference
+    }
+    timings = _time(exported, folder, images, targets, measuring, progress)
+    evaluations = tuple(
+        Evaluation(
+            artifact_sha256=a.artifact.sha256,
+            runtime=a.runtime,
+            accuracy=a.accuracy,
+            drop=drops.get(a.artifact.sha256),
+            latency=_summary(timings[a.artifact.sha256, 1], _TABLE_PERCENTILE),
+        )
+        for a in answered
+    )
+    accuracies = {a.artifact.sha256: a.accuracy for a in answered}
+    verdicts = tuple(
+        _verdict(target, artifact_for(target, exported), accuracies, drops, timings)
+        for target in targets
+    )
+    return ValidationRecord(
+        reference=reference.artifact.path, evaluations=evaluations, verdicts=verdicts
+    )
+
+
+def artifact_for(target: Target, exported: ExportRecord) -> Artifact:
+    """Returns the file that a target asks for.
+
+    Raises:
+        SpecError: If there is none of that format, variant and I/O type.
+    """
+    wanted = target.artifact
+    for artifact in exported.artifacts:
+        if (artifact.format, artifact.variant, artifact.io) == (
+            wanted.format,
+            wanted.variant,
+            wanted.io,
+        ):
+            return artifact
+    raise SpecError(
+        f"target {target.name} asks for {wanted.format} {wanted.variant} with {wanted.io} I/O",
+        "one of " + ", ".join(artifact.path for artifact in exported.artifacts),
+        "correct the target's [artifact] table",
+    )
+
+
+def subject_of(
+    artifact: Artifact, folder: Path, images: Path, preprocess: Preprocess, threads: int = 1
+) -> Subject:
+    """Returns what the device layer measures for one exported file."""
+    return Subject(
+        model=folder / artifact.path,
+        sha256=artifact.sha256,
+        runtime=RUNTIME_OF_FORMAT[artifact.format],
+        threads=threads,
+        images=images,
+        preprocess=preprocess,
+    )
+
+
+def this_machine() -> str:
+    """Returns the processor, architecture and system that edgekit runs on, in words."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        for line in cpuinfo.read_text(errors="replace").splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    return f"{model}, {platform.machine()}, {platform.system()} {platform.release()}"
+
+
+def checks_of(
+    target: Target,
+    size_bytes: int,
+    accuracy: Accuracy | None,
+    drop: PairedDrop | None,
+    timing: local.Timing | None,
+    no_drop_because: str,
+) -> tuple[Check, ...]:
+    """Holds one file's measurements against every budget that a target states.
+
+    Args:
+        target: The target.
+        size_bytes: Size of the file.
+        accuracy: Accuracy measured on the target's own device, or None.
+        drop: Accuracy lost on it, or None.
+        timing: Timed sessions on it, or None.
+        no_drop_because: Why `drop` is None, if it is.
+    """
+    budget = target.budget
+    absent = (
+        f"edgekit cannot reach {target.device.description} yet; only a measurement on it counts"
+        if target.device.transport == "none"
+        else "not measured"
+    )
+    checks = []
+    if budget.accuracy_drop_points is not None:
+        checks.append(
+            check_accuracy_drop(drop, budget.accuracy_drop_points, no_drop_because or absent)
+        )
+    if budget.accuracy_min_percent is not None:
+        checks.append(check_accuracy_floor(accuracy, budget.accuracy_min_percent, absent))
+    if budget.latency_ms is not None:
+        latency = _summary(timing, budget.latency_percentile) if timing else None
+        checks.append(check_latency(latency, budget.latency_ms, absent))
+    if budget.size_bytes is not None:
+        checks.append(check_size(size_bytes, budget.size_bytes))
+    if budget.memory_bytes is not None:
+        checks.append(check_memory(None, budget.memory_bytes, absent))
+    return tuple(checks)
+
+
+def _answer(subject: Subject, artifact: Artifact, labels: Labels, classes: int) -> _Answered:
+    answers = local.answer(subject)
+    scores = local.scores(answers.raw, answers.output)
+    index = np.arange(classes)
+    return _Answered(
+        artifact,
+        measure_accuracy(scores, labels, classes, index),
+        top1_classes(scores, classes, index),
+        answers.runtime,
+    )
+
+
+def _time(
+    exported: ExportRecord,
+    folder: Path,
+    images: Path,
+    targets: Sequence[Target],
+    measuring: Measuring,
+    progress: Callable[[str, int, int], None],
+) -> dict[tuple[str, int], local.Timing]:
+    """Times every file on one thread, and each local target's file on its own threads."""
+    wanted = {(artifact.sha256, 1): artifact for artifact in exported.artifacts}
+    for target in targets:
+        if target.device.transport == "local":
+            artifact = artifact_for(target, exported)
+            wanted[artifact.sha256, target.runtime.threads] = artifact
+    subjects = [
+        subject_of(artifact, folder, images, exported.preprocess, threads)
+        for (_, threads), artifact in wanted.items()
+    ]
+    timings = local.time_sessions(
+        subjects,
+        measuring.sessions,
+        measuring.pace,
+        measuring.timeout_seconds,
+        lambda done: progress("latency", round(1000 * done), 1000),
+    )
+    return dict(zip(wanted, timings, strict=True))
+
+
+def _summary(timing: local.Timing, percentile: int) -> Latency:
+    return summarize(timing.sessions, percentile, this_machine(), timing.runtime)
+
+
+def _verdict(
+    target: Target,
+    artifact: Artifact,
+    accuracies: dict[str, Accuracy],
+    drops: dict[str, PairedDrop],
+    timings: dict[tuple[str, int], local.Timing],
+) -> Verdict:
+    here = target.device.transport == "local"
+    checks = checks_of(
+        target,
+        artifact.size_bytes,
+        accuracies[artifact.sha256] if here else None,
+        drops.get(artifact.sha256) if here else None,
+        timings[artifact.sha256, target.runtime.threads] if here else None,
+        "it is the float reference itself" if here and artifact.sha256 not in drops else "",
+    )
+    return Verdict(
+        target=target.name,
+        artifact_path=artifact.path,
+        artifact_sha256=artifact.sha256,
+        checks=checks,
+        status=combine(checks),
+    )

@@ -1,0 +1,129 @@
+"""Turns timed sessions into one latency, with everything that speaks against it. Stage layer."""
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.records import Latency, LatencySession
+from edgekit.validate import statistics
+
+# Thresholds of reliability.md 1.3: throttling (as Jetpack's check), frequency, timer.
+DRIFT_RATIO = 1.10
+FREQUENCY_CHANGE = 0.10
+TIMER_SHARE = 0.01
+# Cores that background services may use before a machine counts as overloaded; without it a run
+# with as many threads as cores could never be quiet.
+LOAD_ALLOWANCE = 0.25
+
+
+def summarize(
+    sessions: Sequence[LatencySession],
+    percentile: int,
+    device: str,
+    runtime: str,
+    cores: int | None = None,
+) -> Latency:
+    """Returns the latency of one file on one device.
+
+    Args:
+        sessions: Fresh-process sessions, at least one, each with samples.
+        percentile: The percentile that decides, 50 to 99.
+        device: Where it was measured, in words.
+        runtime: Runtime and version.
+        cores: Cores of the device. Defaults to None: those of this machine.
+
+    Raises:
+        ValueError: If there is no session, or one without samples.
+    """
+    if not sessions or not all(session.samples_ms for session in sessions):
+        msg = "latency needs at least one session with samples"
+        raise ValueError(msg)
+    series = [np.asarray(session.samples_ms, dtype=np.float64) for session in sessions]
+    pooled = np.concatenate(series)
+    return Latency(
+        device=device,
+        runtime=runtime,
+        threads=sessions[0].threads,
+        percentile=percentile,
+        session_percentile_ms=tuple(statistics.order_quantile(s, percentile) for s in series),
+        p50_ms=statistics.order_quantile(pooled, 50),
+        p90_ms=statistics.order_quantile(pooled, 90),
+        p99_ms=statistics.order_quantile(pooled, 99),
+        samples=pooled.size,
+        effective_samples=statistics.pooled_effective_samples(series),
+        disturbances=disturbances(sessions, percentile, cores or os.cpu_count() or 1),
+    )
+
+
+def disturbances(
+    sessions: Sequence[LatencySession], percentile: int, cores: int
+) -> tuple[str, ...]:
+    """Returns what speaks against trusting the samples, in words; empty when nothing does.
+
+    Args:
+        sessions: Fresh-process sessions with samples.
+        percentile: The percentile that decides.
+        cores: Cores of the device.
+    """
+    found = []
+    for number, session in enumerate(sessions, start=1):
+        reasons = (
+            _load(session, cores),
+            _frequency(session),
+            _drift(session),
+            _too_few(session, percentile),
+        )
+        found += [f"session {number}: {reason}" for reason in reasons if reason]
+    samples = np.concatenate([np.asarray(s.samples_ms, dtype=np.float64) for s in sessions])
+    timer = _timer(samples)
+    return (*found, timer) if timer else tuple(found)
+
+
+def _load(session: LatencySession, cores: int) -> str | None:
+    if session.load_average <= cores + LOAD_ALLOWANCE:
+        return None
+    return f"load {session.load_average:.1f} on {cores} cores"
+
+
+def _frequency(session: LatencySession) -> str | None:
+    before, after = session.frequency_before_khz, session.frequency_after_khz
+    if not before or after is None or abs(after - before) <= FREQUENCY_CHANGE * before:
+        return None
+    return f"CPU frequency went from {before / 1000:.0f} to {after / 1000:.0f} MHz"
+
+
+def _drift(session: LatencySession) -> str | None:
+    """Compares the medians of the first and last third: a device that heats up gets slower."""
+    third = len(session.samples_ms) // 3
+    if third == 0:
+        return None
+    first = float(np.median(session.samples_ms[:third]))
+    last = float(np.median(session.samples_ms[-third:]))
+    if last <= DRIFT_RATIO * first:
+        return None
+    return f"slowed down from {first:.3g} to {last:.3g} ms (median of first and last third)"
+
+
+def _too_few(session: LatencySession, percentile: int) -> str | None:
+    needed = statistics.samples_needed(percentile)
+    if len(session.samples_ms) >= needed:
+        return None
+    return f"{len(session.samples_ms)} samples, p{percentile} needs {needed}"
+
+
+def _timer(samples: npt.NDArray[np.float64]) -> str | None:
+    """Finds a coarse clock by its traces: all samples are multiples of its tick.
+
+    The smallest gap between different samples is at least one tick, whatever device took them. All
+    samples equal means that the tick is larger than what was timed.
+    """
+    median = float(np.median(samples))
+    gaps = np.diff(np.unique(samples))
+    if samples.size > 1 and gaps.size == 0:
+        return f"all samples are {median:.3g} ms: the timer is too coarse"
+    # Few samples can lie far apart by chance; too few of them is reported on its own.
+    if samples.size < 20 or float(gaps.min()) <= TIMER_SHARE * median:
+        return None
+    return f"timer resolution of about {float(gaps.min()):.3g} ms for a median of {median:.3g} ms"

@@ -1,0 +1,237 @@
+"""Holds measurements against budgets. Stage layer; pure functions of records and numbers.
+
+A check without a measurement is UNMEASURED and says why; nothing here turns a missing or disturbed
+measurement into a PASS.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from edgekit.records import Accuracy, Check, Latency, PairedDrop, Status
+from edgekit.validate import statistics
+
+# All of five sessions within budget by luck, when the median session is not: 0.5^5 = 3.1 %.
+SESSIONS_NEEDED = 5
+NOT_MEASURED = "not measured"
+
+
+def combine(checks: Sequence[Check]) -> Status:
+    """Returns the status of a target: the worst of its checks.
+
+    MISS before UNMEASURED before INCONCLUSIVE before PASS; no check at all is UNMEASURED.
+    """
+    statuses = {check.status for check in checks}
+    for status in (Status.MISS, Status.UNMEASURED, Status.INCONCLUSIVE):
+        if status in statuses:
+            return status
+    return Status.PASS if statuses else Status.UNMEASURED
+
+
+def exit_code(statuses: Iterable[Status]) -> int:
+    """Returns the exit code of a command: 0 all PASS, 4 any MISS, 5 otherwise (also for none)."""
+    seen = set(statuses)
+    if Status.MISS in seen:
+        return 4
+    return 0 if seen == {Status.PASS} else 5
+
+
+def check_accuracy_drop(
+    drop: PairedDrop | None, budget_points: float, reason: str = NOT_MEASURED
+) -> Check:
+    """Holds the accuracy lost against the reference to a budget.
+
+    PASS when Tango's one-sided 95 % upper limit is within the budget, MISS when the lower limit is
+    above it, else INCONCLUSIVE with the number of images that would decide.
+
+    Args:
+        drop: The measurement; None when there is none.
+        budget_points: Allowed drop in percentage points.
+        reason: Why there is no measurement. Defaults to "not measured".
+    """
+    name, budget = "accuracy_drop", f"at most {budget_points:g} points"
+    if drop is None:
+        return _unmeasured(name, budget, reason)
+    measured = (
+        f"{drop.drop_points:.2f} points "
+        f"({drop.lower_points:.2f} to {drop.upper_points:.2f}, one-sided 95 % each)"
+    )
+    counts = (
+        f"{drop.images} images: {drop.reference_only} right only before, "
+        f"{drop.model_only} right only now"
+    )
+    if drop.upper_points <= budget_points:
+        detail = f"{counts}; even the upper limit is within the budget"
+        return _check(name, Status.PASS, measured, budget, detail)
+    if drop.lower_points > budget_points:
+        detail = f"{counts}; even the lower limit is over the budget"
+        return _check(name, Status.MISS, measured, budget, detail)
+    detail = f"{counts}; {_images_wanted(drop, budget_points)}"
+    return _check(name, Status.INCONCLUSIVE, measured, budget, detail)
+
+
+def _images_wanted(drop: PairedDrop, budget_points: float) -> str:
+    """Says how many images would decide about a drop."""
+    number = statistics.images_to_decide(
+        drop.reference_only, drop.model_only, drop.images, budget_points / 100
+    )
+    if number is None:
+        return "the drop equals the budget, so no number of images decides; allow more"
+    return f"about {number} images would decide if these rates stay"
+
+
+def check_accuracy_floor(
+    accuracy: Accuracy | None, min_percent: float, reason: str = NOT_MEASURED
+) -> Check:
+    """Holds top-1 accuracy to a floor, by its two-sided 95 % Wilson interval.
+
+    PASS when the whole interval is at or above the floor, MISS when it is below, else INCONCLUSIVE
+    with the number of images that would decide.
+
+    Args:
+        accuracy: The measurement; None when there is none.
+        min_percent: Lowest allowed top-1 accuracy in percent.
+        reason: Why there is no measurement. Defaults to "not measured".
+    """
+    name, budget = "accuracy", f"at least {min_percent:g} %"
+    if accuracy is None:
+        return _unmeasured(name, budget, reason)
+    low, high = 100 * accuracy.top1_low, 100 * accuracy.top1_high
+    measured = f"{100 * accuracy.top1:.2f} % (95 %: {low:.2f} to {high:.2f})"
+    counts = f"{accuracy.images} images"
+    if low >= min_percent:
+        detail = f"{counts}; the whole interval is above the floor"
+        return _check(name, Status.PASS, measured, budget, detail)
+    if high < min_percent:
+        detail = f"{counts}; the whole interval is below the floor"
+        return _check(name, Status.MISS, measured, budget, detail)
+    number = statistics.images_to_decide_floor(
+        round(accuracy.top1 * accuracy.images), accuracy.images, min_percent / 100
+    )
+    wanted = (
+        f"about {number} images would decide if this rate stays"
+        if number is not None
+        else "the accuracy equals the floor, so no number of images decides; lower the floor"
+    )
+    return _check(name, Status.INCONCLUSIVE, measured, budget, f"{counts}; {wanted}")
+
+
+def check_latency(latency: Latency | None, budget_ms: float, reason: str = NOT_MEASURED) -> Check:
+    """Holds latency to a budget; fresh processes decide, not samples.
+
+    PASS when the percentile of every session is within the budget, there are at least five
+    sessions and nothing disturbed them; MISS when every session is over it; else INCONCLUSIVE with
+    the spread and what to do. A PASS claims that the median session meets the budget, with 96.9 %
+    confidence for five sessions.
+
+    Args:
+        latency: The measurement; None when there is none.
+        budget_ms: Allowed milliseconds of wall time at the latency's percentile.
+        reason: Why there is no measurement. Defaults to "not measured".
+    """
+    name = "latency"
+    if latency is None or not latency.session_percentile_ms:
+        return _unmeasured(name, f"at most {budget_ms:g} ms", reason)
+    budget = f"p{latency.percentile} at most {budget_ms:g} ms"
+    sessions = latency.session_percentile_ms
+    low, high = min(sessions), max(sessions)
+    measured = f"p{latency.percentile} {low:.3g} to {high:.3g} ms over {len(sessions)} sessions"
+    where = f"{latency.device}, {latency.runtime}, {latency.threads} threads"
+    noise = "; ".join(latency.disturbances)
+    if low > budget_ms:
+        detail = f"{where}; every session is over the budget"
+        detail += f" (disturbed: {noise})" if noise else ""
+        return _check(name, Status.MISS, measured, budget, detail)
+    doubts = []
+    if high > budget_ms:
+        over = sum(value > budget_ms for value in sessions)
+        doubts.append(f"{over} of {len(sessions)} sessions are over the budget")
+    if len(sessions) < SESSIONS_NEEDED:
+        doubts.append(f"{len(sessions)} sessions cannot show a pass; {SESSIONS_NEEDED} can")
+    if noise:
+        doubts.append(f"disturbed: {noise}")
+    if not doubts:
+        detail = f"{where}; every session is within the budget"
+        return _check(name, Status.PASS, measured, budget, detail)
+    todo = "close other programs, let the device cool, and measure again with more sessions"
+    detail = f"{where}; {'; '.join(doubts)}; {todo}"
+    return _check(name, Status.INCONCLUSIVE, measured, budget, detail)
+
+
+def check_size(size_bytes: int | None, budget_bytes: int, reason: str = NOT_MEASURED) -> Check:
+    """Holds the size of the file to a budget; a fact, so it counts for absent devices too.
+
+    Args:
+        size_bytes: Size of the file; None when there is no file for the target.
+        budget_bytes: Allowed size.
+        reason: Why there is no file. Defaults to "not measured".
+    """
+    return _check_bytes("size", size_bytes, budget_bytes, reason, "size of the file that ships")
+
+
+def check_memory(peak_bytes: int | None, budget_bytes: int, reason: str = NOT_MEASURED) -> Check:
+    """Holds peak memory, as measured on the target itself, to a budget.
+
+    Args:
+        peak_bytes: The measurement; None when there is none, as for every absent device.
+        budget_bytes: Allowed memory.
+        reason: Why there is no measurement. Defaults to "not measured".
+    """
+    return _check_bytes("memory", peak_bytes, budget_bytes, reason, "peak while it ran")
+
+
+def check_plausible(
+    correct_at: Mapping[int, int], label_offset: int, images: int, chance: float
+) -> Check:
+    """Checks that a foreign model's answers fit the labels the way they were matched.
+
+    Args:
+        correct_at: Images answered right for each label offset that was tried.
+        label_offset: The offset in use; a key of `correct_at`.
+        images: Images judged, at least 1.
+        chance: Accuracy of blind guessing, a fraction.
+
+    Returns:
+        INCONCLUSIVE when another offset fits significantly better (95 % Wilson intervals do not
+        overlap) or the accuracy is not above chance; else PASS.
+    """
+    name, budget = "plausible", f"above chance ({_percent(chance)}), best at the given offset"
+    given = correct_at[label_offset]
+    measured = f"{_percent(given / images)} at --label-offset {label_offset}"
+    best = max(correct_at, key=lambda offset: (correct_at[offset], offset == label_offset))
+    if statistics.wilson(correct_at[best], images)[0] > statistics.wilson(given, images)[1]:
+        detail = (
+            f"answers fit --label-offset {best} ({_percent(correct_at[best] / images)}) "
+            f"far better than {label_offset} ({_percent(given / images)})"
+        )
+        return _check(name, Status.INCONCLUSIVE, measured, budget, detail)
+    if statistics.wilson(given, images)[0] <= chance:
+        detail = (
+            "the answers are no better than guessing: check the order of the labels, "
+            "--label-offset, --input-scale and --input-offset, or give more images"
+        )
+        return _check(name, Status.INCONCLUSIVE, measured, budget, detail)
+    detail = f"{images} images; no neighbouring label offset fits better"
+    return _check(name, Status.PASS, measured, budget, detail)
+
+
+def _check_bytes(
+    name: str, measured: int | None, budget_bytes: int, reason: str, what: str
+) -> Check:
+    """Holds a number of bytes to a budget; it is exact, so it passes or misses."""
+    budget = f"at most {budget_bytes} bytes"
+    if measured is None:
+        return _unmeasured(name, budget, reason)
+    status = Status.PASS if measured <= budget_bytes else Status.MISS
+    share = f"{100 * measured / budget_bytes:.0f} % of the budget" if budget_bytes else "no budget"
+    return _check(name, status, f"{measured} bytes", budget, f"{what}, {share}")
+
+
+def _unmeasured(name: str, budget: str, reason: str) -> Check:
+    return _check(name, Status.UNMEASURED, "none", budget, reason or NOT_MEASURED)
+
+
+def _check(name: str, status: Status, measured: str, budget: str, detail: str) -> Check:
+    return Check(name=name, status=status, measured=measured, budget=budget, detail=detail)
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f} %"

@@ -1,0 +1,224 @@
+"""Budgets against measurements: every status, and properties that hold for all inputs."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, strategies as some
+
+from edgekit.records import Accuracy, Check, Latency, PairedDrop, Status
+from edgekit.validate import statistics
+from edgekit.validate.verdict import (
+    check_accuracy_drop,
+    check_accuracy_floor,
+    check_latency,
+    check_memory,
+    check_plausible,
+    check_size,
+    combine,
+    exit_code,
+)
+
+PASS, MISS = Status.PASS, Status.MISS
+INCONCLUSIVE, UNMEASURED = Status.INCONCLUSIVE, Status.UNMEASURED
+
+
+def drop_of(b: int, c: int, n: int) -> PairedDrop:
+    return PairedDrop(
+        images=n,
+        reference_only=b,
+        model_only=c,
+        drop_points=100 * (b - c) / n,
+        upper_points=100 * statistics.tango_upper(b, c, n),
+        lower_points=100 * statistics.tango_lower(b, c, n),
+        mcnemar_p=statistics.mcnemar_p(b, c),
+        agreement=1 - (b + c) / n,
+    )
+
+
+def accuracy_of(correct: int, images: int) -> Accuracy:
+    low, high = statistics.wilson(correct, images)
+    return Accuracy(
+        images=images,
+        top1=correct / images,
+        top1_low=low,
+        top1_high=high,
+        top5=None,
+        recall_per_class=(),
+        confusion=(),
+    )
+
+
+def latency_of(*sessions: float, disturbances: tuple[str, ...] = ()) -> Latency:
+    return Latency(
+        device="this machine",
+        runtime="LiteRT 2",
+        threads=1,
+        percentile=90,
+        session_percentile_ms=sessions,
+        p50_ms=1,
+        p90_ms=1,
+        p99_ms=1,
+        samples=1000,
+        effective_samples=900,
+        disturbances=disturbances,
+    )
+
+
+@pytest.mark.parametrize(
+    ("counts", "budget", "status"),
+    [
+        ((0, 0, 268), 1.0, PASS),
+        ((0, 0, 267), 1.0, INCONCLUSIVE),
+        ((30, 5, 400), 2.0, MISS),
+        ((8, 5, 400), 2.0, INCONCLUSIVE),
+        ((0, 20, 400), 0.0, PASS),
+    ],
+)
+def test_accuracy_drop(counts: tuple[int, int, int], budget: float, status: Status) -> None:
+    assert check_accuracy_drop(drop_of(*counts), budget).status == status
+
+
+def test_inconclusive_drop_names_the_images_that_would_decide() -> None:
+    check = check_accuracy_drop(drop_of(0, 0, 100), 1.0)
+    assert "about 268 images would decide" in check.detail
+    equal = check_accuracy_drop(drop_of(3, 1, 100), 2.0)
+    assert "no number of images decides" in equal.detail
+    zero = check_accuracy_drop(drop_of(0, 0, 100), 0.0)
+    assert (zero.status, "no number of images" in zero.detail) == (INCONCLUSIVE, True)
+
+
+@pytest.mark.parametrize(
+    ("correct", "floor", "status"), [(95, 85, PASS), (95, 99, MISS), (95, 93, INCONCLUSIVE)]
+)
+def test_accuracy_floor(correct: int, floor: float, status: Status) -> None:
+    check = check_accuracy_floor(accuracy_of(correct, 100), floor)
+    assert check.status == status
+    assert ("images would decide" in check.detail) == (status == INCONCLUSIVE)
+
+
+@pytest.mark.parametrize(
+    ("latency", "status", "words"),
+    [
+        (latency_of(4, 4, 4, 4, 5), PASS, "every session is within"),
+        (latency_of(6, 7, 6, 6, 5.1), MISS, "every session is over"),
+        (latency_of(4, 4, 4, 4, 5.1), INCONCLUSIVE, "1 of 5 sessions are over"),
+        (latency_of(4, 4, 4, 4), INCONCLUSIVE, "4 sessions cannot show a pass; 5 can"),
+        (latency_of(4, 4, 4, 4, 4, disturbances=("load 9",)), INCONCLUSIVE, "disturbed: load 9"),
+        (latency_of(6, 6, 6, 6, 6, disturbances=("load 9",)), MISS, "disturbed: load 9"),
+        (latency_of(), UNMEASURED, "not measured"),
+    ],
+)
+def test_latency(latency: Latency, status: Status, words: str) -> None:
+    check = check_latency(latency, 5.0)
+    assert check.status == status
+    assert words in check.detail
+    if status == INCONCLUSIVE:
+        assert "measure again" in check.detail
+
+
+def test_size_and_memory_are_exact() -> None:
+    assert check_size(100, 100).status == PASS
+    assert check_size(101, 100).status == MISS
+    assert check_memory(100, 100).status == PASS
+    assert check_memory(101, 100).status == MISS
+
+
+def test_what_was_not_measured_is_unmeasured_and_says_why() -> None:
+    why = "no such device attached"
+    for check in (
+        check_accuracy_drop(None, 1.0, why),
+        check_accuracy_floor(None, 90, why),
+        check_latency(None, 5.0, why),
+        check_memory(None, 1000, why),
+        check_size(None, 1000, why),
+    ):
+        assert (check.status, check.detail) == (UNMEASURED, why)
+
+
+def test_an_unmeasured_device_never_passes() -> None:
+    """Size counts for an absent device, and can miss, but never makes it pass."""
+    absent = [check_latency(None, 5.0), check_accuracy_drop(None, 1.0)]
+    assert combine([check_size(1, 100), *absent]) == UNMEASURED
+    assert combine([check_size(101, 100), *absent]) == MISS
+    assert combine([]) == UNMEASURED
+
+
+def test_plausible() -> None:
+    good = check_plausible({-1: 3, 0: 90, 1: 2}, 0, 100, 0.1)
+    assert good.status == PASS
+    shifted = check_plausible({-1: 0, 0: 1, 1: 236}, 0, 240, 0.1)
+    assert shifted.status == INCONCLUSIVE
+    assert shifted.detail == "answers fit --label-offset 1 (98.3 %) far better than 0 (0.4 %)"
+    guessing = check_plausible({-1: 9, 0: 11, 1: 12}, 0, 100, 0.1)
+    assert guessing.status == INCONCLUSIVE
+    assert "no better than guessing" in guessing.detail
+
+
+def check_of(status: Status) -> Check:
+    return Check(name="n", status=status, measured="", budget="", detail="")
+
+
+def test_combine_takes_the_worst() -> None:
+    order = [PASS, INCONCLUSIVE, UNMEASURED, MISS]
+    for chosen in itertools.product(order, repeat=3):
+        worst = max(chosen, key=order.index)
+        assert combine([check_of(status) for status in chosen]) == worst
+
+
+@pytest.mark.parametrize(
+    ("statuses", "code"),
+    [
+        ([PASS, PASS], 0),
+        ([PASS, UNMEASURED, MISS], 4),
+        ([PASS, INCONCLUSIVE], 5),
+        ([UNMEASURED], 5),
+        ([], 5),
+    ],
+)
+def test_exit_code(statuses: list[Status], code: int) -> None:
+    assert exit_code(statuses) == code
+
+
+# Larger is better; a looser budget must never move a status to the left.
+ORDER = [MISS, INCONCLUSIVE, PASS]
+counts = some.tuples(some.integers(0, 40), some.integers(0, 40), some.integers(80, 2000))
+times = some.lists(some.floats(0.1, 50), min_size=1, max_size=7)
+budgets = some.tuples(some.floats(0, 30), some.floats(0, 30))
+
+
+@given(counts, budgets)
+def test_loosening_a_drop_budget_never_hurts(
+    found: tuple[int, int, int], pair: tuple[float, float]
+) -> None:
+    drop = drop_of(*found)
+    tight, loose = (check_accuracy_drop(drop, b).status for b in sorted(pair))
+    assert ORDER.index(tight) <= ORDER.index(loose)
+
+
+@given(times, budgets, some.booleans())
+def test_loosening_a_latency_budget_never_hurts(
+    sessions: list[float], pair: tuple[float, float], noisy: bool
+) -> None:
+    latency = latency_of(*sessions, disturbances=("load 9",) if noisy else ())
+    tight, loose = (check_latency(latency, b).status for b in sorted(pair))
+    assert ORDER.index(tight) <= ORDER.index(loose)
+    assert not (noisy and PASS in (tight, loose))
+
+
+@given(some.integers(0, 200), some.tuples(some.floats(0, 100), some.floats(0, 100)))
+def test_lowering_a_floor_never_hurts(correct: int, pair: tuple[float, float]) -> None:
+    accuracy = accuracy_of(correct, 200)
+    tight, loose = (
+        check_accuracy_floor(accuracy, floor).status for floor in sorted(pair, reverse=True)
+    )
+    assert ORDER.index(tight) <= ORDER.index(loose)
+
+
+def test_five_sessions_hold_their_error_rate() -> None:
+    """When the median session just misses the budget, five in a row pass in 0.5^5 = 3.1 %."""
+    levels = np.random.default_rng(4).lognormal(np.log(10.0), 0.1, (4000, 5))
+    passed = [check_latency(latency_of(*row), 10.0).status == PASS for row in levels.tolist()]
+    # Three standard errors of 3.1 % in 4000 trials are 0.8 points; the twin asks one session.
+    assert np.mean(passed) == pytest.approx(0.5**5, abs=0.008)
+    assert np.mean(levels[:, 0] <= 10.0) > 0.4
