@@ -1,0 +1,197 @@
+"""The folded MobileNetV2 as data: a list of nodes without BatchNorm. No TensorFlow here.
+
+Training uses the Keras model of `network.keras_model`. Everything after training (calibration,
+quantization-aware training, TFLite, ONNX) uses this list, so that what is simulated and what ships
+compute the same thing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Arrays = Mapping[str, npt.NDArray[np.float32]]
+
+INPUT = "input"
+LOGITS = "logits"
+
+# (expansion, channels, repeats, first stride): Table 2 of arXiv:1801.04381.
+_STAGES = (
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One operation of the folded network.
+
+    Args:
+        name: Name of the Keras layer it stands for; also the name of its output tensor.
+        op: "conv" and "depthwise" carry `name/kernel` and `name/bias`; "add" and "pool" (global
+            average over height and width, kept as 1 x 1) carry nothing.
+        inputs: Names of the tensors it reads.
+        stride: Stride in both directions. Defaults to 1. Padding is TensorFlow's "SAME", which
+            equals Keras's explicit padding for every input size.
+        relu6: Whether the output is clipped to 0..6. Defaults to False.
+        batch_norm: Name of the Keras BatchNormalization that is folded into it, if any.
+    """
+
+    name: str
+    op: Literal["conv", "depthwise", "add", "pool"]
+    inputs: tuple[str, ...]
+    stride: int = 1
+    relu6: bool = False
+    batch_norm: str | None = None
+
+
+def divisible(value: float, divisor: int = 8) -> int:
+    """Returns the channel count nearest to `value` that `divisor` divides, never 10 % below it.
+
+    Source: the rounding rule of Keras Applications' MobileNetV2 (`_make_divisible`).
+    """
+    rounded = max(divisor, int(value + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * value else rounded
+
+
+def mobilenet_v2(alpha: float) -> tuple[Node, ...]:
+    """Returns MobileNetV2 with a classification head as nodes in topological order.
+
+    Args:
+        alpha: Width multiplier; decides where a residual addition exists.
+    """
+    nodes = [Node("Conv1", "conv", (INPUT,), stride=2, relu6=True, batch_norm="bn_Conv1")]
+    channels = divisible(32 * alpha)
+    index = 0
+    for expansion, base, repeats, first_stride in _STAGES:
+        outgoing = divisible(base * alpha)
+        for repeat in range(repeats):
+            stride = first_stride if repeat == 0 else 1
+            residual = stride == 1 and channels == outgoing
+            nodes += _block(index, nodes[-1].name, expansion > 1, stride, residual)
+            channels = outgoing
+            index += 1
+    last = nodes[-1].name
+    nodes.append(Node("Conv_1", "conv", (last,), relu6=True, batch_norm="Conv_1_bn"))
+    nodes.append(Node("global_average_pool", "pool", ("Conv_1",)))
+    nodes.append(Node(LOGITS, "conv", ("global_average_pool",)))
+    return tuple(nodes)
+
+
+def _block(index: int, source: str, expand: bool, stride: int, residual: bool) -> list[Node]:
+    prefix = f"block_{index}_" if index else "expanded_conv_"
+    nodes, last = [], source
+    if expand:
+        name = f"{prefix}expand"
+        nodes.append(Node(name, "conv", (last,), relu6=True, batch_norm=f"{name}_BN"))
+        last = name
+    depthwise, project = f"{prefix}depthwise", f"{prefix}project"
+    nodes.append(
+        Node(depthwise, "depthwise", (last,), stride, relu6=True, batch_norm=f"{depthwise}_BN")
+    )
+    nodes.append(Node(project, "conv", (depthwise,), batch_norm=f"{project}_BN"))
+    if residual:
+        nodes.append(Node(f"{prefix}add", "add", (source, project)))
+    return nodes
+
+
+def weighted(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
+    """Returns the nodes that carry weights, in topological order."""
+    return tuple(node for node in nodes if node.op in ("conv", "depthwise"))
+
+
+def split(
+    nodes: tuple[Node, ...], unfrozen: frozenset[str]
+) -> tuple[tuple[Node, ...], tuple[Node, ...]]:
+    """Returns the frozen prefix and the unfrozen tail.
+
+    Args:
+        nodes: The whole network in topological order.
+        unfrozen: Names of the layers that trained.
+
+    Returns:
+        (prefix, tail): the tail starts at the first node whose weights trained.
+
+    Raises:
+        ValueError: If no node is named in `unfrozen`.
+    """
+    first = next((i for i, node in enumerate(nodes) if node.name in unfrozen), None)
+    if first is None:
+        msg = f"none of the {len(nodes)} nodes is among the unfrozen layers {sorted(unfrozen)}"
+        raise ValueError(msg)
+    return nodes[:first], nodes[first:]
+
+
+def boundary(prefix: tuple[Node, ...], tail: tuple[Node, ...]) -> tuple[str, ...]:
+    """Returns the names of the prefix tensors (or the network input) that the tail reads."""
+    inside = {node.name for node in tail}
+    known = [INPUT, *(node.name for node in prefix)]
+    read = {name for node in tail for name in node.inputs} - inside
+    return tuple(name for name in known if name in read)
+
+
+def fold(nodes: tuple[Node, ...], arrays: Arrays) -> dict[str, npt.NDArray[np.float32]]:
+    """Returns kernels and biases with every BatchNorm folded into its convolution.
+
+    A BatchNorm in inference mode is `gamma * (x - mean) / sqrt(variance + epsilon) + beta`, linear
+    in x, so `kernel * s` and `beta - mean * s` with `s = gamma / sqrt(variance + epsilon)` compute
+    the same. epsilon is Keras Applications' 1e-3. Computed in float64, returned as float32.
+
+    Args:
+        nodes: The network.
+        arrays: Float arrays named `layer/variable` as `network.keras_model.arrays_of` gives them.
+
+    Returns:
+        `node/kernel` of shape (h, w, in, out) for "conv" and (h, w, channels, 1) for "depthwise",
+        and `node/bias` of shape (out,) or (channels,).
+    """
+    folded: dict[str, npt.NDArray[np.float32]] = {}
+    for node in weighted(nodes):
+        variable = "depthwise_kernel" if node.op == "depthwise" else "kernel"
+        kernel = arrays[f"{node.name}/{variable}"].astype(np.float64)
+        if node.batch_norm is None:
+            bias = arrays[f"{node.name}/bias"].astype(np.float64)
+        else:
+            statistics = {
+                name: arrays[f"{node.batch_norm}/{name}"].astype(np.float64)
+                for name in ("gamma", "beta", "moving_mean", "moving_variance")
+            }
+            factor = statistics["gamma"] / np.sqrt(statistics["moving_variance"] + 1e-3)
+            bias = statistics["beta"] - statistics["moving_mean"] * factor
+            kernel = kernel * (factor[:, None] if node.op == "depthwise" else factor)
+        folded[f"{node.name}/kernel"] = kernel.astype(np.float32)
+        folded[f"{node.name}/bias"] = bias.astype(np.float32)
+    return folded
+
+
+def kernel_codes(
+    node: Node, kernel: npt.NDArray[np.float32]
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Returns the int8 codes of a kernel and the scale of each output channel.
+
+    Symmetric: scale = largest magnitude of the channel / 127, codes -127..127. A channel of zeros
+    gets a scale of 2**-23, so that its codes are 0 and nothing divides by zero. Both exporters and
+    the simulation take the codes from here, so that no tie is rounded differently.
+
+    Args:
+        node: The node that the kernel belongs to.
+        kernel: Folded kernel as `fold` returns it.
+
+    Returns:
+        int8 codes of the kernel's shape, and float32 scales of shape (out,) for "conv" or
+        (channels,) for "depthwise".
+    """
+    channel_axis = 2 if node.op == "depthwise" else 3
+    others = tuple(axis for axis in range(4) if axis != channel_axis)
+    largest = np.abs(kernel).max(axis=others)
+    scales = np.maximum(largest / 127, 2.0**-23).astype(np.float32)
+    laid_out = scales[:, None] if node.op == "depthwise" else scales
+    codes = np.clip(np.round(kernel / laid_out), -127, 127).astype(np.int8)
+    return codes, scales

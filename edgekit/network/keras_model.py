@@ -1,0 +1,107 @@
+"""The Keras side of the network: build, load weights, read and write arrays. Imports TensorFlow."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+import tf_keras
+
+from edgekit.errors import SpecError
+from edgekit.network.graph import LOGITS
+from edgekit.network.pretrained import weight_file
+
+# TensorFlow warns about every newly traced function; each phase needs its own.
+logging.getLogger("tensorflow").setLevel(logging.ERROR)
+
+
+def make_deterministic(seed: int) -> None:
+    """Seeds Python, NumPy and TensorFlow and asks for deterministic kernels."""
+    tf_keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def build(
+    *, alpha: float, input_size_px: int, class_count: int, dropout: float, weights: str, seed: int
+) -> tf_keras.Model:
+    """Returns MobileNetV2 with a new head of global average pooling, dropout and dense logits.
+
+    Args:
+        alpha: Width multiplier.
+        input_size_px: Side of the square input, at least 32.
+        class_count: Number of logits.
+        dropout: Fraction of pooled features dropped while training.
+        weights: "imagenet", "none", or the path of a `.h5` weight file of
+            `MobileNetV2(include_top=False)` or of an `.npz` with arrays named `layer/variable`.
+        seed: Seed of the head's initial weights.
+
+    Returns:
+        Flat functional model from float32 (n, s, s, 3) to float32 logits (n, class_count).
+
+    Raises:
+        SpecError: If the weights cannot be had or do not fit the network.
+    """
+    backbone = tf_keras.applications.MobileNetV2(
+        input_shape=(input_size_px, input_size_px, 3), alpha=alpha, include_top=False, weights=None
+    )
+    _load_backbone(backbone, weights, alpha, input_size_px)
+    layers = tf_keras.layers
+    pooled = layers.GlobalAveragePooling2D(keepdims=True, name="global_average_pool")(
+        backbone.output
+    )
+    dropped = layers.Dropout(dropout, seed=seed, name="dropout")(pooled)
+    initial = tf_keras.initializers.GlorotUniform(seed=seed)
+    # A dense layer written as a 1 x 1 convolution: every runtime quantizes those per channel.
+    dense = layers.Conv2D(class_count, 1, kernel_initializer=initial, name=LOGITS)(dropped)
+    logits = layers.Reshape((class_count,), name="flatten")(dense)
+    return tf_keras.Model(backbone.input, logits, name="mobilenet_v2")
+
+
+def _load_backbone(
+    backbone: tf_keras.Model, weights: str, alpha: float, input_size_px: int
+) -> None:
+    path = weight_file(weights, alpha, input_size_px)
+    if path is None:
+        return
+    try:
+        if path.suffix == ".npz":
+            # NumPy leaves a file that it opened itself open when it turns out to be damaged.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+                assign(backbone, {name: stored[name] for name in stored.files})
+        else:
+            backbone.load_weights(path)
+    except (ValueError, OSError, KeyError, EOFError, BadZipFile) as error:
+        raise SpecError(
+            f"model.weights = {weights!r}: {str(error).splitlines()[0]}",
+            f"weights of MobileNetV2(alpha={alpha}, include_top=False)",
+            "give the file that belongs to this alpha, or set model.alpha to the file's",
+        ) from error
+
+
+def arrays_of(model: tf_keras.Model) -> dict[str, npt.NDArray[np.float32]]:
+    """Returns every variable of the model as float32, named `layer/variable`."""
+    return {weight.name.split(":")[0]: weight.numpy() for weight in model.weights}
+
+
+def assign(model: tf_keras.Model, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Sets every variable of the model.
+
+    Args:
+        model: The model to change.
+        arrays: Arrays named `layer/variable`; further names are ignored.
+
+    Raises:
+        ValueError: If a variable has no array or another shape.
+    """
+    for weight in model.weights:
+        name = weight.name.split(":")[0]
+        if name not in arrays:
+            msg = f"no array named {name}"
+            raise ValueError(msg)
+        if tuple(arrays[name].shape) != tuple(weight.shape):
+            msg = f"{name} has shape {arrays[name].shape}, the network needs {tuple(weight.shape)}"
+            raise ValueError(msg)
+        weight.assign(arrays[name].astype(np.float32))

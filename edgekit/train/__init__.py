@@ -1,0 +1,1 @@
+"""Fine-tuning MobileNetV2 by progressive unfreezing from the output side."""

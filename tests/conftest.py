@@ -1,0 +1,255 @@
+"""One tiny network, trained, quantized and exported once for all tests that need it.
+
+TensorFlow is imported inside the fixtures only: tests of the lower layers run without it.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_network import (
+    ALPHA,
+    CLASSES,
+    SIZE_PX,
+    Arrays,
+    Exported,
+    Network,
+    Quantized,
+    Trained,
+    Untyped,
+    arrays_in,
+    coloured,
+)
+
+from edgekit.records import Preprocess
+
+
+@pytest.fixture(scope="session")
+def contract() -> Preprocess:
+    return Preprocess(height_px=SIZE_PX, width_px=SIZE_PX)
+
+
+@pytest.fixture(scope="session")
+def network() -> Network:
+    """Returns a source of Keras networks (alpha, size) that are random but healthy.
+
+    Random kernels with a fresh BatchNorm let the signal die within a few blocks. Here scales and
+    shifts are random too, and the moving statistics are those of one batch of noise, so that
+    every layer has activations worth comparing. Most of them lie inside 0..6: a random network that
+    saturates a lot is chaotic and turns one rounding into another answer. A network that is asked
+    for again comes with its first weights again.
+    """
+    pytest.importorskip("tensorflow")
+    from edgekit.network import keras_model
+
+    known: dict[float, Arrays] = {}
+    built: dict[tuple[float, int], Untyped] = {}
+
+    def make(alpha: float, size_px: int) -> Untyped:
+        if (alpha, size_px) not in built:
+            built[alpha, size_px] = keras_model.build(
+                alpha=alpha,
+                input_size_px=size_px,
+                class_count=len(CLASSES),
+                dropout=0.1,
+                weights="none",
+                seed=3,
+            )
+        model = built[alpha, size_px]
+        if alpha not in known:
+            _liven(model, size_px)
+            known[alpha] = keras_model.arrays_of(model)
+        keras_model.assign(model, known[alpha])
+        return model
+
+    return make
+
+
+def _liven(model: Untyped, size_px: int) -> None:
+    random = np.random.default_rng(11)
+    kernels = [weight for weight in model.weights if "kernel" in weight.name]
+    for kernel in kernels:
+        shape = tuple(kernel.shape)
+        taps = shape[0] * shape[1] * (1 if "depthwise" in kernel.name else shape[2])
+        kernel.assign(random.normal(0, (2 / taps) ** 0.5, shape))
+    normalizations = [layer for layer in model.layers if hasattr(layer, "moving_mean")]
+    for layer in normalizations:
+        layer.gamma.assign(random.uniform(0.4, 1.0, layer.gamma.shape))
+        layer.beta.assign(random.normal(1.0, 0.5, layer.beta.shape))
+        layer.momentum = 0.0
+    model(random.uniform(-1, 1, (48, size_px, size_px, 3)).astype(np.float32), training=True)
+    for layer in normalizations:
+        layer.momentum = 0.999
+
+
+@pytest.fixture(scope="session")
+def starting_weights(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Returns an `.npz` of backbone weights for `model.weights`."""
+    from edgekit.network import keras_model
+
+    path = tmp_path_factory.mktemp("weights") / "backbone.npz"
+    arrays = keras_model.arrays_of(network(ALPHA, SIZE_PX))
+    np.savez(path, allow_pickle=False, **arrays)
+    return path
+
+
+@pytest.fixture(scope="session")
+def pictures(contract: Preprocess, tmp_path_factory: pytest.TempPathFactory) -> Untyped:
+    """Returns (train, validation) as the data stage leaves them: memory-mapped."""
+    pytest.importorskip("tensorflow")
+    from edgekit.fitting.loop import Pictures
+
+    folder = tmp_path_factory.mktemp("pictures")
+    for split, count, seed in (("train", 48, 1), ("validation", 24, 2)):
+        images, labels = coloured(count, seed)
+        np.save(folder / f"{split}.images.npy", images)
+        np.save(folder / f"{split}.labels.npy", labels)
+    return (
+        Pictures.load(folder, "train", contract),
+        Pictures.load(folder, "validation", contract),
+    )
+
+
+@pytest.fixture(scope="session")
+def train_plan(starting_weights: Path) -> Untyped:
+    """Returns a plan of two short phases: the head, then from block_16_project on."""
+    from edgekit.fitting.augment import Augmentation
+    from edgekit.train.unfreezing import Plan
+
+    return Plan(
+        alpha=ALPHA,
+        dropout=0.1,
+        weights=str(starting_weights),
+        batch_size=16,
+        head_epochs=2,
+        head_learning_rate=1e-2,
+        phase_epochs=3,
+        unfreeze_learning_rate=1e-3,
+        learning_rate_decay=0.5,
+        granularity="block",
+        unfreeze_from="block_16_project",
+        epoch_patience=2,
+        min_delta=0.0,
+        patience=1,
+        label_smoothing=0.1,
+        augmentation=Augmentation(flip=True, shift=0.05, zoom=0.05, brightness=0.05, contrast=0.05),
+        seed=5,
+    )
+
+
+@pytest.fixture(scope="session")
+def fine_tune(
+    pictures: Untyped, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Untyped], Trained]:
+    """Returns a function that runs the train stage with a plan."""
+    from edgekit.train.unfreezing import train
+
+    def run(plan: Untyped) -> Trained:
+        folder = tmp_path_factory.mktemp("train")
+        said: list[str] = []
+        record = train(
+            *pictures,
+            len(CLASSES),
+            plan,
+            folder,
+            say=said.append,
+            epoch_done=lambda _cut, _epoch, _record: None,
+        )
+        return Trained(
+            folder,
+            record,
+            arrays_in(folder / "weights.npz"),
+            arrays_in(Path(plan.weights)),
+            tuple(said),
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(fine_tune: Callable[[Untyped], Trained], train_plan: Untyped) -> Trained:
+    return fine_tune(train_plan)
+
+
+@pytest.fixture(scope="session")
+def quantize_plan() -> Untyped:
+    pytest.importorskip("tensorflow")
+    from edgekit.quantize.candidates import Plan
+
+    return Plan(
+        qat_epochs=2,
+        qat_learning_rate=3e-4,
+        temperature=2.0,
+        calibration_images=48,
+        batch_size=16,
+        epoch_patience=2,
+        augmentation=None,
+        seed=5,
+    )
+
+
+@pytest.fixture(scope="session")
+def quantize_it(
+    trained: Trained, pictures: Untyped, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Untyped], Quantized]:
+    """Returns a function that runs the quantize stage on the trained network with a plan."""
+    from edgekit.quantize.candidates import quantize_model
+
+    def run(plan: Untyped) -> Quantized:
+        folder = tmp_path_factory.mktemp("quantize")
+        record = quantize_model(
+            trained.record,
+            trained.arrays,
+            *pictures,
+            plan,
+            folder,
+            say=lambda _line: None,
+            progress=lambda _done, _total: None,
+            epoch_done=lambda _epoch, _record: None,
+        )
+        return Quantized(folder, record)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def quantized(quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped) -> Quantized:
+    return quantize_it(quantize_plan)
+
+
+@pytest.fixture(scope="session")
+def sources(trained: Trained, quantized: Quantized) -> Untyped:
+    """Returns what the files are made from: the quantization-aware candidate."""
+    from edgekit.export.files import Sources
+
+    return Sources(
+        arrays=trained.arrays,
+        float_weights=arrays_in(quantized.folder / "float.weights.npz"),
+        int8_weights=quantized.weights("qat"),
+        ranges=quantized.ranges("qat"),
+    )
+
+
+@pytest.fixture(scope="session")
+def exported(
+    trained: Trained,
+    sources: Untyped,
+    pictures: Untyped,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Exported:
+    """Returns every standard file and the int8 files with the other two I/O types."""
+    from edgekit.export.files import STANDARD, Request, export_files
+
+    folder = tmp_path_factory.mktemp("export")
+    more = (Request("tflite", "int8", "uint8"), Request("tflite", "int8", "float32"))
+    record = export_files(
+        trained.record,
+        sources,
+        *pictures,
+        CLASSES,
+        (*STANDARD, *more),
+        folder,
+        progress=lambda _what, _done, _total: None,
+    )
+    return Exported(folder, record)

@@ -1,0 +1,108 @@
+"""The Keras model: its arrays go out and in, and weights that do not fit are refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import shared_file
+from tiny_network import ALPHA, SIZE_PX, Network, arrays_in
+
+from edgekit.errors import SpecError
+
+tf_keras = pytest.importorskip("tf_keras")
+
+from edgekit.network import keras_model  # noqa: E402 - after the check that TensorFlow is there
+
+
+def build(weights: str, alpha: float = ALPHA, seed: int = 1) -> tf_keras.Model:
+    return keras_model.build(
+        alpha=alpha,
+        input_size_px=SIZE_PX,
+        class_count=3,
+        dropout=0.2,
+        weights=weights,
+        seed=seed,
+    )
+
+
+def test_arrays_go_out_and_in(network: Network) -> None:
+    source, other = network(ALPHA, SIZE_PX), build("none", seed=2)
+    images = np.random.default_rng(1).uniform(-1, 1, (2, SIZE_PX, SIZE_PX, 3)).astype(np.float32)
+    expected = source(images, training=False).numpy()
+    assert not np.array_equal(other(images, training=False).numpy(), expected)
+    arrays = keras_model.arrays_of(source)
+    assert len(arrays) == len(source.weights) == 262
+    assert {array.dtype for array in arrays.values()} == {np.dtype(np.float32)}
+    keras_model.assign(other, {**arrays, "left over": np.zeros(1)})
+    assert np.array_equal(other(images, training=False).numpy(), expected)
+
+
+def test_the_arrays_are_copies(network: Network) -> None:
+    model = network(ALPHA, SIZE_PX)
+    arrays = keras_model.arrays_of(model)
+    kept = arrays["logits/bias"].copy()
+    model.get_layer("logits").bias.assign([7.0, 8.0, 9.0])
+    assert np.array_equal(arrays["logits/bias"], kept)
+
+
+def test_assigning_needs_every_array_in_its_shape(network: Network) -> None:
+    model = network(ALPHA, SIZE_PX)
+    arrays = keras_model.arrays_of(model)
+    shorter = {**arrays, "bn_Conv1/beta": np.zeros(3, np.float32)}
+    with pytest.raises(ValueError, match=r"bn_Conv1/beta has shape \(3,\), the network needs"):
+        keras_model.assign(model, shorter)
+    del arrays["bn_Conv1/beta"]
+    with pytest.raises(ValueError, match="no array named bn_Conv1/beta"):
+        keras_model.assign(model, arrays)
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+def test_weights_of_another_width_are_refused(
+    network: Network, tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"narrow{suffix}"
+    if suffix == ".npz":
+        np.savez(path, allow_pickle=False, **keras_model.arrays_of(network(ALPHA, SIZE_PX)))
+    else:
+        tf_keras.applications.MobileNetV2(
+            input_shape=(SIZE_PX, SIZE_PX, 3), alpha=ALPHA, include_top=False, weights=None
+        ).save_weights(path)
+    with pytest.raises(SpecError, match=r"MobileNetV2\(alpha=0.5, include_top=False\)") as caught:
+        build(str(path), alpha=0.5)
+    assert caught.value.exit_code == 2
+    assert str(path) in caught.value.received
+
+
+def test_weights_of_the_same_width_are_loaded(starting_weights: Path) -> None:
+    loaded = keras_model.arrays_of(build(str(starting_weights)))
+    stored = arrays_in(starting_weights)
+    for name in stored:
+        # The head is new: it starts from the seed, not from the file.
+        assert np.array_equal(loaded[name], stored[name]) == (name != "logits/kernel"), name
+
+
+@pytest.mark.parametrize("content", [b"", b"not a weight file"])
+@pytest.mark.parametrize("suffix", [".npz", ".h5"])
+def test_a_damaged_weight_file_is_refused(tmp_path: Path, content: bytes, suffix: str) -> None:
+    path = tmp_path / f"broken{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(SpecError) as caught:
+        build(str(path))
+    assert caught.value.exit_code == 2
+
+
+def test_a_cut_short_weight_file_is_refused(starting_weights: Path, tmp_path: Path) -> None:
+    path = tmp_path / "short.npz"
+    content = starting_weights.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(SpecError):
+        build(str(path))
+
+
+def test_published_weights_load_by_path() -> None:
+    h5py = pytest.importorskip("h5py")
+    path = shared_file("weights", "mobilenet_v2_0.35_224_no_top.h5")
+    loaded = keras_model.arrays_of(build(str(path)))
+    with h5py.File(path) as stored:
+        expected = stored["block_13_expand/block_13_expand/kernel:0"][()]
+    assert np.array_equal(loaded["block_13_expand/kernel"], expected)

@@ -1,0 +1,89 @@
+"""The int8 grid of an activation: zero is on it, and it is the grid that TensorFlow rounds to."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgekit.network.ranges import from_limits, of_input, read, write
+from edgekit.records import Preprocess, TensorRange
+
+
+def limits(count: int = 60) -> list[tuple[float, float]]:
+    random = np.random.default_rng(8)
+    sizes = 10.0 ** random.uniform(-3, 3, (count, 2))
+    return [(-float(low), float(high)) for low, high in sizes]
+
+
+EDGES = [(0.0, 6.0), (-3.0, 0.0), (1.0, 6.0), (-6.0, -2.0), (-1.0, 1.0), (0.0, 0.0), (-1e-9, 5.0)]
+
+
+@pytest.mark.parametrize(("low", "high"), [*EDGES, *limits()])
+def test_zero_is_a_code_and_the_limits_are_covered(low: float, high: float) -> None:
+    span = from_limits(low, high, "calibrated")
+    grid = span.scale * (np.arange(-128, 128) - span.zero_point)
+    assert 0.0 in grid
+    assert (grid[0], grid[-1]) == pytest.approx((span.minimum, span.maximum), rel=1e-12, abs=0)
+    # Moving the zero point to a code moves the limits by at most half a step.
+    assert grid[0] - min(low, 0) == pytest.approx(0, abs=span.scale * 0.5001)
+    if high - low > 1e-6:  # a tensor of zeros gets a small range above zero
+        assert grid[-1] - max(high, 0) == pytest.approx(0, abs=span.scale * 0.5001)
+
+
+@pytest.mark.parametrize(("low", "high"), [edge for edge in EDGES if edge != (0, 0)] + limits(20))
+def test_the_grid_is_the_one_tensorflow_rounds_to(low: float, high: float) -> None:
+    tf = pytest.importorskip("tensorflow")
+    span = from_limits(low, high, "calibrated")
+    width = span.maximum - span.minimum
+    # More points than codes, and beyond both ends: every code is hit.
+    reals = np.linspace(span.minimum - width, span.maximum + width, 4096, dtype=np.float32)
+    ours = span.scale * (np.arange(-128, 128) - span.zero_point)
+    # float32 keeps 24 bits of each limit and of the scale, and rounds the product once more.
+    close = 4 * 2.0**-24 * width
+    asked = [(span.minimum, span.maximum)]
+    if low != -high:
+        # Of -1..1 the zero point lies half-way between two codes; float32 and float64 may choose
+        # differently. The nudged limits, which every stage passes on, leave no choice.
+        asked.append((min(low, 0.0), max(high, 0.0)))  # TensorFlow wants zero inside
+    for limit in asked:
+        grid = np.unique(tf.quantization.fake_quant_with_min_max_args(reals, *limit).numpy())
+        assert len(grid) == 256
+        assert np.abs(grid - ours).max() <= close
+        # Twin: the zero point one code off.
+        assert np.abs(grid - (ours - span.scale)).max() > close
+
+
+def test_the_nudged_limits_give_the_same_grid_again() -> None:
+    for low, high in limits():
+        once = from_limits(low, high, "calibrated")
+        twice = from_limits(once.minimum, once.maximum, "calibrated")
+        assert twice.zero_point == once.zero_point
+        assert math.isclose(twice.scale, once.scale, rel_tol=1e-12)
+
+
+def test_a_table_survives_its_file(tmp_path: Path) -> None:
+    table = {
+        "input": from_limits(-1, 0.9921875, "contract"),
+        "Conv1": from_limits(0.1, 5.123456789012345, "calibrated"),
+        "logits": from_limits(-7.7, 3.3, "trained"),
+    }
+    write(tmp_path / "ranges.json", table)
+    again = read(tmp_path / "ranges.json")
+    assert again == table
+    assert list(again) == list(table)
+
+
+def test_pixels_are_the_codes_of_the_default_contract() -> None:
+    span = of_input(Preprocess(height_px=32, width_px=32))
+    assert span == TensorRange(
+        minimum=-1.0, maximum=127 / 128, scale=1 / 128, zero_point=0, source="contract"
+    )
+
+
+def test_the_usual_contract_has_the_usual_grid() -> None:
+    usual = Preprocess(height_px=32, width_px=32, scale=(1 / 127.5,) * 3, offset=(-1.0,) * 3)
+    span = of_input(usual)
+    assert span.scale == pytest.approx(2 / 255)
+    assert span.minimum <= 0 <= span.maximum
+    assert span.zero_point in (-1, 0)

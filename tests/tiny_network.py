@@ -1,0 +1,74 @@
+"""What the tests of training, quantization and export share: types, pictures and constants.
+
+The fixtures of `conftest` make the objects. Nothing here imports TensorFlow.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.network.ranges import read
+from edgekit.records import ExportRecord, FloatModelRecord, QuantizedModelRecord
+
+# Keras models and edgekit types whose modules import TensorFlow.
+Untyped: TypeAlias = Any
+Arrays: TypeAlias = dict[str, npt.NDArray[np.float32]]
+Network: TypeAlias = Callable[[float, int], Untyped]
+
+ALPHA = 0.35
+SIZE_PX = 48
+CLASSES = ("blue", "green", "red")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the train stage made of the tiny pictures, and what it started from."""
+
+    folder: Path
+    record: FloatModelRecord
+    arrays: Arrays
+    start: Arrays
+    said: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What the quantize stage made of `Trained`."""
+
+    folder: Path
+    record: QuantizedModelRecord
+
+    def weights(self, name: str) -> Arrays:
+        return arrays_in(self.folder / f"{name}.weights.npz")
+
+    def ranges(self, name: str) -> Untyped:
+        return read(self.folder / f"{name}.ranges.json")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What the export stage made of `Quantized`."""
+
+    folder: Path
+    record: ExportRecord
+
+
+def arrays_in(path: Path) -> Arrays:
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def coloured(
+    count: int, seed: int, size_px: int = SIZE_PX
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int32]]:
+    """Returns noisy pictures whose brightest channel is their class, and the labels."""
+    random = np.random.default_rng(seed)
+    labels = (np.arange(count) % len(CLASSES)).astype(np.int32)
+    images = random.integers(0, 100, (count, size_px, size_px, 3), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        image[..., 2 - label] += 120
+    return images, labels
