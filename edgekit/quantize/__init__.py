@@ -1,0 +1,1 @@
+"""Ranges, calibration and quantization-aware training. The only place that touches tfmot."""

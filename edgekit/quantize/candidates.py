@@ -1,0 +1,252 @@
+"""The quantize stage: post-training and quantization-aware int8 of a model, and a choice."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from edgekit.fitting.augment import Augmentation
+from edgekit.fitting.loop import Pictures, compiled, cross_entropy, fit
+from edgekit.network import keras_model, ranges as range_table
+from edgekit.network.forward import logits_function, quantize, run
+from edgekit.network.graph import (
+    INPUT,
+    Arrays,
+    Node,
+    boundary,
+    fold,
+    mobilenet_v2,
+    split,
+    weighted,
+)
+from edgekit.network.ranges import Ranges
+from edgekit.quantize import qat
+from edgekit.quantize.calibration import calibrate, representative_rows
+from edgekit.records import (
+    CandidateRecord,
+    EpochRecord,
+    FloatModelRecord,
+    LayerQuantization,
+    QuantizedModelRecord,
+    TensorRange,
+)
+
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the quantize stage reads from the recipe.
+
+    Args:
+        qat_epochs: Most epochs; 0 makes the post-training candidate only.
+        qat_learning_rate: Adam's learning rate at the start; falls to zero along a cosine.
+        temperature: Softening of both outputs in the distillation loss.
+        calibration_images: Training pictures that set the ranges.
+        batch_size: Pictures per step.
+        epoch_patience: Epochs without a lower validation loss before it stops.
+        augmentation: Random changes of training pictures, or None.
+        seed: Seed of the recipe.
+    """
+
+    qat_epochs: int
+    qat_learning_rate: float
+    temperature: float
+    calibration_images: int
+    batch_size: int
+    epoch_patience: int
+    augmentation: Augmentation | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class _Simulated:
+    """One candidate in memory: what it ships and how it answers on the validation split."""
+
+    name: Literal["ptq", "qat"]
+    weights: Arrays
+    ranges: Ranges
+    logits: Logits
+    epochs: tuple[EpochRecord, ...]
+
+
+def quantize_model(
+    float_model: FloatModelRecord,
+    arrays: Arrays,
+    train: Pictures,
+    validation: Pictures,
+    plan: Plan,
+    folder: Path,
+    *,
+    say: Callable[[str], None],
+    progress: Callable[[int, int], None],
+    epoch_done: Callable[[int, EpochRecord], None],
+) -> QuantizedModelRecord:
+    """Makes the int8 candidates and picks the one that ships.
+
+    Writes into `folder`: `float.weights.npz` (BatchNorm folded), and for each candidate
+    `<name>.weights.npz` and `<name>.ranges.json`.
+
+    Args:
+        float_model: What training made.
+        arrays: Its float arrays, `layer/variable`.
+        train: Pictures for calibration and quantization-aware training.
+        validation: Pictures that decide which candidate ships.
+        plan: What the recipe asks for.
+        folder: Where the files go.
+        say: Called with one line per candidate.
+        progress: Called with (pictures done, in all) while calibrating.
+        epoch_done: Called after each epoch of quantization-aware training.
+
+    Raises:
+        TrainingError: If the loss stops being finite.
+    """
+    keras_model.make_deterministic(plan.seed)
+    nodes = mobilenet_v2(float_model.alpha)
+    weights = fold(nodes, arrays)
+    rows = representative_rows(train.labels, plan.calibration_images, plan.seed)
+    table = calibrate(nodes, weights, train, rows, progress)
+    float_logits = compiled(logits_function(nodes, weights), validation)()
+    simulated = [_simulate("ptq", nodes, weights, table, validation, ())]
+    if plan.qat_epochs:
+        unfrozen = frozenset(float_model.unfrozen_layers)
+        tuned, learned, epochs = _train(
+            nodes, unfrozen, weights, table, train, validation, plan, epoch_done
+        )
+        simulated.append(_simulate("qat", nodes, tuned, learned, validation, epochs))
+    np.savez(folder / "float.weights.npz", allow_pickle=False, **weights)
+    records = []
+    for item in simulated:
+        np.savez(folder / f"{item.name}.weights.npz", allow_pickle=False, **item.weights)
+        range_table.write(folder / f"{item.name}.ranges.json", item.ranges)
+        records.append(_record(item, nodes, float_model, float_logits, validation, len(rows)))
+        say(
+            f"{item.name}: validation top-1 {records[-1].validation_accuracy:.2%}, "
+            f"loss {records[-1].validation_loss:.4f}, "
+            f"agrees with float on {records[-1].agreement_with_float:.1%}"
+        )
+    return _choose(tuple(records))
+
+
+def _simulate(
+    name: Literal["ptq", "qat"],
+    nodes: tuple[Node, ...],
+    weights: Arrays,
+    ranges: Ranges,
+    validation: Pictures,
+    epochs: tuple[EpochRecord, ...],
+) -> _Simulated:
+    logits = compiled(logits_function(nodes, weights, ranges), validation)()
+    return _Simulated(name, weights, ranges, logits, epochs)
+
+
+def _train(
+    nodes: tuple[Node, ...],
+    unfrozen: frozenset[str],
+    weights: Arrays,
+    table: Ranges,
+    train: Pictures,
+    validation: Pictures,
+    plan: Plan,
+    epoch_done: Callable[[int, EpochRecord], None],
+) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, TensorRange], tuple[EpochRecord, ...]]:
+    prefix_nodes, tail_nodes = split(nodes, unfrozen)
+    names = boundary(prefix_nodes, tail_nodes)
+
+    def prefix(images: Any) -> list[Any]:
+        # The frozen part answers as its int8 form will, so that the tail learns to live with it.
+        start = {INPUT: quantize(images, table[INPUT])}
+        tensors = run(prefix_nodes, weights, start, table)
+        return [tensors[name] for name in names]
+
+    height, width = train.images.shape[1:3]
+    shapes = [tuple(t.shape[1:]) for t in prefix(tf.zeros((1, height, width, 3)))]
+    tail = qat.wrap(tail_nodes, names, shapes, weights, table)
+    result = fit(
+        prefix,
+        tail,
+        _distillation(logits_function(nodes, weights), plan.temperature),
+        train,
+        validation,
+        learning_rates=cosine(plan.qat_learning_rate, plan.qat_epochs),
+        patience=plan.epoch_patience,
+        batch_size=plan.batch_size,
+        augmentation=plan.augmentation,
+        seed=plan.seed,
+        first_epoch=0,
+        epoch_done=epoch_done,
+    )
+    tuned, learned = qat.unwrap(tail, tail_nodes)
+    return {**weights, **tuned}, {**table, **learned}, result.epochs
+
+
+def cosine(start: float, epochs: int) -> list[float]:
+    """Returns one learning rate per epoch, falling from `start` towards zero along a cosine."""
+    return [start * 0.5 * (1 + math.cos(math.pi * epoch / epochs)) for epoch in range(epochs)]
+
+
+def _distillation(teacher: Callable[[Any], Any], temperature: float) -> Callable[..., Any]:
+    """Returns T^2 KL(teacher / T || student / T) plus the cross-entropy of the labels, halved.
+
+    Source: Hinton, Vinyals, Dean, arXiv:1503.02531, section 2, with equal weights.
+    """
+
+    def loss(images: Any, labels: Any, logits: Any) -> Any:
+        soft = tf.nn.softmax(tf.stop_gradient(teacher(images)) / temperature)
+        student = tf.nn.log_softmax(logits / temperature)
+        divergence = tf.reduce_sum(soft * (tf.math.log(soft + 1e-12) - student), axis=1)
+        hard = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        return tf.reduce_mean(0.5 * temperature**2 * divergence + 0.5 * hard)
+
+    return loss
+
+
+def _record(
+    item: _Simulated,
+    nodes: tuple[Node, ...],
+    float_model: FloatModelRecord,
+    float_logits: Logits,
+    validation: Pictures,
+    calibration_images: int,
+) -> CandidateRecord:
+    answers = item.logits.argmax(1)
+    calibrated = f"ranges from {calibration_images} class-balanced training pictures"
+    layers = []
+    for node in weighted(nodes):
+        if item.name == "qat" and node.name in float_model.unfrozen_layers:
+            layer = LayerQuantization(
+                layer=node.name, how="qat", reason=f"unfrozen from {float_model.cut} on"
+            )
+        else:
+            why = "frozen in fine-tuning" if item.name == "qat" else "post-training"
+            layer = LayerQuantization(
+                layer=node.name, how="calibrated", reason=f"{why}: {calibrated}"
+            )
+        layers.append(layer)
+    return CandidateRecord(
+        name=item.name,
+        validation_accuracy=float((answers == validation.labels).mean()),
+        validation_loss=cross_entropy(item.logits, validation.labels),
+        agreement_with_float=float((answers == float_logits.argmax(1)).mean()),
+        layers=tuple(layers),
+        epochs=item.epochs,
+    )
+
+
+def _choose(candidates: tuple[CandidateRecord, ...]) -> QuantizedModelRecord:
+    """Ships the lower validation loss: on few pictures it is far less noisy than the accuracy."""
+    best = min(candidates, key=lambda candidate: candidate.validation_loss)
+    if len(candidates) == 1:
+        reason = "only post-training int8 was asked for (quantize.qat_epochs = 0)"
+    else:
+        shown = "; ".join(
+            f"{c.name}: loss {c.validation_loss:.4f}, top-1 {c.validation_accuracy:.2%}"
+            for c in candidates
+        )
+        reason = f"{best.name} has the lower loss on the validation split ({shown})"
+    return QuantizedModelRecord(candidates=candidates, shipped=best.name, reason=reason)

@@ -1,0 +1,221 @@
+"""Quantization-aware training of the unfrozen tail with tensorflow-model-optimization.
+
+tfmot's defaults are not used: its ranges start at -6..6 and forget slowly, and it gives a depthwise
+kernel one range for all channels. Here every layer of the tail gets its own `QuantizeConfig`:
+kernels are quantized symmetrically per output channel from their current values, activation ranges
+start from a calibration pass, and no layer is moved or fused, since BatchNorm is already folded.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+import tensorflow_model_optimization as tfmot
+import tf_keras
+
+from edgekit.network.graph import Arrays, Node
+from edgekit.network.ranges import Ranges, from_limits
+from edgekit.records import TensorRange
+
+_OUTPUT = "_output"
+
+
+class _KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):  # type: ignore[misc]
+    """Symmetric int8 grid per output channel, from the kernel's current largest magnitudes."""
+
+    def __init__(self, depthwise: bool) -> None:
+        self.depthwise = depthwise
+
+    def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, inputs: Any, training: bool, weights: Any, **kwargs: Any) -> Any:
+        # The per-channel op works on the last axis; a depthwise kernel has its channels before it.
+        last = tf.transpose(inputs, (0, 1, 3, 2)) if self.depthwise else inputs
+        limit = tf.stop_gradient(tf.reduce_max(tf.abs(last), axis=(0, 1, 2)))
+        limit = tf.maximum(limit, 127 * 2.0**-23)  # as graph.kernel_codes
+        rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(
+            last, -limit, limit, narrow_range=True
+        )
+        return tf.transpose(rounded, (0, 1, 3, 2)) if self.depthwise else rounded
+
+    def get_config(self) -> dict[str, Any]:
+        return {"depthwise": self.depthwise}
+
+
+class _LayerConfig(tfmot.quantization.keras.QuantizeConfig):  # type: ignore[misc]
+    """Quantizes a layer's kernel, its output, or both.
+
+    Args:
+        kernel: Name of the kernel attribute, or None.
+        output: Whether the output is rounded to its range.
+    """
+
+    def __init__(self, kernel: str | None, output: bool) -> None:
+        self.kernel = kernel
+        self.output = output
+
+    def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
+        if self.kernel is None:
+            return []
+        quantizer = _KernelQuantizer(self.kernel == "depthwise_kernel")
+        return [(getattr(layer, self.kernel), quantizer)]
+
+    def set_quantize_weights(self, layer: Any, quantize_weights: Sequence[Any]) -> None:
+        if self.kernel is not None:
+            setattr(layer, self.kernel, quantize_weights[0])
+
+    def get_activations_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
+        return []
+
+    def set_quantize_activations(self, layer: Any, quantize_activations: Sequence[Any]) -> None:
+        return
+
+    def get_output_quantizers(self, layer: Any) -> list[Any]:
+        quantizers = tfmot.quantization.keras.quantizers
+        moving = quantizers.MovingAverageQuantizer(
+            num_bits=8, per_axis=False, symmetric=False, narrow_range=False
+        )
+        return [moving] if self.output else []
+
+    def get_config(self) -> dict[str, Any]:
+        return {"kernel": self.kernel, "output": self.output}
+
+
+class _AsIs(tfmot.quantization.keras.QuantizeScheme):  # type: ignore[misc]
+    """A scheme that wraps the annotated layers and rearranges nothing."""
+
+    class _Layout(tfmot.quantization.keras.QuantizeLayoutTransform):  # type: ignore[misc]
+        def apply(self, model: Any, layer_quantize_map: Any) -> tuple[Any, Any]:
+            return model, layer_quantize_map
+
+    class _Registry(tfmot.quantization.keras.QuantizeRegistry):  # type: ignore[misc]
+        def supports(self, layer: Any) -> bool:
+            return False
+
+        def get_quantize_config(self, layer: Any) -> Any:
+            return None
+
+    def get_layout_transformer(self) -> Any:
+        return self._Layout()
+
+    def get_quantize_registry(self) -> Any:
+        return self._Registry()
+
+
+def wrap(
+    tail: tuple[Node, ...],
+    inputs: Sequence[str],
+    shapes: Sequence[tuple[int, ...]],
+    weights: Arrays,
+    ranges: Ranges,
+) -> tf_keras.Model:
+    """Returns the tail as a Keras model whose every layer tfmot quantizes.
+
+    Args:
+        tail: Unfrozen nodes.
+        inputs: Names of the tensors that enter it.
+        shapes: Their shapes without the batch, (h, w, c).
+        weights: Folded float weights to start from.
+        ranges: Ranges of the tail's tensors to start from.
+
+    Returns:
+        Model from the entering float32 tensors, already rounded to their ranges, to float32 logits
+        (n, classes). Trainable: kernels and biases. Activation ranges follow the data slowly
+        (moving average, decay 0.999, tfmot's constant) while it trains.
+    """
+    layers = tf_keras.layers
+    annotate = tfmot.quantization.keras.quantize_annotate_layer
+    entering = [
+        layers.Input(shape, name=f"{name}_entering")
+        for name, shape in zip(inputs, shapes, strict=True)
+    ]
+    tensors: dict[str, Any] = dict(zip(inputs, entering, strict=True))
+    for node in tail:
+        sources = [tensors[name] for name in node.inputs]
+        if node.op == "add":
+            tensors[node.name] = annotate(
+                layers.Add(name=f"{node.name}{_OUTPUT}"), _LayerConfig(None, True)
+            )(sources)
+        elif node.op == "pool":
+            pool = layers.GlobalAveragePooling2D(keepdims=True, name=f"{node.name}{_OUTPUT}")
+            tensors[node.name] = annotate(pool, _LayerConfig(None, True))(sources[0])
+        else:
+            tensors[node.name] = _convolution(node, sources[0], weights)
+    last = tensors[tail[-1].name]
+    logits = layers.Reshape((int(last.shape[-1]),), name="flatten")(last)
+    annotated = tf_keras.Model(entering, logits)
+    with tf_keras.utils.custom_object_scope({"_LayerConfig": _LayerConfig}):
+        model = tfmot.quantization.keras.quantize_apply(
+            annotated, scheme=_AsIs(), quantized_layer_name_prefix=""
+        )
+    for node in tail:
+        wrapper = model.get_layer(_output_layer(node))
+        low, high = _limits(wrapper)
+        low.assign(ranges[node.name].minimum)
+        high.assign(ranges[node.name].maximum)
+        if node.op in ("conv", "depthwise"):
+            kernel, bias = _kernel_and_bias(model.get_layer(_kernel_layer(node)))
+            kernel.assign(weights[f"{node.name}/kernel"])
+            bias.assign(weights[f"{node.name}/bias"])
+    return model
+
+
+def unwrap(
+    model: tf_keras.Model, tail: tuple[Node, ...]
+) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, TensorRange]]:
+    """Returns the trained kernels, biases and ranges of a model that `wrap` made."""
+    weights: dict[str, npt.NDArray[np.float32]] = {}
+    ranges: dict[str, TensorRange] = {}
+    for node in tail:
+        low, high = (
+            float(limit.numpy()) for limit in _limits(model.get_layer(_output_layer(node)))
+        )
+        ranges[node.name] = from_limits(low, high, "trained")
+        if node.op in ("conv", "depthwise"):
+            kernel, bias = _kernel_and_bias(model.get_layer(_kernel_layer(node)))
+            weights[f"{node.name}/kernel"] = kernel.numpy()
+            weights[f"{node.name}/bias"] = bias.numpy()
+    return weights, ranges
+
+
+def _convolution(node: Node, source: Any, weights: Arrays) -> Any:
+    layers = tf_keras.layers
+    annotate = tfmot.quantization.keras.quantize_annotate_layer
+    kernel = weights[f"{node.name}/kernel"]
+    size, name = kernel.shape[0], _kernel_layer(node)
+    # Without a ReLU6 the convolution's own output is what the next layer reads.
+    if node.op == "depthwise":
+        layer = layers.DepthwiseConv2D(size, node.stride, "same", name=name)
+        config = _LayerConfig("depthwise_kernel", not node.relu6)
+    else:
+        layer = layers.Conv2D(kernel.shape[3], size, node.stride, "same", name=name)
+        config = _LayerConfig("kernel", not node.relu6)
+    value = annotate(layer, config)(source)
+    if not node.relu6:
+        return value
+    return annotate(layers.ReLU(6.0, name=_output_layer(node)), _LayerConfig(None, True))(value)
+
+
+def _kernel_layer(node: Node) -> str:
+    return node.name if node.relu6 else f"{node.name}{_OUTPUT}"
+
+
+def _output_layer(node: Node) -> str:
+    return f"{node.name}{_OUTPUT}"
+
+
+def _kernel_and_bias(wrapper: Any) -> tuple[Any, Any]:
+    by_name = _by_name(wrapper.trainable_weights)
+    return by_name.get("kernel", by_name.get("depthwise_kernel")), by_name["bias"]
+
+
+def _limits(wrapper: Any) -> tuple[Any, Any]:
+    by_name = _by_name(wrapper.non_trainable_weights)
+    return by_name["output_min"], by_name["output_max"]
+
+
+def _by_name(variables: Sequence[Any]) -> dict[str, Any]:
+    return {variable.name.split("/")[-1].split(":")[0]: variable for variable in variables}

@@ -1,0 +1,265 @@
+"""Quantization-aware training: the wrapped tail simulates what ships, channel by channel."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tiny_network import ALPHA, SIZE_PX, Arrays, Trained, Untyped
+
+from edgekit.network.graph import (
+    INPUT,
+    LOGITS,
+    Node,
+    boundary,
+    fold,
+    kernel_codes,
+    mobilenet_v2,
+    split,
+    weighted,
+)
+from edgekit.network.ranges import from_limits
+from edgekit.records import TensorRange
+
+tf = pytest.importorskip("tensorflow")
+
+from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapper import (  # noqa: E402
+    QuantizeWrapperV2,
+)
+
+from edgekit.network.forward import quantize, round_bias, run  # noqa: E402 - after the check for TensorFlow
+from edgekit.quantize import qat  # noqa: E402
+from edgekit.quantize.calibration import calibrate  # noqa: E402
+
+NODES = mobilenet_v2(ALPHA)
+WEIGHTED = [node.name for node in weighted(NODES)]
+CUTS = [LOGITS, "block_16_expand", "block_15_project", "Conv1"]
+
+
+@dataclass(frozen=True)
+class Tail:
+    """A wrapped tail and everything it was made from."""
+
+    nodes: tuple[Node, ...]
+    model: Untyped
+    entering: list[Untyped]
+    weights: Arrays
+    ranges: dict[str, TensorRange]
+
+    def simulated(
+        self, weights: Arrays | None = None, ranges: dict[str, TensorRange] | None = None
+    ) -> npt.NDArray[np.float32]:
+        """Returns what `forward.run`, from which the files are exported, makes of the input."""
+        known = dict(
+            zip(boundary(NODES[: -len(self.nodes)], self.nodes), self.entering, strict=True)
+        )
+        tensors = run(self.nodes, weights or self.weights, known, ranges or self.ranges)
+        result: npt.NDArray[np.float32] = tensors[LOGITS].numpy().reshape(len(self.entering[0]), -1)
+        return result
+
+    def answers(self) -> npt.NDArray[np.float32]:
+        result: npt.NDArray[np.float32] = self.model(self.entering, training=False).numpy()
+        return result
+
+
+@pytest.fixture(scope="module")
+def prepared(trained: Trained, pictures: Untyped) -> tuple[Arrays, dict[str, TensorRange]]:
+    weights = fold(NODES, trained.arrays)
+    table = calibrate(NODES, weights, pictures[0], np.arange(48), lambda _done, _total: None)
+    # Biases on the int32 grid that they ship on. What ships rounds them and training does not; over
+    # 53 layers that alone moves the logits by several steps and would hide everything else.
+    for node in weighted(NODES):
+        scales = kernel_codes(node, weights[f"{node.name}/kernel"])[1]
+        bias = weights[f"{node.name}/bias"]
+        weights[f"{node.name}/bias"] = round_bias(bias, scales, table[node.inputs[0]].scale)
+    return weights, table
+
+
+@pytest.fixture(params=CUTS, scope="module")
+def tail(
+    request: pytest.FixtureRequest,
+    prepared: tuple[Arrays, dict[str, TensorRange]],
+    pictures: Untyped,
+) -> Tail:
+    weights, table = prepared
+    later = frozenset(WEIGHTED[WEIGHTED.index(request.param) :])
+    prefix, nodes = split(NODES, later)
+    names = boundary(prefix, nodes)
+    images = quantize(pictures[0].normalize(pictures[0].images[:16]), table[INPUT])
+    tensors = run(prefix, weights, {INPUT: images}, table)
+    entering = [tensors[name] for name in names]
+    shapes = [tuple(tensor.shape[1:]) for tensor in entering]
+    model = qat.wrap(nodes, names, shapes, weights, table)
+    return Tail(nodes, model, entering, weights, table)
+
+
+def test_before_training_it_answers_as_what_ships(tail: Tail) -> None:
+    step = tail.ranges[LOGITS].scale
+    wrapped, shipped = tail.answers(), tail.simulated()
+    # float32 may put a value at the border of two codes on either side: nearly all answers are the
+    # same bits, and the others one step off, not two. Before 52 more layers one step may become
+    # several, and the first layers have so many values that half of the pictures have one.
+    whole = len(tail.nodes) == len(NODES)
+    assert same_answers(wrapped, shipped, step) >= (0.4 if whole else 0.9)
+    assert np.abs(wrapped - shipped).max() <= (8 if whole else 1.001) * step
+    assert np.abs(shipped).max() > 10 * step
+    # Twins: one range a tenth wider, or one kernel of the tail scaled.
+    last = tail.ranges[LOGITS]
+    wider = {**tail.ranges, LOGITS: from_limits(1.1 * last.minimum, 1.1 * last.maximum, "trained")}
+    clipped = {
+        **tail.ranges,
+        LOGITS: from_limits(0.9 * last.minimum, 0.9 * last.maximum, "trained"),
+    }
+    assert same_answers(wrapped, tail.simulated(ranges=wider), step) < 0.2
+    assert same_answers(wrapped, tail.simulated(ranges=clipped), step) < 0.2
+    first = next(node.name for node in tail.nodes if node.op in ("conv", "depthwise"))
+    scaled = {**tail.weights, f"{first}/kernel": 1.5 * tail.weights[f"{first}/kernel"]}
+    assert same_answers(wrapped, tail.simulated(weights=scaled), step) < 0.2
+
+
+def same_answers(
+    one: npt.NDArray[np.float32], other: npt.NDArray[np.float32], step: float
+) -> float:
+    """Returns the fraction of logits with the same code."""
+    return float((np.abs(one - other) < 0.01 * step).mean())
+
+
+def test_exactly_the_layers_of_the_tail_are_wrapped_by_tfmot(tail: Tail) -> None:
+    wrapped = [layer for layer in tail.model.layers if isinstance(layer, QuantizeWrapperV2)]
+    inner = {layer.layer.name.removesuffix("_output") for layer in wrapped}
+    assert inner == {node.name for node in tail.nodes}
+    # A convolution with a ReLU6 is two wrapped layers: kernel quantized, then output quantized.
+    assert len(wrapped) == len(tail.nodes) + sum(node.relu6 for node in tail.nodes)
+    bare = [type(x).__name__ for x in tail.model.layers if not isinstance(x, QuantizeWrapperV2)]
+    assert sorted(bare) == ["InputLayer"] * len(tail.entering) + ["Reshape"]
+
+
+def test_kernels_and_biases_train_and_nothing_else(tail: Tail) -> None:
+    carrying = weighted(tail.nodes)
+    assert len(tail.model.trainable_variables) == 2 * len(carrying)
+    trainable = sum(int(np.prod(v.shape)) for v in tail.model.trainable_variables)
+    names = [f"{node.name}/{part}" for node in carrying for part in ("kernel", "bias")]
+    assert trainable == sum(tail.weights[name].size for name in names)
+
+
+def test_unwrapping_returns_what_went_in(tail: Tail) -> None:
+    weights, ranges = qat.unwrap(tail.model, tail.nodes)
+    assert set(weights) == {
+        f"{n.name}/{p}" for n in weighted(tail.nodes) for p in ("kernel", "bias")
+    }
+    assert all(np.array_equal(weights[name], tail.weights[name]) for name in weights)
+    assert list(ranges) == [node.name for node in tail.nodes]
+    for name, span in ranges.items():
+        assert span.source == "trained"
+        assert span.zero_point == tail.ranges[name].zero_point
+        # The limits were float32 variables in between.
+        assert span.scale == pytest.approx(tail.ranges[name].scale, rel=2.0**-21)
+
+
+def test_unwrapping_returns_what_was_trained(
+    prepared: tuple[Arrays, dict[str, TensorRange]], pictures: Untyped
+) -> None:
+    import tf_keras
+
+    weights, table = prepared
+    prefix, nodes = split(NODES, frozenset(WEIGHTED[WEIGHTED.index("Conv_1") :]))
+    (name,) = boundary(prefix, nodes)
+    images = quantize(pictures[0].normalize(pictures[0].images[:16]), table[INPUT])
+    entering = run(prefix, weights, {INPUT: images}, table)[name]
+    model = qat.wrap(nodes, [name], [tuple(entering.shape[1:])], weights, table)
+    optimizer = tf_keras.optimizers.Adam(1e-2)
+    for _ in range(3):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(
+                tf.nn.sparse_softmax_cross_entropy_with_logits(
+                    pictures[0].labels[:16], model([entering], training=True)
+                )
+            )
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+    tuned, learned = qat.unwrap(model, nodes)
+    assert all(not np.array_equal(tuned[key], weights[key]) for key in tuned)
+    tail = Tail(nodes, model, [entering], weights, table)
+    step = learned[LOGITS].scale
+    trained_answers = tail.answers()
+    shipped = tail.simulated({**weights, **tuned}, {**table, **learned})
+    # The shipped biases are rounded to int32 steps and the trained ones are not, so a value at the
+    # border of two codes may fall on either side: one step. The twin is the untrained network.
+    assert np.abs(trained_answers - shipped).max() <= 1.001 * step
+    assert np.abs(trained_answers - tail.simulated()).max() > 1.001 * step
+
+
+def test_ranges_follow_the_data_slowly(
+    prepared: tuple[Arrays, dict[str, TensorRange]], pictures: Untyped
+) -> None:
+    weights, table = prepared
+    prefix, nodes = split(NODES, frozenset({LOGITS}))
+    images = quantize(pictures[0].normalize(pictures[0].images[:16]), table[INPUT])
+    entering = run(prefix, weights, {INPUT: images}, table)["global_average_pool"]
+    narrow = from_limits(-0.1, 0.1, "calibrated")
+    model = qat.wrap(
+        nodes, ["global_average_pool"], [tuple(entering.shape[1:])], weights,
+        {**table, LOGITS: narrow},
+    )  # fmt: skip
+    model([entering], training=False)
+    assert qat.unwrap(model, nodes)[1][LOGITS].maximum == pytest.approx(narrow.maximum, rel=1e-6)
+    model([entering], training=True)
+    (node,) = nodes
+    seen = run(nodes, weights, {"global_average_pool": entering})[LOGITS].numpy()
+    moved = qat.unwrap(model, nodes)[1][LOGITS]
+    # One step of an average with decay 0.999; the kernel's rounding moves `seen` by under 5 %.
+    widened = (moved.maximum - moved.minimum) - (narrow.maximum - narrow.minimum)
+    seen_span = max(seen.max(), 0) - min(seen.min(), 0)  # zero always belongs to a range
+    expected = 0.001 * (seen_span - (narrow.maximum - narrow.minimum))
+    assert widened == pytest.approx(expected, rel=0.05)
+    assert node.name == LOGITS
+
+
+GAINS = (0.01, 0.1, 1.0)
+
+
+def depthwise_tail() -> tuple[tuple[Node, ...], Arrays, dict[str, TensorRange]]:
+    """Returns a network of one depthwise layer whose channels differ a hundredfold."""
+    nodes = (
+        Node("dw", "depthwise", (INPUT,)),
+        Node("pool", "pool", ("dw",)),
+        Node(LOGITS, "conv", ("pool",)),
+    )
+    random = np.random.default_rng(5)
+    kernel = random.uniform(-1, 1, (3, 3, 3, 1)) * np.array(GAINS)[:, None]
+    weights = {
+        "dw/kernel": kernel.astype(np.float32),
+        "dw/bias": np.zeros(3, np.float32),
+        f"{LOGITS}/kernel": np.eye(3, dtype=np.float32)[None, None],
+        f"{LOGITS}/bias": np.zeros(3, np.float32),
+    }
+    table = {name: from_limits(-9, 9, "calibrated") for name in (INPUT, "dw", "pool", LOGITS)}
+    return nodes, weights, table
+
+
+def test_every_channel_of_a_depthwise_kernel_uses_all_codes() -> None:
+    nodes, weights, table = depthwise_tail()
+    model = qat.wrap(nodes, [INPUT], [(SIZE_PX, SIZE_PX, 3)], weights, table)
+    model([tf.zeros((1, SIZE_PX, SIZE_PX, 3))], training=True)
+    # After an eager call the wrapped layer holds the kernel it just used: the rounded one.
+    used = np.array(model.get_layer("dw_output").layer.depthwise_kernel)
+    codes, scales = kernel_codes(nodes[0], weights["dw/kernel"])
+    levels = used[..., 0] / scales
+    # float32 rounds code * scale and the quotient: 127 * 2**-22, far below half a code.
+    assert np.abs(levels - codes[..., 0]).max() < 1e-4
+    assert np.abs(levels).max((0, 1)) == pytest.approx([127, 127, 127], abs=1e-4)
+    # Twin: with tfmot's one range for all channels the first has two or three levels left.
+    one = np.abs(weights["dw/kernel"]).max() / 127
+    assert np.abs(np.round(weights["dw/kernel"][..., 0] / one)).max((0, 1))[0] < 3
+
+
+def test_a_channel_of_zeros_stays_zero() -> None:
+    nodes, weights, table = depthwise_tail()
+    silent = weights["dw/kernel"].copy()
+    silent[:, :, 1] = 0
+    model = qat.wrap(
+        nodes, [INPUT], [(SIZE_PX, SIZE_PX, 3)], {**weights, "dw/kernel": silent}, table
+    )
+    answers = model([tf.ones((1, SIZE_PX, SIZE_PX, 3))], training=True).numpy()
+    assert np.isfinite(answers).all()
+    assert answers[0, 1] == 0
