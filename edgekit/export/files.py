@@ -1,0 +1,279 @@
+"""The export stage: every file of one model, audited and compared with what it was made from."""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.devices import local
+from edgekit.devices.protocol import Subject
+from edgekit.errors import ConversionError
+from edgekit.export import onnx_file, tflite
+from edgekit.fitting.loop import Pictures, compiled
+from edgekit.network import keras_model, ranges as range_table
+from edgekit.network.forward import logits_function
+from edgekit.network.graph import Arrays, Node, mobilenet_v2
+from edgekit.network.ranges import Ranges
+from edgekit.records import (
+    Artifact,
+    ExportRecord,
+    FloatModelRecord,
+    Format,
+    IoType,
+    Parity,
+    Variant,
+)
+from edgekit.runtimes.base import RUNTIME_OF_FORMAT
+from edgekit.runtimes.inspect import inspect_model
+from edgekit.store import file_digest
+
+Logits = npt.NDArray[np.float32]
+
+# Float files may differ from Keras by rounding only. float32 has a relative error of 6e-8 an
+# operation; 53 layers of sums of up to 1280 terms were seen to reach 3e-6 of the largest logit.
+_FLOAT_BOUND = 1e-4
+# TFLite and ONNX compute the same integers; runtimes differ in how an exact tie is rounded.
+_INT8_AGREEMENT = 0.99
+_PARITY_IMAGES = 1024
+
+
+@dataclass(frozen=True)
+class Request:
+    """One file to make."""
+
+    format: Format
+    variant: Variant
+    io: IoType
+
+    @property
+    def name(self) -> str:
+        """File name: the variant, and the I/O type where several exist."""
+        io = f"_{self.io}_io" if self.variant == "int8" and self.format == "tflite" else ""
+        return f"model_{self.variant}{io}.{self.format}"
+
+
+# Made for every run, since the report compares them; targets may add int8 I/O types.
+STANDARD = (
+    Request("tflite", "float32", "float32"),
+    Request("tflite", "float16", "float32"),
+    Request("tflite", "dynamic", "float32"),
+    Request("tflite", "int8", "int8"),
+    Request("onnx", "float32", "float32"),
+    Request("onnx", "int8", "float32"),
+)
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What the files are made from.
+
+    Args:
+        arrays: Float arrays of the Keras model, `layer/variable`.
+        float_weights: Its folded weights.
+        int8_weights: Folded weights of the candidate that ships.
+        ranges: Its range table.
+    """
+
+    arrays: Arrays
+    float_weights: Arrays
+    int8_weights: Arrays
+    ranges: Ranges
+
+
+def export_files(
+    float_model: FloatModelRecord,
+    sources: Sources,
+    train: Pictures,
+    validation: Pictures,
+    class_names: tuple[str, ...],
+    requests: Sequence[Request],
+    folder: Path,
+    *,
+    progress: Callable[[str, int, int], None],
+) -> ExportRecord:
+    """Writes all files, `labels.txt` and `ranges.json` into `folder`.
+
+    Args:
+        float_model: What training made.
+        sources: Weights and ranges.
+        train: Pictures that fill up the parity check.
+        validation: Pictures of the parity check; the test split is not used.
+        class_names: Names in output order.
+        requests: What to make.
+        folder: Where the files go.
+        progress: Called with (file, files done, files in all).
+
+    Raises:
+        ConversionError: If a file is not what was asked for, a float file differs from Keras by
+            more than rounding, or the int8 ONNX answers otherwise than the int8 TFLite.
+    """
+    nodes = mobilenet_v2(float_model.alpha)
+    artifacts = []
+    for number, request in enumerate(requests):
+        progress(request.name, number, 2 * len(requests))
+        content = _content(request, nodes, sources, train, class_names)
+        (folder / request.name).write_bytes(content)
+        artifacts.append(_audited(folder / request.name, request))
+    range_table.write(folder / "ranges.json", sources.ranges)
+    (folder / "labels.txt").write_text("".join(f"{name}\n" for name in class_names))
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
+        images = Path(scratch) / "images.npy"
+        np.save(images, _parity_images(train, validation))
+        references = _references(float_model, nodes, sources, validation, images)
+        answers = []
+        for number, artifact in enumerate(artifacts):
+            progress(artifact.path, len(requests) + number, 2 * len(requests))
+            answers.append(_answers(folder, artifact, images, validation))
+    parity = tuple(
+        _compare(artifact, answer, references)
+        for artifact, answer in zip(artifacts, answers, strict=True)
+    )
+    _check_formats_agree(artifacts, answers)
+    return ExportRecord(
+        preprocess=validation.preprocess,
+        class_names=class_names,
+        artifacts=tuple(artifacts),
+        parity=parity,
+    )
+
+
+def _content(
+    request: Request,
+    nodes: tuple[Node, ...],
+    sources: Sources,
+    pictures: Pictures,
+    class_names: tuple[str, ...],
+) -> bytes:
+    contract = pictures.preprocess
+    size = (contract.height_px, contract.width_px)
+    if request.format == "tflite":
+        weights = sources.int8_weights if request.variant == "int8" else sources.float_weights
+        return tflite.convert(
+            nodes, weights, sources.ranges, variant=request.variant, io=request.io, size_px=size
+        )
+    model = onnx_file.float_model(nodes, sources.float_weights, size, contract, class_names)
+    if request.variant == "int8":
+        model = onnx_file.quantized_model(model, nodes, sources.int8_weights, sources.ranges)
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _audited(path: Path, request: Request) -> Artifact:
+    """Reads a file back and refuses it where it is not what was asked for."""
+    facts = inspect_model(path)
+    ends = (*facts.inputs, *facts.outputs)
+    wrong = [f"{t.name} is {t.dtype}" for t in ends if t.dtype != request.io]
+    free = [f"{t.name} has shape {t.shape}" for t in ends if t.shape[0] != 1]
+    islands = facts.float_tensors if request.variant == "int8" else ()
+    for problem, expected in (
+        (wrong, f"{request.io} input and output"),
+        (free, "a static batch of one"),
+        (islands, "integers only between input and output"),
+    ):
+        if problem:
+            raise ConversionError(
+                f"{path.name}: {', '.join(problem[:10])}",
+                expected,
+                "report this with the recipe; the converter did not do as told",
+            )
+    return Artifact(
+        format=request.format,
+        variant=request.variant,
+        io=request.io,
+        path=path.name,
+        sha256=file_digest(path),
+        size_bytes=path.stat().st_size,
+        inputs=facts.inputs,
+        outputs=facts.outputs,
+        operators=facts.operators,
+        float_tensors=facts.float_tensors,
+    )
+
+
+def _parity_images(train: Pictures, validation: Pictures) -> npt.NDArray[np.uint8]:
+    wanted = max(0, _PARITY_IMAGES - len(validation.labels))
+    return np.concatenate([validation.images[:_PARITY_IMAGES], train.images[:wanted]])
+
+
+def _references(
+    float_model: FloatModelRecord,
+    nodes: tuple[Node, ...],
+    sources: Sources,
+    validation: Pictures,
+    images: Path,
+) -> dict[Literal["float", "int8"], Logits]:
+    """Returns the logits of the Keras model and of the int8 simulation on the parity images."""
+    model = keras_model.build(
+        alpha=float_model.alpha,
+        input_size_px=float_model.input_size_px,
+        class_count=float_model.class_count,
+        dropout=0.0,
+        weights="none",
+        seed=0,
+    )
+    keras_model.assign(model, sources.arrays)
+    simulated = logits_function(nodes, sources.int8_weights, sources.ranges)
+    pictures = Pictures(np.load(images), np.zeros(0, np.int32), validation.preprocess)
+
+    return {
+        "float": compiled(lambda x: model(x, training=False), pictures)(),
+        "int8": compiled(simulated, pictures)(),
+    }
+
+
+def _answers(folder: Path, artifact: Artifact, images: Path, pictures: Pictures) -> Logits:
+    subject = Subject(
+        model=folder / artifact.path,
+        sha256=artifact.sha256,
+        runtime=RUNTIME_OF_FORMAT[artifact.format],
+        threads=1,
+        images=images,
+        preprocess=pictures.preprocess,
+    )
+    answered = local.answer(subject)
+    return local.scores(answered.raw, answered.output)
+
+
+def _compare(
+    artifact: Artifact, answers: Logits, references: dict[Literal["float", "int8"], Logits]
+) -> Parity:
+    reference = references["int8" if artifact.variant == "int8" else "float"]
+    largest = float(np.abs(answers - reference).max())
+    bound = None
+    if artifact.variant == "float32":
+        bound = _FLOAT_BOUND * max(1.0, float(np.abs(reference).max()))
+        if largest > bound:
+            raise ConversionError(
+                f"{artifact.path} differs from the Keras model by {largest:.2e}",
+                f"at most {bound:.2e}, float rounding",
+                "report this with the recipe; the converted graph is not the trained one",
+            )
+    return Parity(
+        artifact_sha256=artifact.sha256,
+        source="simulated int8" if artifact.variant == "int8" else "Keras model",
+        images=len(answers),
+        top1_agreement=float((answers.argmax(1) == reference.argmax(1)).mean()),
+        largest_difference=largest,
+        largest_difference_bound=bound,
+    )
+
+
+def _check_formats_agree(artifacts: Sequence[Artifact], answers: Sequence[Logits]) -> None:
+    """Refuses an int8 ONNX whose answers differ from the int8 TFLite's on too many images."""
+    int8 = [
+        (a, answer) for a, answer in zip(artifacts, answers, strict=True) if a.variant == "int8"
+    ]
+    tflite_answers = [(a, answer) for a, answer in int8 if a.format == "tflite"]
+    for artifact, answer in (item for item in int8 if item[0].format == "onnx"):
+        for other, expected in tflite_answers:
+            agreement = float((answer.argmax(1) == expected.argmax(1)).mean())
+            if agreement < _INT8_AGREEMENT:
+                raise ConversionError(
+                    f"{artifact.path} and {other.path} agree on {agreement:.2%} of {len(answer)} "
+                    "images",
+                    f"at least {_INT8_AGREEMENT:.0%}",
+                    "report this with the recipe; the two files do not compute the same",
+                )

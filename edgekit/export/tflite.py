@@ -1,0 +1,67 @@
+"""TFLite files: float32, float16, dynamic range and full int8, static batch of one."""
+
+from typing import Any
+
+import tensorflow as tf
+
+from edgekit.errors import ConversionError
+from edgekit.network.forward import logits_function
+from edgekit.network.graph import Arrays, Node
+from edgekit.network.ranges import Ranges
+from edgekit.records import IoType, Variant
+
+_TYPES = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
+
+
+def convert(
+    nodes: tuple[Node, ...],
+    weights: Arrays,
+    ranges: Ranges | None,
+    *,
+    variant: Variant,
+    io: IoType,
+    size_px: tuple[int, int],
+) -> bytes:
+    """Returns the bytes of a `.tflite` file.
+
+    The int8 variant is converted from a graph in which every kernel and every activation carries
+    its fake quantization, so the converter has nothing left to estimate: every scale in the file
+    comes from the weights and the table.
+
+    Args:
+        nodes: The network.
+        weights: Folded kernels and biases.
+        ranges: The range table; needed for "int8", unused otherwise.
+        variant: What to make.
+        io: Type of input and output; other than "float32" only for "int8".
+        size_px: (height, width) of the input.
+
+    Raises:
+        ConversionError: If the converter refuses the graph.
+    """
+    function = tf.function(
+        logits_function(nodes, weights, ranges if variant == "int8" else None),
+        input_signature=[tf.TensorSpec((1, *size_px, 3), tf.float32, name="image")],
+        autograph=False,
+    )
+    holder = tf.Module()
+    holder.function = function
+    converter = tf.lite.TFLiteConverter.from_concrete_functions(
+        [function.get_concrete_function()], holder
+    )
+    if variant != "float32":
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if variant == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if variant == "int8":
+        converter.inference_input_type = _TYPES[io]
+        converter.inference_output_type = _TYPES[io]
+    try:
+        content: Any = converter.convert()
+    except (RuntimeError, ValueError, tf.errors.OpError) as error:
+        raise ConversionError(
+            f"the TFLite converter refused {variant}: {str(error).splitlines()[0]}",
+            "a convertible graph",
+            "report this with the recipe; it is a bug in edgekit",
+        ) from error
+    return bytes(content)

@@ -1,0 +1,146 @@
+"""The export stage from weights to audited files, and what it refuses."""
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tiny_network import CLASSES, Exported, Trained, Untyped
+
+from edgekit.errors import ConversionError
+from edgekit.network.ranges import from_limits, read
+
+pytest.importorskip("tensorflow")
+
+from edgekit.export import onnx_file
+from edgekit.export.files import STANDARD, Request, export_files
+
+NAMES = (
+    "model_float32.tflite",
+    "model_float16.tflite",
+    "model_dynamic.tflite",
+    "model_int8_int8_io.tflite",
+    "model_float32.onnx",
+    "model_int8.onnx",
+)
+INT8_PAIR = (Request("tflite", "int8", "int8"), Request("onnx", "int8", "float32"))
+
+
+def test_every_run_makes_the_standard_files() -> None:
+    assert tuple(request.name for request in STANDARD) == NAMES
+
+
+def test_the_files_are_those_of_the_record(exported: Exported) -> None:
+    paths = [artifact.path for artifact in exported.record.artifacts]
+    assert paths == [*NAMES, "model_int8_uint8_io.tflite", "model_int8_float32_io.tflite"]
+    found = {file.name for file in exported.folder.iterdir()}
+    assert found == {*paths, "labels.txt", "ranges.json"}
+    for artifact in exported.record.artifacts:
+        content = (exported.folder / artifact.path).read_bytes()
+        assert artifact.sha256 == hashlib.sha256(content).hexdigest()
+        assert artifact.size_bytes == len(content)
+        assert {tensor.dtype for tensor in (*artifact.inputs, *artifact.outputs)} == {artifact.io}
+        assert {tensor.shape[0] for tensor in (*artifact.inputs, *artifact.outputs)} == {1}
+        if artifact.variant == "int8":
+            assert artifact.float_tensors == ()
+
+
+def test_labels_and_ranges_lie_beside_the_files(exported: Exported, sources: Untyped) -> None:
+    assert (exported.folder / "labels.txt").read_text() == "blue\ngreen\nred\n"
+    assert exported.record.class_names == CLASSES
+    assert read(exported.folder / "ranges.json") == sources.ranges
+
+
+def test_every_file_was_compared_with_its_source(exported: Exported) -> None:
+    for artifact, parity in zip(exported.record.artifacts, exported.record.parity, strict=True):
+        assert parity.artifact_sha256 == artifact.sha256
+        assert parity.images == 72  # 24 of validation, filled up with the 48 of training
+        int8 = artifact.variant == "int8"
+        assert parity.source == ("simulated int8" if int8 else "Keras model")
+        assert (parity.largest_difference_bound is not None) == (artifact.variant == "float32")
+        if parity.largest_difference_bound is not None:
+            assert parity.largest_difference <= parity.largest_difference_bound
+            assert parity.top1_agreement == 1.0
+
+
+def export(
+    trained: Trained,
+    sources: Untyped,
+    pictures: Untyped,
+    folder: Path,
+    requests: tuple[Request, ...],
+) -> list[tuple[str, int, int]]:
+    told: list[tuple[str, int, int]] = []
+    export_files(
+        trained.record,
+        sources,
+        *pictures,
+        CLASSES,
+        requests,
+        folder,
+        progress=lambda what, done, total: told.append((what, done, total)),
+    )
+    return told
+
+
+def test_progress_counts_writing_and_checking(
+    trained: Trained, sources: Untyped, pictures: Untyped, tmp_path: Path
+) -> None:
+    told = export(trained, sources, pictures, tmp_path, (Request("tflite", "float32", "float32"),))
+    assert told == [("model_float32.tflite", 0, 2), ("model_float32.tflite", 1, 2)]
+
+
+@pytest.mark.parametrize("file_format", ["tflite", "onnx"])
+def test_a_float_file_of_other_weights_is_refused(
+    trained: Trained,
+    sources: Untyped,
+    pictures: Untyped,
+    tmp_path: Path,
+    file_format: Any,
+) -> None:
+    kernel = sources.float_weights["block_7_project/kernel"] * np.float32(1.01)
+    wrong = replace(
+        sources, float_weights={**sources.float_weights, "block_7_project/kernel": kernel}
+    )
+    request = Request(file_format, "float32", "float32")
+    with pytest.raises(ConversionError, match="differs from the Keras model") as caught:
+        export(trained, wrong, pictures, tmp_path, (request,))
+    assert request.name in caught.value.received
+    assert caught.value.exit_code == 1
+
+
+def test_an_onnx_file_with_altered_scales_is_refused(
+    trained: Trained,
+    sources: Untyped,
+    pictures: Untyped,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    honest = onnx_file.quantized_model
+
+    def altered(model: Untyped, nodes: Untyped, weights: Untyped, ranges: Untyped) -> Untyped:
+        """Writes a real file, but with other ranges than the table's for two tensors."""
+        wrong = {
+            "Conv_1": from_limits(0.0, 0.05 * ranges["Conv_1"].maximum, "trained"),
+            "global_average_pool": from_limits(0.0, 40.0, "trained"),
+        }
+        return honest(model, nodes, weights, {**ranges, **wrong})
+
+    monkeypatch.setattr(onnx_file, "quantized_model", altered)
+    with pytest.raises(
+        ConversionError, match=r"model_int8.onnx and model_int8_int8_io.tflite agree"
+    ):
+        export(trained, sources, pictures, tmp_path, INT8_PAIR)
+    # Twin: with the table's own ranges the same two files pass.
+    monkeypatch.undo()
+    export(trained, sources, pictures, tmp_path, INT8_PAIR)
+
+
+def test_a_type_that_the_file_does_not_have_is_refused(
+    trained: Trained, sources: Untyped, pictures: Untyped, tmp_path: Path
+) -> None:
+    with pytest.raises(ConversionError, match="is float32") as caught:
+        export(trained, sources, pictures, tmp_path, (Request("onnx", "float32", "int8"),))
+    assert caught.value.expected == "int8 input and output"

@@ -1,0 +1,158 @@
+"""The ONNX files: valid, self-contained, quantized with the table and fused throughout."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_network import ALPHA, CLASSES, SIZE_PX, Exported, Untyped
+
+from edgekit.errors import ConversionError
+from edgekit.network.graph import kernel_codes, mobilenet_v2, weighted
+from edgekit.network.ranges import from_limits
+from edgekit.records import Preprocess
+
+pytest.importorskip("tensorflow")
+onnx = pytest.importorskip("onnx")
+
+from edgekit.export import onnx_file  # noqa: E402 - after the checks that the converters are there
+
+NODES = mobilenet_v2(ALPHA)
+FILES = ("model_float32.onnx", "model_int8.onnx")
+
+
+@pytest.fixture(scope="module")
+def float_model(sources: Untyped, contract: Preprocess) -> Untyped:
+    return onnx_file.float_model(
+        NODES, sources.float_weights, (SIZE_PX, SIZE_PX), contract, CLASSES
+    )
+
+
+def parameters(model: Untyped) -> dict[str, Untyped]:
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_is_valid_and_self_contained(exported: Exported, name: str) -> None:
+    path = exported.folder / name
+    onnx.checker.check_model(path, full_check=True)
+    model = onnx.load(path, load_external_data=False)
+    assert [(entry.domain, entry.version) for entry in model.opset_import if not entry.domain] == [
+        ("", 17)
+    ]
+    assert model.ir_version == 8
+    assert all(not tensor.external_data for tensor in model.graph.initializer)
+    (entering,), (leaving,) = model.graph.input, model.graph.output
+    assert (entering.name, leaving.name) == ("image", "logits")
+
+    def shape(value: Untyped) -> list[int]:
+        return [dimension.dim_value for dimension in value.type.tensor_type.shape.dim]
+
+    assert (shape(entering), shape(leaving)) == ([1, SIZE_PX, SIZE_PX, 3], [1, 3])
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_the_metadata_say_how_to_use_it(
+    exported: Exported, contract: Preprocess, name: str
+) -> None:
+    model = onnx.load(exported.folder / name)
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    assert Preprocess.model_validate_json(metadata["edgekit.preprocess"]) == contract
+    assert tuple(json.loads(metadata["edgekit.labels"])) == CLASSES
+
+
+def graph_that_runs(path: Path, folder: Path) -> Iterator[Untyped]:
+    """Returns the nodes that onnxruntime is left with after all optimizations."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    options.log_severity_level = 3  # it warns that such a file fits this processor only
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return iter(onnx.load(folder / "optimized.onnx").graph.node)
+
+
+def test_every_convolution_runs_in_integers(exported: Exported, tmp_path: Path) -> None:
+    path = exported.folder / "model_int8.onnx"
+    used = Counter(node.op_type for node in graph_that_runs(path, tmp_path))
+    assert used["QLinearConv"] == 53
+    assert used["QLinearAdd"] == 10
+    assert not {"Conv", "FusedConv", "Clip", "Add"} & set(used)
+    # One at each end, and nothing in between goes back to float.
+    assert (used["QuantizeLinear"], used["DequantizeLinear"]) == (1, 1)
+
+
+def test_the_float_file_runs_fused(exported: Exported, tmp_path: Path) -> None:
+    path = exported.folder / "model_float32.onnx"
+    used = Counter(node.op_type for node in graph_that_runs(path, tmp_path))
+    assert used["Conv"] + used["FusedConv"] == 53
+    assert not {"QLinearConv", "Clip", "BatchNormalization"} & set(used)
+
+
+def test_scales_and_codes_are_those_of_the_table(exported: Exported, sources: Untyped) -> None:
+    stored = parameters(onnx.load(exported.folder / "model_int8.onnx"))
+
+    def differing(ranges: Untyped) -> list[str]:
+        return [
+            name
+            for name, span in ranges.items()
+            if stored[f"{name}/scale"] != np.float32(span.scale)
+            or stored[f"{name}/zero_point"] != span.zero_point + 128
+        ]
+
+    assert differing(sources.ranges) == []
+    span = sources.ranges["block_5_add"]
+    altered = span.model_copy(update={"scale": span.scale * 1.00001})
+    assert differing({**sources.ranges, "block_5_add": altered}) == ["block_5_add"]
+    for node in weighted(NODES):
+        codes, scales = kernel_codes(node, sources.int8_weights[f"{node.name}/kernel"])
+        axes = (2, 3, 0, 1) if node.op == "depthwise" else (3, 2, 0, 1)
+        assert np.array_equal(stored[f"{node.name}/kernel/codes"], codes.transpose(axes))
+        assert np.array_equal(stored[f"{node.name}/kernel/scale"], scales)
+        assert not stored[f"{node.name}/kernel/zero_point"].any()
+        steps = scales.astype(np.float64) * sources.ranges[node.inputs[0]].scale
+        bias = stored[f"{node.name}/bias/codes"] * steps
+        # Half an int32 step by rounding, and float32's rounding of the step.
+        allowed = steps * 0.5 + np.abs(bias) * 2.0**-22
+        assert (np.abs(bias - sources.int8_weights[f"{node.name}/bias"]) <= allowed).all()
+
+
+def test_quantizing_leaves_the_float_model_alone(float_model: Untyped, sources: Untyped) -> None:
+    before = float_model.SerializeToString(deterministic=True)
+    onnx_file.quantized_model(float_model, NODES, sources.int8_weights, sources.ranges)
+    assert float_model.SerializeToString(deterministic=True) == before
+
+
+def test_the_same_network_gives_the_same_bytes(
+    float_model: Untyped, sources: Untyped, exported: Exported
+) -> None:
+    made = onnx_file.quantized_model(float_model, NODES, sources.int8_weights, sources.ranges)
+    content = (exported.folder / "model_int8.onnx").read_bytes()
+    assert made.SerializeToString(deterministic=True) == content
+
+
+def test_a_range_that_a_relu6_cannot_have_is_refused(
+    float_model: Untyped, sources: Untyped
+) -> None:
+    for low, high in ((-1.0, 6.0), (0.0, 6.1)):
+        ranges = {**sources.ranges, "Conv_1": from_limits(low, high, "trained")}
+        with pytest.raises(ConversionError, match="the range of Conv_1") as caught:
+            onnx_file.quantized_model(float_model, NODES, sources.int8_weights, ranges)
+        assert "inside 0..6" in caught.value.expected
+
+
+def test_a_graph_of_another_network_is_refused(float_model: Untyped, sources: Untyped) -> None:
+    kernel = sources.int8_weights["block_3_expand/kernel"]
+    weights = {**sources.int8_weights, "block_3_expand/kernel": kernel[..., :-8]}
+    with pytest.raises(ConversionError, match="block_3_expand has a kernel of shape"):
+        onnx_file.quantized_model(float_model, NODES, weights, sources.ranges)
+
+
+def test_an_operator_it_does_not_know_is_refused(float_model: Untyped, sources: Untyped) -> None:
+    other = onnx.ModelProto()
+    other.CopyFrom(float_model)
+    next(node for node in other.graph.node if node.op_type == "Clip").op_type = "HardSwish"
+    with pytest.raises(ConversionError, match="wrote a HardSwish node"):
+        onnx_file.quantized_model(other, NODES, sources.int8_weights, sources.ranges)

@@ -1,0 +1,202 @@
+"""The TFLite files, read back: types, shapes, and every scale in them is the table's."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from tiny_network import ALPHA, SIZE_PX, Exported, Untyped
+
+from edgekit.errors import ConversionError
+from edgekit.network.graph import INPUT, Arrays, kernel_codes, mobilenet_v2
+from edgekit.network.ranges import Ranges
+from edgekit.records import TensorRange
+from edgekit.runtimes.inspect import inspect_model
+
+pytest.importorskip("tensorflow")
+
+from edgekit.export import tflite
+
+NODES = mobilenet_v2(ALPHA)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a file: its quantization and, if it is a constant, its bytes."""
+
+    scales: npt.NDArray[np.float32]
+    zero_points: npt.NDArray[np.int64]
+    shape: tuple[int, ...]
+    content: bytes
+
+
+def layers_in(content: bytes) -> list[list[Stored]]:
+    """Returns (output, inputs...) of every operator that stands for a node, in order."""
+    from ai_edge_litert import schema_py_generated as schema
+
+    model = schema.Model.GetRootAs(content, 0)
+    graph = model.Subgraphs(0)
+    builtin = schema.BuiltinOperator
+    around = (builtin.QUANTIZE, builtin.DEQUANTIZE, builtin.RESHAPE)
+
+    def stored(index: int) -> Stored:
+        tensor = graph.Tensors(index)
+        grid = tensor.Quantization()
+        data = model.Buffers(tensor.Buffer()).DataAsNumpy()
+        return Stored(
+            np.array(grid.ScaleAsNumpy(), np.float32),
+            np.array(grid.ZeroPointAsNumpy(), np.int64),
+            tuple(tensor.ShapeAsNumpy().tolist()),
+            b"" if isinstance(data, int) else data.tobytes(),
+        )
+
+    found = []
+    for number in range(graph.OperatorsLength()):
+        operator = graph.Operators(number)
+        code = model.OperatorCodes(operator.OpcodeIndex())
+        if max(code.BuiltinCode(), code.DeprecatedBuiltinCode()) not in around:
+            inputs = [stored(int(i)) for i in operator.InputsAsNumpy()]
+            found.append([stored(int(operator.Outputs(0))), *inputs])
+    return found
+
+
+def differences(content: bytes, weights: Arrays, ranges: Ranges) -> list[str]:
+    """Returns what in a file is not the table's or the kernels' own quantization."""
+    layers = layers_in(content)
+    assert len(layers) == len(NODES)
+    wrong = []
+    for node, (output, *inputs) in zip(NODES, layers, strict=True):
+        wrong += [f"{node.name} output"] * (not same_grid(output, ranges[node.name]))
+        read = inputs[:1] if node.op != "add" else inputs
+        ours = [ranges[name] for name in node.inputs]
+        pairs = list(zip(read, ours, strict=False))
+        if node.op == "add" and not all(same_grid(a, b) for a, b in pairs):
+            pairs = list(zip(reversed(read), ours, strict=True))  # an addition may be turned round
+        wrong += [f"{node.name} input"] * (not all(same_grid(a, b) for a, b in pairs))
+        if node.op not in ("conv", "depthwise"):
+            continue
+        codes, scales = kernel_codes(node, weights[f"{node.name}/kernel"])
+        # (out, h, w, in) for a convolution, (1, h, w, channels) for a depthwise one.
+        laid_out = codes.transpose((3, 0, 1, 2))
+        kernel, bias = inputs[1:]
+        same = kernel.content == laid_out.tobytes() and not kernel.zero_points.any()
+        wrong += [f"{node.name} kernel codes"] * (not same)
+        # The converter computes the scale again from the rounded kernel, in float32.
+        close = np.allclose(kernel.scales, scales, rtol=4 * 2.0**-24, atol=0)
+        wrong += [f"{node.name} kernel scale"] * (not close)
+        steps = scales.astype(np.float64) * ranges[node.inputs[0]].scale
+        close = np.allclose(bias.scales, steps, rtol=8 * 2.0**-24, atol=0)
+        expected = np.round(weights[f"{node.name}/bias"] / steps)
+        off = np.abs(np.frombuffer(bias.content, np.int32) - expected).max()
+        # The bias is float32: 24 bits, and one unit for a tie.
+        far = off > 1 + np.abs(expected).max() * 2.0**-22
+        wrong += [f"{node.name} bias"] * bool(far or not close)
+    return wrong
+
+
+def same_grid(tensor: Stored, span: TensorRange) -> bool:
+    """Says whether a tensor has the scale (float32: 24 bits) and the zero point of a range."""
+    return bool(
+        len(tensor.scales) == 1
+        and abs(tensor.scales[0] / span.scale - 1) <= 4 * 2.0**-24
+        and tensor.zero_points.tolist() == [span.zero_point]
+    )
+
+
+@pytest.mark.parametrize("io", ["int8", "uint8", "float32"])
+def test_every_scale_in_the_file_is_the_tables(
+    exported: Exported, sources: Untyped, io: str
+) -> None:
+    content = (exported.folder / f"model_int8_{io}_io.tflite").read_bytes()
+    weights, ranges = sources.int8_weights, sources.ranges
+    assert differences(content, weights, ranges) == []
+    # Twins: one entry of the table, one zero point, one kernel, one bias.
+    span = ranges["block_5_add"]
+    altered = {**ranges, "block_5_add": span.model_copy(update={"scale": span.scale * 1.00001})}
+    found = differences(content, weights, altered)
+    assert found[:2] == ["block_5_add output", "block_6_expand input"]
+    assert set(found[2:]) <= {"block_6_expand bias"}
+    moved = {**ranges, LAST: ranges[LAST].model_copy(update={"zero_point": 0})}
+    assert differences(content, weights, moved) == [f"{LAST} output"]
+    kernel = weights["block_9_depthwise/kernel"].copy()
+    kernel[0, 0, 0, 0] += 0.6 * np.abs(kernel[:, :, 0]).max()
+    changed = {**weights, "block_9_depthwise/kernel": kernel}
+    assert "block_9_depthwise kernel codes" in differences(content, changed, ranges)
+    shifted = {**weights, f"{LAST}/bias": weights[f"{LAST}/bias"] + 0.1}
+    assert differences(content, shifted, ranges) == [f"{LAST} bias"]
+
+
+LAST = "logits"
+
+
+def test_the_input_has_the_grid_of_the_contract(exported: Exported) -> None:
+    facts = inspect_model(exported.folder / "model_int8_int8_io.tflite")
+    (entering,) = facts.inputs
+    assert (entering.scale, entering.zero_point) == (1 / 128, 0)
+    facts = inspect_model(exported.folder / "model_int8_uint8_io.tflite")
+    assert (facts.inputs[0].scale, facts.inputs[0].zero_point) == (1 / 128, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("model_float32.tflite", "float32"),
+        ("model_float16.tflite", "float32"),
+        ("model_dynamic.tflite", "float32"),
+        ("model_int8_int8_io.tflite", "int8"),
+        ("model_int8_uint8_io.tflite", "uint8"),
+        ("model_int8_float32_io.tflite", "float32"),
+    ],
+)
+def test_types_and_shapes_are_those_asked_for(exported: Exported, name: str, dtype: str) -> None:
+    facts = inspect_model(exported.folder / name)
+    (entering,), (leaving,) = facts.inputs, facts.outputs
+    assert (entering.dtype, leaving.dtype) == (dtype, dtype)
+    assert entering.shape == (1, SIZE_PX, SIZE_PX, 3)
+    assert leaving.shape == (1, 3)
+    assert facts.operators["CONV_2D"] == 36
+    assert facts.operators["DEPTHWISE_CONV_2D"] == 17
+    assert facts.operators["ADD"] == 10
+    integers_only = "int8" in name
+    assert (facts.float_tensors == ()) == integers_only
+    if integers_only:
+        ends = {"QUANTIZE", "DEQUANTIZE"} if dtype != "int8" else set()
+        known = {"CONV_2D", "DEPTHWISE_CONV_2D", "ADD", "MEAN", "RESHAPE"}
+        assert set(facts.operators) <= known | ends
+
+
+def test_smaller_variants_are_smaller(exported: Exported) -> None:
+    size = {
+        name: (exported.folder / f"model_{name}.tflite").stat().st_size
+        for name in ("float32", "float16", "dynamic", "int8_int8_io")
+    }
+    # 4, 2 and 1 byte for each of some 400 000 weights, beside a graph of under 120 kB.
+    assert size["float16"] < 0.65 * size["float32"]
+    assert size["dynamic"] < 0.45 * size["float32"]
+    assert size["int8_int8_io"] < 0.45 * size["float32"]
+
+
+def test_the_same_network_gives_the_same_bytes(exported: Exported, sources: Untyped) -> None:
+    made = tflite.convert(
+        NODES,
+        sources.float_weights,
+        None,
+        variant="float32",
+        io="float32",
+        size_px=(SIZE_PX, SIZE_PX),
+    )
+    assert made == Path(exported.folder / "model_float32.tflite").read_bytes()
+
+
+def test_an_input_is_part_of_the_table(sources: Untyped) -> None:
+    without = {name: span for name, span in sources.ranges.items() if name != INPUT}
+    with pytest.raises((KeyError, ConversionError)):
+        tflite.convert(
+            NODES,
+            sources.int8_weights,
+            without,
+            variant="int8",
+            io="int8",
+            size_px=(SIZE_PX, SIZE_PX),
+        )
