@@ -1,0 +1,443 @@
+"""The command line. Loads no heavy package until a command needs it."""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from edgekit import __version__
+from edgekit.errors import EdgekitError, SpecError
+
+if TYPE_CHECKING:
+    from edgekit.console import Work
+    from edgekit.pipeline import Stage
+    from edgekit.recipe import Recipe
+    from edgekit.records import RunReport
+    from edgekit.target import Target
+
+INTERRUPTED = 130
+_EXIT_CODES = """
+Exit codes: 0 every asked target PASS; 2 usage, recipe or target file; 3 data refused; 4 any MISS;
+5 some INCONCLUSIVE or UNMEASURED; 6 damaged or untrusted file; 7 device trouble; 130 interrupted;
+1 a bug in edgekit.
+"""
+
+app = typer.Typer(
+    name="edgekit",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    help="Fine-tune MobileNetV2 on your pictures, quantize it, export TFLite and ONNX, and judge "
+    "the exported files against each device's budget.\n\n"
+    "Try it without any data: `edgekit demo`. Your own pictures: `edgekit run --data pictures/`.",
+    epilog=_EXIT_CODES.replace("\n", " ").strip(),
+)
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON document on stdout and nothing else there.")
+]
+TargetNames = Annotated[
+    list[str] | None,
+    typer.Option("--target", "-t", help="Target name or .toml file; repeat for several."),
+]
+LatencyBudget = Annotated[
+    float | None,
+    typer.Option(
+        "--latency-budget-ms",
+        help="Latency budget in milliseconds for the asked targets that this machine can measure.",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    typer.Option(help='"imagenet", "none", or the path of a MobileNetV2 no-top .h5 or .npz file.'),
+]
+Out = Annotated[Path, typer.Option(help="Run folder: artifacts, report and stored stages.")]
+
+
+def execute(arguments: Sequence[str]) -> int:
+    """Runs one command line and returns its exit code; shows every error in its three parts.
+
+    Args:
+        arguments: What follows the program's name.
+    """
+    as_json = "--json" in arguments
+    try:
+        result = app(list(arguments), standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except EdgekitError as error:
+        from edgekit.console import show_error
+
+        show_error(error, as_json)
+        return error.exit_code
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write(
+            "\ninterrupted; finished stages are kept. Continue with:\n"
+            f"  {_command_line(arguments)}\n"
+        )
+        return INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the one place that sees everything
+        return _usage_or_bug(error)
+
+
+def _usage_or_bug(error: Exception) -> int:
+    show = getattr(error, "show", None)
+    if callable(show):  # a usage error of the command-line library
+        show()
+        return int(getattr(error, "exit_code", 2))
+    traceback.print_exc()
+    sys.stderr.write(
+        f"\nThis is a bug in edgekit {__version__}: please report it with the lines above. "
+        "Finished stages are kept.\n"
+    )
+    return 1
+
+
+def _command_line(arguments: Sequence[str]) -> str:
+    import shlex
+
+    return shlex.join(("edgekit", *arguments))
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"edgekit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Holds the options that stand before a command."""
+
+
+@app.command(epilog="Example: `edgekit demo --out my-demo`")
+def demo(out: Out = Path("edgekit-demo"), as_json: Json = False) -> None:
+    """Run everything on generated pictures: no network, no data, under five minutes on 2 cores.
+
+    Draws a labelled picture set, fine-tunes a small pretrained MobileNetV2 by progressive
+    unfreezing, quantizes it, exports TFLite and ONNX, judges both on this machine, and writes the
+    report. Running it again reuses what is there.
+    """
+    from edgekit.console import working
+    from edgekit.demo.recipe import demo_recipe
+
+    with working() as work:
+        recipe = demo_recipe(out, work.say)
+        _run(recipe, out, ("edgekit", "demo", "--out", str(out)), "validate", None, work, as_json)
+
+
+@app.command(
+    epilog="Examples: `edgekit run recipe.toml` | "
+    "`edgekit run --data pictures/ --alpha 0.35 --input-size 96 --target pixel-8` | "
+    "`edgekit run --data pictures/ --until train`"
+)
+def run(
+    recipe: Annotated[
+        Path | None, typer.Argument(help="Recipe file; `edgekit init` writes one.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of pictures: DIR/<class>/ or DIR/{train,validation,test}/<class>/."
+        ),
+    ] = None,
+    target: TargetNames = None,
+    weights: Weights = None,
+    alpha: Annotated[float | None, typer.Option(help="Width multiplier of MobileNetV2.")] = None,
+    input_size: Annotated[
+        int | None, typer.Option(help="Side of the square input in pixels.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
+    unfreeze_from: Annotated[
+        str | None, typer.Option(help="Fixed cut: layer index, layer name, head or all.")
+    ] = None,
+    latency_budget_ms: LatencyBudget = None,
+    until: Annotated[
+        str, typer.Option(help="Last stage: data, train, quantize, export or validate.")
+    ] = "validate",
+    out: Out = Path("edgekit-run"),
+    as_json: Json = False,
+) -> None:
+    """Train, quantize, export and judge. Running it again continues or reuses what is done.
+
+    Options override the recipe. Without a recipe, `--data` is enough.
+    """
+    from edgekit.console import working
+
+    overrides = {
+        "seed": seed,
+        "targets": tuple(target) if target else None,
+        "data.path": None if data is None else str(data.absolute()),
+        "model.weights": _absolute_weights(weights),
+        "model.alpha": alpha,
+        "model.input_size_px": input_size,
+        "train.unfreeze_from": _cut(unfreeze_from),
+    }
+    wanted = _recipe(recipe, data, overrides)
+    stage = _stage(until)
+    with working() as work:
+        command = ("edgekit", *sys.argv[1:])
+        _run(wanted, out, command, stage, latency_budget_ms, work, as_json)
+
+
+@app.command(epilog="Example: `edgekit init pictures/ --out recipe.toml`")
+def init(
+    directory: Annotated[Path, typer.Argument(help="Folder of pictures.")],
+    out: Annotated[Path, typer.Option(help="Recipe file to write.")] = Path("recipe.toml"),
+    force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
+) -> None:
+    """Look at a folder of pictures and write a commented recipe for it."""
+    from collections import Counter
+
+    from edgekit.console import out as console
+    from edgekit.data.scan import printable, scan
+    from edgekit.recipe import default_recipe, recipe_toml
+    from edgekit.store import write_atomically
+
+    if out.exists() and not force:
+        raise SpecError(
+            f"{out} exists", "a new file", "give another name with --out, or overwrite with --force"
+        )
+    found = scan(directory)
+    counts = Counter(source.label for source in found.sources)
+    write_atomically(out, recipe_toml(default_recipe(directory.absolute())).encode())
+    splits = "already split" if found.sources[0].split else "edgekit will split it"
+    console.print(f"{len(found.sources)} pictures in {len(found.class_names)} classes, {splits}:")
+    for label, name in enumerate(found.class_names):
+        console.print(f"  {counts[label]:6d}  {printable(name)}", markup=False)
+    for item in found.skipped[:10]:
+        console.print(f"left out {item.path}: {item.reason}", markup=False)
+    console.print(f"wrote {out}; next: edgekit run {out}", markup=False)
+
+
+@app.command(
+    epilog="Examples: `edgekit validate model.tflite --data pictures/test --labels labels.txt` | "
+    "`edgekit validate model.onnx --data pictures/ --input-scale 0.00784314 --input-offset -1 "
+    "--reference float.onnx`"
+)
+def validate(
+    file: Annotated[Path, typer.Argument(help="A .tflite or .onnx image classifier.")],
+    data: Annotated[Path, typer.Option(help="Folder of labelled pictures: DIR/<class>/.")],
+    target: TargetNames = None,
+    reference: Annotated[
+        Path | None,
+        typer.Option(
+            help="Float file of the same network; the accuracy drop is measured against it."
+        ),
+    ] = None,
+    labels: Annotated[Path | None, typer.Option(help="Labels file: line i names output i.")] = None,
+    label_offset: Annotated[
+        int, typer.Option(help="Added to every label index; 1 where output 0 is background.")
+    ] = 0,
+    input_scale: Annotated[
+        list[float] | None,
+        typer.Option(help="Input value = pixel * scale + offset; once, or once per channel."),
+    ] = None,
+    input_offset: Annotated[list[float] | None, typer.Option(help="See --input-scale.")] = None,
+    resize: Annotated[str, typer.Option(help="bilinear, bicubic or nearest.")] = "bilinear",
+    crop: Annotated[str, typer.Option(help="none (stretch) or center.")] = "none",
+    channels: Annotated[str, typer.Option(help="rgb or bgr.")] = "rgb",
+    min_accuracy: Annotated[
+        float | None, typer.Option(help="Accuracy floor in percent, for targets of this machine.")
+    ] = None,
+    latency_budget_ms: LatencyBudget = None,
+    as_json: Json = False,
+) -> None:
+    """Judge any .tflite or .onnx classifier, also one that edgekit did not make.
+
+    Files that edgekit exported carry or stand beside their preprocessing and labels. For others the
+    input is read from the file's quantization, or given with --input-scale and --input-offset.
+    Splits below the data folder are judged together unless you name one (DIR/test).
+    """
+    from edgekit.console import out as console, show_json, show_verdicts, working
+    from edgekit.foreign import Question, judge_file
+    from edgekit.validate.verdict import exit_code
+
+    question = Question(
+        file=file,
+        data=data,
+        reference=reference,
+        labels=labels,
+        label_offset=label_offset,
+        input_scale=tuple(input_scale) if input_scale else None,
+        input_offset=tuple(input_offset) if input_offset else None,
+        resize=_one_of(resize, ("bilinear", "bicubic", "nearest"), "--resize"),
+        crop=_one_of(crop, ("none", "center"), "--crop"),
+        channels=_one_of(channels, ("rgb", "bgr"), "--channels"),
+        targets=tuple(target or ()),
+        min_accuracy_percent=min_accuracy,
+        latency_budget_ms=latency_budget_ms,
+    )
+    with working() as work:
+        result = judge_file(question, work.say, work.progress)
+    if as_json:
+        show_json(result.model_dump(mode="json"))
+    else:
+        console.print(result.summary(), markup=False)
+        show_verdicts(result.verdicts)
+    raise typer.Exit(exit_code(verdict.status for verdict in result.verdicts))
+
+
+@app.command(epilog="Examples: `edgekit targets` | `edgekit targets raspberry-pi-5`")
+def targets(
+    name: Annotated[str | None, typer.Argument(help="Show this target with its sources.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List the shipped targets, or show one with the source of every number."""
+    from edgekit.console import out as console, show_json
+    from edgekit.target import load_target, shipped_targets, target_text
+
+    if name is not None:
+        if as_json:
+            show_json(load_target(name).model_dump(mode="json"))
+        else:
+            text = Path(name).read_text("utf-8") if name.endswith(".toml") else target_text(name)
+            load_target(name)
+            console.print(text.rstrip(), markup=False)
+        return
+    loaded = [load_target(item) for item in shipped_targets()]
+    if as_json:
+        show_json([item.model_dump(mode="json") for item in loaded])
+        return
+    for item in loaded:
+        wanted = item.artifact
+        here = "measured here" if item.device.transport == "local" else "UNMEASURED for now"
+        console.print(f"[bold]{item.name}[/]  ({here})")
+        console.print(
+            f"  {item.description} Takes {wanted.format} {wanted.variant}, {wanted.io} I/O.",
+            markup=False,
+        )
+
+
+@app.command(epilog="Example: `edgekit report edgekit-run`")
+def report(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    as_json: Json = False,
+) -> None:
+    """Write report.md again from report.json, and show the verdicts."""
+    from edgekit.report import read_report, write_report
+
+    found = read_report(run_folder)
+    write_report(found, run_folder)
+    _show(found, run_folder, as_json)
+
+
+def _recipe(path: Path | None, data: Path | None, overrides: dict[str, Any]) -> "Recipe":
+    from edgekit.recipe import Recipe, default_recipe, load_recipe
+    from edgekit.spec import build
+
+    if path is None and data is None:
+        raise SpecError(
+            "neither a recipe nor --data",
+            "edgekit run RECIPE.toml, or edgekit run --data DIR",
+            "write a recipe with edgekit init DIR, or give --data",
+        )
+    start = load_recipe(path) if path is not None else default_recipe((data or Path()).absolute())
+    values = start.model_dump(mode="json")
+    for key, value in overrides.items():
+        if value is not None:
+            *tables, name = key.split(".")
+            table = values
+            for part in tables:
+                table = table[part]
+            table[name] = value
+    return build(values, Recipe, "command line" if path is None else f"{path} and command line")
+
+
+def _absolute_weights(weights: str | None) -> str | None:
+    if weights is None or weights in ("imagenet", "none"):
+        return weights
+    return str(Path(weights).absolute())
+
+
+def _cut(text: str | None) -> int | str | None:
+    return int(text) if text is not None and text.lstrip("-").isdigit() else text
+
+
+def _stage(text: str) -> "Stage":
+    from edgekit.pipeline import STAGES
+
+    stage: Stage = _one_of(text, STAGES, "--until")
+    return stage
+
+
+def _one_of(text: str, allowed: tuple[Any, ...], option: str) -> Any:
+    if text not in allowed:
+        import difflib
+
+        near = difflib.get_close_matches(text, allowed, 1)
+        raise SpecError(
+            f"{option} {text}",
+            f"one of {', '.join(allowed)}",
+            f"did you mean {near[0]}?" if near else "choose one of them",
+        )
+    return text
+
+
+def _targets(names: tuple[str, ...], latency_budget_ms: float | None) -> tuple["Target", ...]:
+    from edgekit.target import load_target, with_latency_budget
+
+    loaded = tuple(load_target(name) for name in names)
+    if latency_budget_ms is None:
+        return loaded
+    return tuple(
+        with_latency_budget(item, latency_budget_ms) if item.device.transport == "local" else item
+        for item in loaded
+    )
+
+
+def _run(
+    recipe: "Recipe",
+    out: Path,
+    command: tuple[str, ...],
+    until: "Stage",
+    latency_budget_ms: float | None,
+    work: "Work",
+    as_json: bool,
+) -> None:
+    from edgekit.pipeline import Telling, run as run_pipeline
+    from edgekit.validate.verdict import exit_code
+
+    _check_training_is_installed()
+    asked = _targets(recipe.targets, latency_budget_ms)
+    telling = Telling(work.say, work.progress)
+    result = run_pipeline(recipe, asked, out, command=command, until=until, telling=telling)
+    if result is None:
+        work.say(f"stopped after {until}, as asked; without --until the run continues from here")
+        raise typer.Exit(0)
+    _show(result, out, as_json)
+    raise typer.Exit(exit_code(verdict.status for verdict in result.validation.verdicts))
+
+
+def _check_training_is_installed() -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in ("tensorflow", "tf_keras", "tf2onnx") if find_spec(name) is None]
+    if missing:
+        raise SpecError(
+            f"{', '.join(missing)} not installed",
+            "the training packages",
+            "install them: pip install 'edgekit[train]'",
+        )
+
+
+def _show(result: "RunReport", out: Path, as_json: bool) -> None:
+    from edgekit.console import out as console, show_json, show_verdicts
+    from edgekit.report.terminal import files_table, unfreezing_sentence
+
+    if as_json:
+        show_json(result.model_dump(mode="json"))
+        return
+    console.print(unfreezing_sentence(result), markup=False)
+    console.print(f"int8: {result.quantized.reason}\n", markup=False)
+    console.print(files_table(result))
+    console.print()
+    show_verdicts(result.validation.verdicts)
+    console.print(f"\nfiles:  {out / 'artifacts'}\nreport: {out / 'report.md'}", markup=False)

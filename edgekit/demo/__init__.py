@@ -1,0 +1,1 @@
+"""What `edgekit demo` needs without a network: procedural pictures and pretrained weights."""

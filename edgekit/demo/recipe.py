@@ -1,0 +1,41 @@
+"""The demo's recipe: generated pictures, shipped weights, settings that fit into five minutes."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from edgekit.demo.pictures import make_pictures
+from edgekit.recipe import Recipe
+from edgekit.spec import build
+
+WEIGHTS = Path(__file__).with_name("weights.npz")
+_PICTURES = "pictures"
+
+
+def demo_recipe(out: Path, say: Callable[[str], None]) -> Recipe:
+    """Draws the pictures where they are not there yet and returns the recipe that uses them.
+
+    Args:
+        out: Run folder; the pictures lie beside it, in `<out>-pictures`.
+        say: Called with one line when pictures are drawn.
+    """
+    pictures = out.absolute().with_name(f"{out.name}-{_PICTURES}")
+    if not pictures.is_dir():
+        say(f"drawing pictures into {pictures}")
+        draft = pictures.with_name(f".{pictures.name}.new")
+        shutil.rmtree(draft, ignore_errors=True)
+        make_pictures(draft)
+        draft.rename(pictures)
+    values = {
+        "data": {"path": str(pictures)},
+        "model": {"alpha": 0.35, "input_size_px": 96, "weights": str(WEIGHTS)},
+        "train": {
+            "head_epochs": 6,
+            "phase_epochs": 2,
+            "unfreeze_learning_rate": 6e-4,
+            "min_delta": 0.004,
+        },
+        "quantize": {"qat_epochs": 3},
+        "validation": {"min_seconds": 0.3, "warmup_seconds": 0.3},
+    }
+    return build(values, Recipe, "demo")

@@ -1,0 +1,499 @@
+"""The order of the stages; nothing else knows it. Heavy stages are imported when they run."""
+
+import hashlib
+import resource
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+import edgekit
+from edgekit.errors import SpecError
+from edgekit.network.pretrained import weight_file
+from edgekit.recipe import Recipe, TrainSpec
+from edgekit.records import (
+    DatasetRecord,
+    EpochRecord,
+    ExportRecord,
+    FloatModelRecord,
+    Preprocess,
+    QuantizedModelRecord,
+    Record,
+    RunReport,
+    StageTime,
+    ValidationRecord,
+)
+from edgekit.report import write_report
+from edgekit.store import StageKey, Store, Stored, canonical, file_digest, tool_version
+from edgekit.target import Target
+
+R = TypeVar("R", bound=Record)
+Stage = Literal["data", "train", "quantize", "export", "validate"]
+STAGES: tuple[Stage, ...] = ("data", "train", "quantize", "export", "validate")
+PACKAGES = (
+    "tensorflow",
+    "tf_keras",
+    "tensorflow-model-optimization",
+    "onnx",
+    "tf2onnx",
+    "onnxruntime",
+    "ai-edge-litert",
+    "numpy",
+    "pillow",
+)
+_CODE = {"data": 1, "train": 1, "quantize": 1, "export": 1, "validate": 1}
+ARTIFACTS = "artifacts"
+ARTIFACTS_RECORD = "artifacts.json"
+
+
+@dataclass(frozen=True)
+class Telling:
+    """How a run tells what it does.
+
+    Args:
+        say: Called with one line worth keeping.
+        progress: Called with (what, done, in all) while something long runs.
+    """
+
+    say: Callable[[str], None]
+    progress: Callable[[str, int, int], None]
+
+
+@dataclass
+class _Run:
+    """What one run carries from stage to stage."""
+
+    recipe: Recipe
+    store: Store
+    telling: Telling
+    times: list[StageTime] = field(default_factory=list)
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def stage(
+        self,
+        stage: Stage,
+        record_type: type[R],
+        make: Callable[[Path], R],
+        *,
+        params: dict[str, Any],
+        inputs: dict[str, str],
+        tools: tuple[str, ...],
+    ) -> Stored[R]:
+        """Reuses or makes one stage, tells which, and remembers its time and digest."""
+        key = StageKey(stage, _CODE[stage], params, inputs, tools, self.recipe.seed)
+        started = time.monotonic()
+        stored = self.store.build(key, record_type, make)
+        seconds = time.monotonic() - started
+        self.times.append(StageTime(stage=stage, seconds=seconds, reused=stored.reused))
+        self.digests[stage] = stored.digest
+        done = "unchanged, reused" if stored.reused else f"done in {seconds:.1f} s"
+        self.telling.say(f"{stage}: {done}")
+        return stored
+
+
+def run(
+    recipe: Recipe,
+    targets: tuple[Target, ...],
+    out: Path,
+    *,
+    command: tuple[str, ...],
+    until: Stage,
+    telling: Telling,
+) -> RunReport | None:
+    """Runs the stages in order, reusing every stage whose inputs did not change.
+
+    Args:
+        recipe: What the user asks for, with absolute paths.
+        targets: Its targets, loaded.
+        out: Run folder; receives `artifacts/`, `report.json`, `report.md` and `.store/`.
+        command: The command line, for the report.
+        until: Last stage to run.
+        telling: Where lines and progress go.
+
+    Returns:
+        The report, or None when `until` stops before the last stage.
+
+    Raises:
+        EdgekitError: As the stages do.
+    """
+    if out.resolve().is_relative_to(recipe.data.path.resolve()):
+        raise SpecError(
+            f"the run folder {out} lies inside the data folder {recipe.data.path}",
+            "a run folder elsewhere, or its files would be taken for pictures",
+            "give another folder with --out",
+        )
+    store = Store(out / ".store", telling.say)
+    with store.locked():
+        state = _Run(recipe, store, telling)
+        if recipe.model.weights != "imagenet":
+            # Found missing now, not after the pictures were decoded; a download can wait.
+            weight_file(recipe.model.weights, recipe.model.alpha, recipe.model.input_size_px)
+        notes = _notes_before(recipe)
+        dataset = _data(state)
+        notes += _notes_after_data(dataset.record, targets)
+        for note in notes:
+            telling.say(f"note: {note}")
+        if until == "data":
+            return None
+        float_model = _train(state, dataset)
+        if until == "train":
+            return None
+        quantized = _quantize(state, dataset, float_model)
+        if until == "quantize":
+            return None
+        exported = _export(state, dataset, float_model, quantized, targets)
+        publish(exported, out)
+        if until == "export":
+            return None
+        validation = _validate(state, dataset, exported, targets)
+        return _report(
+            state, out, command, notes, dataset, float_model, quantized, exported, validation
+        )
+
+
+def _preprocess(recipe: Recipe) -> Preprocess:
+    size = recipe.model.input_size_px
+    return Preprocess(
+        height_px=size, width_px=size, resize=recipe.data.resize, crop=recipe.data.crop
+    )
+
+
+def _data(state: _Run) -> Stored[DatasetRecord]:
+    from edgekit.data.decode import decode
+    from edgekit.data.scan import scan
+
+    spec, contract = state.recipe.data, _preprocess(state.recipe)
+    scanned = scan(spec.path)
+    limits = {
+        "validation_fraction": spec.validation_fraction,
+        "test_fraction": spec.test_fraction,
+        "min_images_per_class": spec.min_images_per_class,
+        "max_bad_fraction": spec.max_bad_fraction,
+    }
+
+    def make(folder: Path) -> DatasetRecord:
+        return decode(
+            scanned,
+            contract,
+            folder,
+            validation_fraction=spec.validation_fraction,
+            test_fraction=spec.test_fraction,
+            min_images_per_class=spec.min_images_per_class,
+            max_bad_fraction=spec.max_bad_fraction,
+            seed=state.recipe.seed,
+            progress=lambda done, total: state.telling.progress("decoding", done, total),
+        )
+
+    stored = state.stage(
+        "data",
+        DatasetRecord,
+        make,
+        params={**limits, "preprocess": contract.model_dump(mode="json")},
+        inputs={"files": scanned.digest},
+        tools=("pillow", "numpy"),
+    )
+    record = stored.record
+    sizes = ", ".join(f"{split.count} {name}" for name, split in record.splits.items())
+    state.telling.say(f"data: {len(record.class_names)} classes, {sizes}")
+    for item in record.skipped[:10]:
+        state.telling.say(f"skipped {item.path}: {item.reason}")
+    if len(record.skipped) > 10:
+        state.telling.say(f"skipped {len(record.skipped) - 10} more files; report.json lists them")
+    return stored
+
+
+def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelRecord]:
+    recipe, spec = state.recipe, state.recipe.train
+    weights = weight_file(recipe.model.weights, recipe.model.alpha, recipe.model.input_size_px)
+
+    def make(folder: Path) -> FloatModelRecord:
+        from edgekit.fitting.loop import Pictures
+        from edgekit.train.unfreezing import Plan, train
+
+        contract = dataset.record.preprocess
+        plan = Plan(
+            alpha=recipe.model.alpha,
+            dropout=recipe.model.dropout,
+            weights=str(weights or "none"),
+            batch_size=spec.batch_size,
+            head_epochs=spec.head_epochs,
+            head_learning_rate=spec.head_learning_rate,
+            phase_epochs=spec.phase_epochs,
+            unfreeze_learning_rate=spec.unfreeze_learning_rate,
+            learning_rate_decay=spec.learning_rate_decay,
+            granularity=spec.granularity,
+            unfreeze_from=spec.unfreeze_from,
+            epoch_patience=spec.epoch_patience,
+            min_delta=spec.min_delta,
+            patience=spec.patience,
+            label_smoothing=spec.label_smoothing,
+            augmentation=_augmentation(spec),
+            seed=recipe.seed,
+        )
+
+        def epoch_done(cut: str, epoch: int, record: EpochRecord) -> None:
+            total = spec.head_epochs if cut == "head" else spec.phase_epochs
+            state.telling.progress(f"training from {cut}{_curve(record)}", epoch + 1, total)
+
+        return train(
+            Pictures.load(dataset.folder, "train", contract),
+            Pictures.load(dataset.folder, "validation", contract),
+            len(dataset.record.class_names),
+            plan,
+            folder,
+            say=state.telling.say,
+            epoch_done=epoch_done,
+        )
+
+    model = recipe.model.model_dump(mode="json", exclude={"weights"})
+    return state.stage(
+        "train",
+        FloatModelRecord,
+        make,
+        params={"model": model, "train": spec.model_dump(mode="json")},
+        inputs={"data": dataset.digest, "weights": file_digest(weights) if weights else "none"},
+        tools=("tensorflow", "tf_keras", "numpy"),
+    )
+
+
+def _augmentation(spec: TrainSpec) -> Any:
+    from edgekit.fitting.augment import Augmentation
+
+    if not spec.augment.enabled:
+        return None
+    return Augmentation(**spec.augment.model_dump(exclude={"enabled"}))
+
+
+def _curve(record: EpochRecord) -> str:
+    return f": validation loss {record.validation_loss:.3f}, top-1 {record.validation_accuracy:.1%}"
+
+
+def _quantize(
+    state: _Run, dataset: Stored[DatasetRecord], float_model: Stored[FloatModelRecord]
+) -> Stored[QuantizedModelRecord]:
+    recipe, spec = state.recipe, state.recipe.quantize
+
+    def make(folder: Path) -> QuantizedModelRecord:
+        from edgekit.fitting.loop import Pictures
+        from edgekit.quantize.candidates import Plan, quantize_model
+
+        contract = dataset.record.preprocess
+        plan = Plan(
+            qat_epochs=spec.qat_epochs,
+            qat_learning_rate=spec.qat_learning_rate,
+            temperature=spec.temperature,
+            calibration_images=spec.calibration_images,
+            batch_size=recipe.train.batch_size,
+            epoch_patience=recipe.train.epoch_patience,
+            augmentation=_augmentation(recipe.train),
+            seed=recipe.seed,
+        )
+
+        def epoch_done(epoch: int, record: EpochRecord) -> None:
+            label = f"quantization-aware training{_curve(record)}"
+            state.telling.progress(label, epoch + 1, spec.qat_epochs)
+
+        return quantize_model(
+            float_model.record,
+            _arrays(float_model.folder / "weights.npz"),
+            Pictures.load(dataset.folder, "train", contract),
+            Pictures.load(dataset.folder, "validation", contract),
+            plan,
+            folder,
+            say=state.telling.say,
+            progress=lambda done, total: state.telling.progress("calibrating", done, total),
+            epoch_done=epoch_done,
+        )
+
+    shared = recipe.train.model_dump(
+        mode="json", include={"batch_size", "epoch_patience", "augment"}
+    )
+    stored = state.stage(
+        "quantize",
+        QuantizedModelRecord,
+        make,
+        params={**spec.model_dump(mode="json"), **shared},
+        inputs={"data": dataset.digest, "train": float_model.digest},
+        tools=("tensorflow", "tf_keras", "tensorflow-model-optimization", "numpy"),
+    )
+    state.telling.say(f"int8: {stored.record.reason}")
+    return stored
+
+
+def _export(
+    state: _Run,
+    dataset: Stored[DatasetRecord],
+    float_model: Stored[FloatModelRecord],
+    quantized: Stored[QuantizedModelRecord],
+    targets: tuple[Target, ...],
+) -> Stored[ExportRecord]:
+    asked = sorted({(t.artifact.format, t.artifact.variant, t.artifact.io) for t in targets})
+
+    def make(folder: Path) -> ExportRecord:
+        from edgekit.export.files import STANDARD, Request, Sources, export_files
+        from edgekit.fitting.loop import Pictures
+        from edgekit.network.ranges import read
+
+        requests = dict.fromkeys((*STANDARD, *(Request(*item) for item in asked)))
+        shipped = quantized.record.shipped
+        sources = Sources(
+            arrays=_arrays(float_model.folder / "weights.npz"),
+            float_weights=_arrays(quantized.folder / "float.weights.npz"),
+            int8_weights=_arrays(quantized.folder / f"{shipped}.weights.npz"),
+            ranges=read(quantized.folder / f"{shipped}.ranges.json"),
+        )
+        contract = dataset.record.preprocess
+        return export_files(
+            float_model.record,
+            sources,
+            Pictures.load(dataset.folder, "train", contract),
+            Pictures.load(dataset.folder, "validation", contract),
+            dataset.record.class_names,
+            tuple(requests),
+            folder,
+            progress=lambda what, done, total: state.telling.progress(
+                f"exporting {what}", done, total
+            ),
+        )
+
+    return state.stage(
+        "export",
+        ExportRecord,
+        make,
+        params={"files": asked, "class_names": dataset.record.class_names},
+        inputs={"data": dataset.digest, "quantize": quantized.digest},
+        tools=("tensorflow", "onnx", "tf2onnx", "ai-edge-litert", "onnxruntime"),
+    )
+
+
+def _validate(
+    state: _Run,
+    dataset: Stored[DatasetRecord],
+    exported: Stored[ExportRecord],
+    targets: tuple[Target, ...],
+) -> Stored[ValidationRecord]:
+    from edgekit.devices.local import Pace
+    from edgekit.validate.judging import Measuring, judge, this_machine
+
+    spec = state.recipe.validation
+
+    def make(_folder: Path) -> ValidationRecord:
+        return judge(
+            exported.record,
+            exported.folder,
+            dataset.folder / "test.images.npy",
+            np.load(dataset.folder / "test.labels.npy"),
+            targets,
+            Measuring(
+                spec.sessions,
+                Pace(spec.warmup_seconds, spec.min_queries, spec.min_seconds),
+                spec.session_timeout_seconds,
+            ),
+            progress=state.telling.progress,
+        )
+
+    return state.stage(
+        "validate",
+        ValidationRecord,
+        make,
+        params={
+            "targets": [target.model_dump(mode="json") for target in targets],
+            "measuring": spec.model_dump(mode="json"),
+            "machine": this_machine(),
+        },
+        inputs={"data": dataset.digest, "export": exported.digest},
+        tools=("ai-edge-litert", "onnxruntime"),
+    )
+
+
+def _arrays(path: Path) -> dict[str, Any]:
+    with np.load(path, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def publish(exported: Stored[ExportRecord], out: Path) -> None:
+    """Copies the exported files to `out/artifacts`, where nothing but this export lies afterwards.
+
+    Copies, not links: a file that a user edits must not change what the store verified.
+    """
+    folder = out / ARTIFACTS
+    fresh = out / f".{ARTIFACTS}.new"
+    shutil.rmtree(fresh, ignore_errors=True)
+    shutil.copytree(exported.folder, fresh, ignore=shutil.ignore_patterns("record.json"))
+    (fresh / ARTIFACTS_RECORD).write_text(exported.record.model_dump_json(indent=1))
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
+
+
+def _notes_before(recipe: Recipe) -> tuple[str, ...]:
+    if recipe.model.weights != "none":
+        return ()
+    return (
+        'model.weights = "none": the backbone starts from random weights and BatchNorm stays '
+        "frozen, so expect a poor model; this is for trying the tool",
+    )
+
+
+def _notes_after_data(dataset: DatasetRecord, targets: tuple[Target, ...]) -> tuple[str, ...]:
+    from edgekit.validate.statistics import images_to_certify
+
+    count = dataset.splits["test"].count
+    notes = []
+    for target in targets:
+        points = target.budget.accuracy_drop_points
+        if points is None or target.device.transport == "none":
+            continue
+        needed = images_to_certify(points / 100)
+        if count < needed:
+            notes.append(
+                f"{count} test images cannot show a drop of at most {points:g} points "
+                f"(target {target.name}) even if no answer changes; at least {needed} are needed"
+            )
+    return (*dataset.notes, *notes)
+
+
+def _report(
+    state: _Run,
+    out: Path,
+    command: tuple[str, ...],
+    notes: tuple[str, ...],
+    dataset: Stored[DatasetRecord],
+    float_model: Stored[FloatModelRecord],
+    quantized: Stored[QuantizedModelRecord],
+    exported: Stored[ExportRecord],
+    validation: Stored[ValidationRecord],
+) -> RunReport:
+    from edgekit.validate.judging import this_machine
+
+    recipe = state.recipe.model_dump(mode="json")
+    trained_now = any(not t.reused for t in state.times if t.stage in ("train", "quantize"))
+    report = RunReport(
+        edgekit_version=edgekit.__version__,
+        command=shlex.join(command),
+        machine=this_machine(),
+        packages={name: tool_version(name) for name in PACKAGES},
+        recipe=recipe,
+        recipe_sha256=hashlib.sha256(canonical(recipe)).hexdigest(),
+        dataset=dataset.record,
+        float_model=float_model.record,
+        quantized=quantized.record,
+        export=exported.record,
+        validation=validation.record,
+        stages=tuple(state.times),
+        notes=notes,
+        peak_memory_bytes=_peak_memory() if trained_now else 0,
+    )
+    write_report(report, out)
+    return report
+
+
+def _peak_memory() -> int:
+    """Returns the largest resident set of this process in bytes; Linux counts in KiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,247 @@
+"""The report as Markdown: verdicts first, then files, curve, quantization and how to repeat it."""
+
+from collections.abc import Iterable, Sequence
+
+from edgekit.records import Accuracy, Artifact, Evaluation, RunReport, Verdict
+
+
+def markdown(report: RunReport) -> str:
+    """Returns the whole page; every number in it stands in `report.json` too."""
+    sections = (
+        _summary(report),
+        _verdicts(report),
+        _files(report),
+        _curve(report),
+        _quantization(report),
+        _classes(report),
+        _parity(report),
+        _repeat(report),
+    )
+    return "\n\n".join(sections) + "\n"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a Markdown table; pipes and line breaks in cells are escaped."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    clean = text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ")
+    return clean.replace("<", "&lt;") if text != "---" else text
+
+
+def _summary(report: RunReport) -> str:
+    model, data = report.float_model, report.dataset
+    counts = ", ".join(f"{split.count} {name}" for name, split in data.splits.items())
+    lines = [
+        "# edgekit report",
+        "",
+        f"MobileNetV2 {model.alpha} at {model.input_size_px} px, {model.class_count} classes, "
+        f"{counts} images. Fine-tuned from `{model.cut}` on; {model.stopped_because}.",
+    ]
+    lines += [f"\n> {note}" for note in report.notes]
+    return "\n".join(lines)
+
+
+def _verdicts(report: RunReport) -> str:
+    parts = ["## Verdicts", "", table(("target", "status", "file"), map(_verdict_row, _v(report)))]
+    for verdict in _v(report):
+        rows = [(c.name, c.status, c.measured, c.budget, c.detail) for c in verdict.checks]
+        parts += [
+            "",
+            f"### {verdict.target}: {verdict.status}",
+            "",
+            table(("check", "status", "measured", "budget", "why"), rows),
+        ]
+    return "\n".join(parts)
+
+
+def _v(report: RunReport) -> tuple[Verdict, ...]:
+    return report.validation.verdicts
+
+
+def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
+    digest = (verdict.artifact_sha256 or "")[:12]
+    return verdict.target, verdict.status, f"{verdict.artifact_path} (sha256 {digest}...)"
+
+
+def _files(report: RunReport) -> str:
+    by_digest = {e.artifact_sha256: e for e in report.validation.evaluations}
+    rows = [_file_row(a, by_digest[a.sha256], report) for a in report.export.artifacts]
+    header = ("file", "size", "test top-1 (95 %)", "drop in points (limit)", "agrees",
+              "p50 ms", "p90 ms", "p99 ms", "judged for")  # fmt: skip
+    timed = report.validation.evaluations[0].latency
+    about = f"Latency: one image a call, one thread, on {report.machine}"
+    if timed is not None:
+        about += f", {len(timed.session_percentile_ms)} fresh processes per file"
+    return "\n".join(
+        (
+            "## Files",
+            "",
+            table(header, rows),
+            "",
+            f"Drop: against {report.validation.reference}, paired on the same images; the limit is "
+            "Tango's one-sided 95 % upper limit.",
+            f"{about}.",
+        )
+    )
+
+
+def _file_row(artifact: Artifact, evaluation: Evaluation, report: RunReport) -> tuple[str, ...]:
+    drop, latency = evaluation.drop, evaluation.latency
+    judged = [
+        f"{verdict.target} {verdict.status}"
+        for verdict in _v(report)
+        if verdict.artifact_sha256 == artifact.sha256
+    ]
+    times = (
+        ("-", "-", "-")
+        if latency is None
+        else tuple(f"{value:.3f}" for value in (latency.p50_ms, latency.p90_ms, latency.p99_ms))
+    )
+    return (
+        artifact.path,
+        f"{artifact.size_bytes / 1000:,.0f} kB",
+        _accuracy(evaluation.accuracy),
+        "reference" if drop is None else f"{drop.drop_points:+.2f} ({drop.upper_points:+.2f})",
+        "-" if drop is None else f"{drop.agreement:.1%}",
+        *times,
+        ", ".join(judged) or "-",
+    )
+
+
+def _accuracy(accuracy: Accuracy) -> str:
+    return f"{accuracy.top1:.2%} ({accuracy.top1_low:.1%} to {accuracy.top1_high:.1%})"
+
+
+def _curve(report: RunReport) -> str:
+    rows = []
+    for number, phase in enumerate(report.float_model.phases, 1):
+        best = phase.epochs[phase.best_epoch]
+        rows.append(
+            (
+                str(number),
+                phase.cut + (" (ships)" if phase.cut == report.float_model.cut else ""),
+                f"{phase.trainable_parameters:,}",
+                f"{phase.learning_rate:.2e}",
+                str(len(phase.epochs)),
+                f"{best.train_loss:.4f}",
+                f"{best.train_accuracy:.2%}",
+                f"{best.validation_loss:.4f}",
+                f"{best.validation_accuracy:.2%}",
+                "yes" if phase.improved else "no",
+                f"{sum(epoch.seconds for epoch in phase.epochs):.0f}",
+            )
+        )
+    header = ("phase", "unfrozen from", "parameters", "learning rate", "epochs",
+              "train loss", "train top-1", "validation loss", "validation top-1", "better",
+              "seconds")  # fmt: skip
+    note = "Train loss is smoothed cross-entropy on augmented pictures; validation loss is not."
+    return "\n".join(("## Progressive unfreezing", "", table(header, rows), "", note))
+
+
+def _quantization(report: RunReport) -> str:
+    quantized = report.quantized
+    rows = [
+        (
+            c.name + (" (ships)" if c.name == quantized.shipped else ""),
+            f"{c.validation_accuracy:.2%}",
+            f"{c.validation_loss:.4f}",
+            f"{c.agreement_with_float:.1%}",
+            str(len(c.epochs)),
+        )
+        for c in quantized.candidates
+    ]
+    header = ("candidate", "validation top-1", "validation loss", "agrees with float", "epochs")
+    shipped = next(c for c in quantized.candidates if c.name == quantized.shipped)
+    layers = [(item.layer, item.how, item.reason) for item in shipped.layers]
+    return "\n".join(
+        (
+            "## Quantization",
+            "",
+            table(header, rows),
+            "",
+            f"Shipped: {quantized.reason}.",
+            "",
+            "<details><summary>Layer by layer</summary>",
+            "",
+            table(("layer", "how", "why"), layers),
+            "",
+            "</details>",
+        )
+    )
+
+
+def _classes(report: RunReport) -> str:
+    names = report.dataset.class_names
+    by_digest = {e.artifact_sha256: e.accuracy for e in report.validation.evaluations}
+    chosen = [v for v in _v(report) if v.artifact_sha256 in by_digest][:1]
+    if not chosen:
+        return "## Classes\n\nNo file was judged."
+    accuracy = by_digest[chosen[0].artifact_sha256 or ""]
+    per_class = report.dataset.splits["test"].per_class
+    rows = []
+    for index, name in enumerate(names):
+        recall = accuracy.recall_per_class[index]
+        confused = [
+            (count, other) for other, count in enumerate(accuracy.confusion[index])
+            if other != index and count
+        ]  # fmt: skip
+        most = max(confused, default=None)
+        known = most is not None and most[1] < len(names)
+        rows.append(
+            (
+                name,
+                str(per_class[index]),
+                "-" if recall is None else f"{recall:.1%}",
+                "-" if most is None else f"{names[most[1]] if known else 'outside'} ({most[0]})",
+            )
+        )
+    title = f"## Classes ({chosen[0].artifact_path})"
+    return "\n".join(
+        (title, "", table(("class", "test images", "recall", "most often taken for"), rows))
+    )
+
+
+def _parity(report: RunReport) -> str:
+    paths = {artifact.sha256: artifact.path for artifact in report.export.artifacts}
+    rows = [
+        (
+            paths[p.artifact_sha256],
+            p.source,
+            str(p.images),
+            f"{p.top1_agreement:.2%}",
+            f"{p.largest_difference:.2e}",
+            "-" if p.largest_difference_bound is None else f"{p.largest_difference_bound:.2e}",
+        )
+        for p in report.export.parity
+    ]
+    header = ("file", "made from", "images", "same answer", "largest difference", "allowed")
+    return "\n".join(("## Parity with the source", "", table(header, rows)))
+
+
+def _repeat(report: RunReport) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in report.packages.items())
+    stages = ", ".join(
+        f"{s.stage} {'reused' if s.reused else f'{s.seconds:.1f} s'}" for s in report.stages
+    )
+    memory = (
+        f"\nPeak memory: {report.peak_memory_bytes / 1e6:,.0f} MB.\n"
+        if report.peak_memory_bytes
+        else ""
+    )
+    return "\n".join(
+        (
+            "## How to repeat it",
+            "",
+            "```",
+            report.command,
+            "```",
+            "",
+            f"Stages: {stages}.",
+            memory,
+            f"edgekit {report.edgekit_version}; {packages}. Data digest {report.dataset.digest}, "
+            f"recipe digest {report.recipe_sha256}.",
+        )
+    )

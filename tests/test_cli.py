@@ -1,0 +1,147 @@
+"""The command line as a user meets it: real processes, real messages, real exit codes."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from edgekit.target import shipped_targets
+
+
+def edgekit(*arguments: str | Path, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in a process of its own."""
+    command = [sys.executable, "-m", "edgekit", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=cwd)
+
+
+def draw_classes(root: Path, *, classes: int = 3, count: int = 14, size_px: int = 40) -> Path:
+    """Writes noise pictures of distinct mean colour, one folder per class."""
+    random = np.random.default_rng(5)
+    for label in range(classes):
+        folder = root / f"class-{label}"
+        folder.mkdir(parents=True)
+        for number in range(count):
+            noise = random.integers(0, 90, (size_px, size_px, 3))
+            noise[..., label % 3] += 120
+            Image.fromarray(noise.astype(np.uint8)).save(folder / f"{number:02d}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_classes(tmp_path_factory.mktemp("cli") / "pictures")
+
+
+def test_help_lists_commands_and_exit_codes() -> None:
+    shown = edgekit("--help")
+    assert shown.returncode == 0
+    for word in ("demo", "init", "run", "validate", "targets", "report", "130 interrupted"):
+        assert word in shown.stdout
+
+
+@pytest.mark.parametrize("command", ["demo", "init", "run", "validate", "targets", "report"])
+def test_help_of_every_command_has_an_example(command: str) -> None:
+    shown = edgekit(command, "--help")
+    assert shown.returncode == 0
+    assert f"edgekit {command}" in " ".join(shown.stdout.split())
+
+
+def test_unknown_command_is_a_usage_error() -> None:
+    shown = edgekit("frobnicate")
+    assert shown.returncode == 2
+    assert "frobnicate" in shown.stderr
+
+
+def test_targets_are_listed_and_shown_with_sources() -> None:
+    listed = edgekit("targets")
+    assert all(name in listed.stdout for name in shipped_targets())
+    assert "# source:" in edgekit("targets", "pixel-8").stdout
+    as_json = json.loads(edgekit("targets", "--json").stdout)
+    assert [item["name"] for item in as_json] == list(shipped_targets())
+
+
+def test_unknown_target_names_the_nearest(pictures: Path) -> None:
+    shown = edgekit("run", "--data", pictures, "--target", "pixl-8")
+    assert shown.returncode == 2
+    assert "did you mean pixel-8?" in shown.stderr
+
+
+def test_error_is_one_json_document_too() -> None:
+    shown = edgekit("targets", "pixl-8", "--json")
+    error = json.loads(shown.stdout)["error"]
+    assert (shown.returncode, error["exit_code"], error["kind"]) == (2, 2, "SpecError")
+
+
+def test_run_without_anything_says_what_to_give() -> None:
+    shown = edgekit("run")
+    assert shown.returncode == 2
+    assert "--data" in shown.stderr
+
+
+def test_wrong_key_in_a_recipe(pictures: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(f'[data]\npath = "{pictures}"\n[train]\nbatchsize = 8\n')
+    shown = edgekit("run", recipe, "--out", tmp_path / "out")
+    assert shown.returncode == 2
+    assert "batchsize" in shown.stderr
+    assert "batch_size" in shown.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_missing_weight_file_is_found_before_the_pictures_are_decoded(
+    pictures: Path, tmp_path: Path
+) -> None:
+    shown = edgekit("run", "--data", pictures, "--weights", "nowhere.h5", "--out", tmp_path / "out")
+    assert shown.returncode == 2
+    assert "nowhere.h5" in shown.stderr
+    assert not (tmp_path / "out" / ".store" / "data").exists()
+
+
+def test_empty_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    shown = edgekit("run", "--data", tmp_path / "empty", "--out", tmp_path / "out")
+    assert shown.returncode == 3
+    assert "no class folder" in shown.stderr
+
+
+def test_damaged_pictures_are_named_and_refused(pictures: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(pictures, data)
+    (data / "class-0" / "00.jpg").write_text("not an image")
+    whole = next((data / "class-1").glob("*.png")).read_bytes()
+    (data / "class-1" / "half.png").write_bytes(whole[: len(whole) // 2])
+    shown = edgekit("run", "--data", data, "--weights", "none", "--out", tmp_path / "out")
+    assert shown.returncode == 3
+    assert "class-0/00.jpg: not a" in shown.stderr
+    assert "class-1/half.png: truncated or damaged" in shown.stderr
+
+
+def test_run_folder_inside_the_data_is_refused(pictures: Path) -> None:
+    shown = edgekit("run", "--data", pictures, "--weights", "none", "--out", pictures / "run")
+    assert shown.returncode == 2
+    assert "lies inside the data folder" in shown.stderr
+
+
+def test_init_writes_a_recipe_that_run_accepts(pictures: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.toml"
+    shown = edgekit("init", pictures, "--out", recipe)
+    assert shown.returncode == 0
+    assert "42 pictures in 3 classes, edgekit will split it" in shown.stdout
+    assert edgekit("init", pictures, "--out", recipe).returncode == 2, "would overwrite"
+    started = edgekit(
+        "run", recipe, "--weights", "none", "--input-size", "32", "--until", "data",
+        "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert started.returncode == 0, started.stderr
+    assert "3 classes, 30 train, 6 validation, 6 test" in started.stderr
+
+
+def test_report_of_nothing(tmp_path: Path) -> None:
+    shown = edgekit("report", tmp_path)
+    assert shown.returncode == 2
+    assert "report.json" in shown.stderr

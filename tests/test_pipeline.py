@@ -1,0 +1,206 @@
+"""The whole pipeline on a small generated data set: results, reuse, repair, honesty of verdicts."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgekit.records import RunReport, Status
+
+pytest.importorskip("tensorflow")
+
+from edgekit.demo.pictures import make_pictures
+from edgekit.demo.recipe import WEIGHTS
+
+TARGETS = ("host-litert", "host-onnxruntime", "pixel-8", "cortex-m7")
+RECIPE = """
+seed = 3
+targets = {targets}
+[data]
+path = {path}
+[model]
+alpha = 0.35
+input_size_px = 64
+weights = {weights}
+[train]
+head_epochs = 3
+phase_epochs = 1
+patience = 1
+unfreeze_from = "block_16_expand"
+[quantize]
+qat_epochs = {qat_epochs}
+calibration_images = 64
+[validation]
+sessions = 3
+min_queries = 40
+min_seconds = 0.0
+warmup_seconds = 0.05
+"""
+
+
+def write_recipe(path: Path, pictures: Path, qat_epochs: int = 1) -> Path:
+    """Writes a recipe that runs in well under a minute."""
+    path.write_text(
+        RECIPE.format(
+            targets=json.dumps(TARGETS),
+            path=json.dumps(str(pictures)),
+            weights=json.dumps(str(WEIGHTS)),
+            qat_epochs=qat_epochs,
+        )
+    )
+    return path
+
+
+def run(recipe: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    """Runs the pipeline as a user does."""
+    command = [sys.executable, "-m", "edgekit", "run", str(recipe), "--out", str(out), *more]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+
+
+def digests(out: Path) -> dict[str, str]:
+    """Returns the sha256 of every exported file by name."""
+    report = json.loads((out / "report.json").read_text())
+    return {a["path"]: a["sha256"] for a in report["export"]["artifacts"]}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pipeline") / "pictures"
+    make_pictures(
+        folder, train_per_class=20, validation_per_class=8, test_per_class=20, size_px=64, workers=1
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def first(
+    pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("run")
+    recipe = write_recipe(folder / "recipe.toml", pictures)
+    out = folder / "out"
+    return recipe, out, run(recipe, out, "--json")
+
+
+def test_unmeasured_targets_make_exit_code_5_and_never_pass(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    _, _, done = first
+    assert done.returncode in (4, 5), done.stderr
+    report = RunReport.model_validate_json(done.stdout)
+    by_name = {verdict.target: verdict for verdict in report.validation.verdicts}
+    assert tuple(by_name) == TARGETS
+    for name in ("pixel-8", "cortex-m7"):
+        assert by_name[name].status == Status.UNMEASURED
+        measured = [check for check in by_name[name].checks if check.status == Status.PASS]
+        assert {check.name for check in measured} <= {"size"}
+
+
+def test_every_verdict_names_the_bytes_that_lie_in_artifacts(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    from edgekit.store import file_digest
+
+    _, out, done = first
+    report = RunReport.model_validate_json(done.stdout)
+    for verdict in report.validation.verdicts:
+        judged = out / "artifacts" / verdict.artifact_path
+        assert file_digest(judged) == verdict.artifact_sha256
+    names = {path.name for path in (out / "artifacts").iterdir()}
+    assert {"labels.txt", "ranges.json", "artifacts.json", "model_int8.onnx"} <= names
+
+
+def test_report_page_states_curve_files_verdicts_and_how_to_repeat(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    recipe, out, _ = first
+    page = (out / "report.md").read_text()
+    for heading in ("## Verdicts", "## Files", "## Progressive unfreezing", "## Quantization",
+                    "## Parity", "## How to repeat it"):  # fmt: skip
+        assert heading in page
+    assert f"edgekit run {recipe}" in page
+
+
+def test_unfrozen_layers_are_the_qat_layers(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    report = RunReport.model_validate_json(first[2].stdout)
+    qat = next(c for c in report.quantized.candidates if c.name == "qat")
+    trained = tuple(layer.layer for layer in qat.layers if layer.how == "qat")
+    assert trained == report.float_model.unfrozen_layers
+    assert all(layer.reason for layer in qat.layers)
+
+
+def test_second_run_does_no_work_and_says_so(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    recipe, out, done = first
+    again = run(recipe, out)
+    assert again.returncode == done.returncode
+    for stage in ("data", "train", "quantize", "export", "validate"):
+        assert f"{stage}: unchanged, reused" in again.stderr
+
+
+def test_changing_qat_epochs_repeats_qat_but_not_training(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]], pictures: Path, tmp_path: Path
+) -> None:
+    _, out, _ = first
+    other = tmp_path / "out"
+    shutil.copytree(out, other)
+    recipe = write_recipe(tmp_path / "recipe.toml", pictures, qat_epochs=0)
+    done = run(recipe, other, "--until", "quantize")
+    assert done.returncode == 0, done.stderr
+    assert "data: unchanged, reused" in done.stderr
+    assert "train: unchanged, reused" in done.stderr
+    assert "quantize: done in" in done.stderr
+
+
+def test_same_seed_elsewhere_gives_the_same_bytes(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    recipe, out, _ = first
+    done = run(recipe, tmp_path / "out", "--until", "export")
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "out" / "artifacts" / "artifacts.json").read_text())
+    assert {a["path"]: a["sha256"] for a in record["artifacts"]} == digests(out)
+
+
+def test_damaged_blob_is_named_and_rebuilt_to_the_same_bytes(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    recipe, out, _ = first
+    other = tmp_path / "out"
+    shutil.copytree(out, other)
+    victim = next((other / ".store" / "export").glob("*/model_int8.onnx"))
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1
+    victim.write_bytes(content)
+    done = run(recipe, other, "--until", "export")
+    assert done.returncode == 0, done.stderr
+    assert "stored export result is damaged and is made again: model_int8.onnx" in done.stderr
+    assert "train: unchanged, reused" in done.stderr
+    record = json.loads((other / "artifacts" / "artifacts.json").read_text())
+    assert {a["path"]: a["sha256"] for a in record["artifacts"]} == digests(out)
+
+
+def test_exported_file_is_judged_again_without_any_option(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]], pictures: Path
+) -> None:
+    _, out, done = first
+    report = RunReport.model_validate_json(done.stdout)
+    artifacts = out / "artifacts"
+    command = [
+        sys.executable, "-m", "edgekit", "validate", str(artifacts / "model_int8_uint8_io.tflite"),
+        "--data", str(pictures / "test"), "--reference", str(artifacts / "model_float32.tflite"),
+        "--json",
+    ]  # fmt: skip
+    judged = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    assert judged.returncode in (0, 4, 5), judged.stderr
+    found = json.loads(judged.stdout)
+    known = {e.artifact_sha256: e for e in report.validation.evaluations}[found["sha256"]]
+    assert found["accuracy"]["top1"] == pytest.approx(known.accuracy.top1)
+    assert known.drop is not None
+    assert found["drop"]["drop_points"] == pytest.approx(known.drop.drop_points)
