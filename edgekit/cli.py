@@ -67,20 +67,22 @@ def execute(arguments: Sequence[str]) -> int:
     as_json = "--json" in arguments
     try:
         result = app(list(arguments), standalone_mode=False)
-        return result if isinstance(result, int) else 0
+        code = result if isinstance(result, int) else 0
     except EdgekitError as error:
         from edgekit.console import show_error
 
         show_error(error, as_json)
         return error.exit_code
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:  # noqa: BLE001 - the one place that sees everything
+        return _usage_or_bug(error)
+    if code == INTERRUPTED:  # the command-line library turns Ctrl-C into this code itself
         sys.stderr.write(
             "\ninterrupted; finished stages are kept. Continue with:\n"
             f"  {_command_line(arguments)}\n"
         )
-        return INTERRUPTED
-    except Exception as error:  # noqa: BLE001 - the one place that sees everything
-        return _usage_or_bug(error)
+    return code
 
 
 def _usage_or_bug(error: Exception) -> int:

@@ -15,6 +15,7 @@ import numpy as np
 
 import edgekit
 from edgekit.errors import SpecError
+from edgekit.network.native_log import load_tensorflow
 from edgekit.network.pretrained import weight_file
 from edgekit.recipe import Recipe, TrainSpec
 from edgekit.records import (
@@ -213,6 +214,7 @@ def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelReco
     weights = weight_file(recipe.model.weights, recipe.model.alpha, recipe.model.input_size_px)
 
     def make(folder: Path) -> FloatModelRecord:
+        load_tensorflow()
         from edgekit.fitting.loop import Pictures
         from edgekit.train.unfreezing import Plan, train
 
@@ -280,6 +282,7 @@ def _quantize(
     recipe, spec = state.recipe, state.recipe.quantize
 
     def make(folder: Path) -> QuantizedModelRecord:
+        load_tensorflow()
         from edgekit.fitting.loop import Pictures
         from edgekit.quantize.candidates import Plan, quantize_model
 
@@ -336,6 +339,7 @@ def _export(
     asked = sorted({(t.artifact.format, t.artifact.variant, t.artifact.io) for t in targets})
 
     def make(folder: Path) -> ExportRecord:
+        load_tensorflow()
         from edgekit.export.files import STANDARD, Request, Sources, export_files
         from edgekit.fitting.loop import Pictures
         from edgekit.network.ranges import read

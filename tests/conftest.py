@@ -43,12 +43,11 @@ def network() -> Network:
     pytest.importorskip("tensorflow")
     from edgekit.network import keras_model
 
-    known: dict[float, Arrays] = {}
-    built: dict[tuple[float, int], Untyped] = {}
+    built: dict[tuple[float, int], tuple[Untyped, Arrays]] = {}
 
     def make(alpha: float, size_px: int) -> Untyped:
         if (alpha, size_px) not in built:
-            built[alpha, size_px] = keras_model.build(
+            model = keras_model.build(
                 alpha=alpha,
                 input_size_px=size_px,
                 class_count=len(CLASSES),
@@ -56,11 +55,10 @@ def network() -> Network:
                 weights="none",
                 seed=3,
             )
-        model = built[alpha, size_px]
-        if alpha not in known:
             _liven(model, size_px)
-            known[alpha] = keras_model.arrays_of(model)
-        keras_model.assign(model, known[alpha])
+            built[alpha, size_px] = model, keras_model.arrays_of(model)
+        model, arrays = built[alpha, size_px]
+        keras_model.assign(model, arrays)
         return model
 
     return make

@@ -19,6 +19,7 @@ from onnx import helper, numpy_helper
 from edgekit.errors import ConversionError
 from edgekit.network.forward import logits_function
 from edgekit.network.graph import INPUT, LOGITS, Arrays, Node, kernel_codes, weighted
+from edgekit.network.native_log import muted
 from edgekit.network.ranges import Ranges
 from edgekit.records import Preprocess, TensorRange
 
@@ -56,7 +57,8 @@ def float_model(
         logits_function(nodes, weights), input_signature=signature, autograph=False
     )
     try:
-        model, _ = tf2onnx.convert.from_function(function, signature, opset=OPSET)
+        with muted():
+            model, _ = tf2onnx.convert.from_function(function, signature, opset=OPSET)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ConversionError(
             f"tf2onnx refused the network: {str(error).splitlines()[0]}",
@@ -281,3 +283,4 @@ def _rename(model: Any, nodes: tuple[Node, ...]) -> None:
     graph.initializer.extend(kept)
     graph.input[0].name, graph.output[0].name = "image", LOGITS
     graph.name = "mobilenet_v2"
+    graph.doc_string = ""  # tf2onnx puts the number of the traced function there

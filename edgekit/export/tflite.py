@@ -7,6 +7,7 @@ import tensorflow as tf
 from edgekit.errors import ConversionError
 from edgekit.network.forward import logits_function
 from edgekit.network.graph import Arrays, Node
+from edgekit.network.native_log import muted
 from edgekit.network.ranges import Ranges
 from edgekit.records import IoType, Variant
 
@@ -57,7 +58,8 @@ def convert(
         converter.inference_input_type = _TYPES[io]
         converter.inference_output_type = _TYPES[io]
     try:
-        content: Any = converter.convert()
+        with muted():
+            content: Any = converter.convert()
     except (RuntimeError, ValueError, tf.errors.OpError) as error:
         raise ConversionError(
             f"the TFLite converter refused {variant}: {str(error).splitlines()[0]}",

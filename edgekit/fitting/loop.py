@@ -1,5 +1,6 @@
 """One phase of training: epochs over decoded pictures until the loss stops improving."""
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -58,11 +59,10 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Fit:
-    """Outcome of one phase: its curve, and the tail's variables at the best epoch."""
+    """Outcome of one phase: its curve, and which epoch the tail was left with."""
 
     epochs: tuple[EpochRecord, ...]
     best_epoch: int
-    best_variables: list[npt.NDArray[np.float32]]
 
 
 def fit(
@@ -130,7 +130,10 @@ def fit(
             break
     for variable, value in zip(tail.variables, best_variables, strict=True):
         variable.assign(value)
-    return Fit(tuple(records), best, best_variables)
+    # Traced functions refer to themselves; uncollected they pile up phase after phase.
+    del step, classify
+    gc.collect()
+    return Fit(tuple(records), best)
 
 
 def compiled(

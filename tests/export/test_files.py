@@ -130,7 +130,7 @@ def test_an_onnx_file_with_altered_scales_is_refused(
 
     monkeypatch.setattr(onnx_file, "quantized_model", altered)
     with pytest.raises(
-        ConversionError, match=r"model_int8.onnx and model_int8_int8_io.tflite agree"
+        ConversionError, match=r"model_int8.onnx and model_int8_int8_io.tflite answer differently"
     ):
         export(trained, sources, pictures, tmp_path, INT8_PAIR)
     # Twin: with the table's own ranges the same two files pass.

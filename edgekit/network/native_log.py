@@ -1,0 +1,33 @@
+"""Keeps TensorFlow's native log lines out of what a user reads."""
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Drops what native code writes to stderr; Python exceptions pass through as ever.
+
+    TensorFlow 2.21 logs about processor features, CUDA and each conversion before or beside its own
+    log level, straight to file descriptor 2.
+    """
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - a device, not a path
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        sys.stderr.flush()
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def load_tensorflow() -> None:
+    """Imports TensorFlow quietly; whoever imports it later finds it loaded."""
+    with muted():
+        import tensorflow as tf
+
+        tf.constant(0)  # the first operation looks for devices and logs about them
