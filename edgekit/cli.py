@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 INTERRUPTED = 130
+TRAINING_PACKAGES = ("tensorflow", "tf_keras", "tensorflow_model_optimization", "tf2onnx")
 _EXIT_CODES = """
 Exit codes: 0 every asked target PASS; 2 usage, recipe or target file; 3 data refused; 4 any MISS;
 5 some INCONCLUSIVE or UNMEASURED; 6 damaged or untrusted file; 7 device trouble; 130 interrupted;
@@ -69,33 +70,59 @@ def execute(arguments: Sequence[str]) -> int:
         result = app(list(arguments), standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except EdgekitError as error:
-        from edgekit.console import show_error
-
-        show_error(error, as_json)
-        return error.exit_code
+        return _show_error(error, as_json)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except OSError as error:
+        return _show_error(_unusable_path(error), as_json)
     except Exception as error:  # noqa: BLE001 - the one place that sees everything
-        return _usage_or_bug(error)
+        return _usage_or_bug(error, as_json)
     if code == INTERRUPTED:  # the command-line library turns Ctrl-C into this code itself
         sys.stderr.write(
-            "\ninterrupted; finished stages are kept. Continue with:\n"
+            "\ninterrupted; finished stages and phases are kept. Continue with:\n"
             f"  {_command_line(arguments)}\n"
         )
+        if as_json:
+            _show_json_error("Interrupted", _command_line(arguments), INTERRUPTED)
     return code
 
 
-def _usage_or_bug(error: Exception) -> int:
+def _show_error(error: EdgekitError, as_json: bool) -> int:
+    from edgekit.console import show_error
+
+    show_error(error, as_json)
+    return error.exit_code
+
+
+def _unusable_path(error: OSError) -> SpecError:
+    return SpecError(
+        f"{error.filename or 'a file'}: {error.strerror or error}",
+        "a file or folder that can be read and written, and space on the disk",
+        "check the path, its rights and the free space",
+    )
+
+
+def _show_json_error(kind: str, text: str, code: int) -> None:
+    from edgekit.console import show_json
+
+    show_json({"error": {"kind": kind, "received": text, "exit_code": code}})
+
+
+def _usage_or_bug(error: Exception, as_json: bool) -> int:
     show = getattr(error, "show", None)
     if callable(show):  # a usage error of the command-line library
         show()
-        return int(getattr(error, "exit_code", 2))
-    traceback.print_exc()
-    sys.stderr.write(
-        f"\nThis is a bug in edgekit {__version__}: please report it with the lines above. "
-        "Finished stages are kept.\n"
-    )
-    return 1
+        code = int(getattr(error, "exit_code", 2))
+    else:
+        code = 1
+        traceback.print_exc()
+        sys.stderr.write(
+            f"\nThis is a bug in edgekit {__version__}: please report it with the lines above. "
+            "Finished stages are kept.\n"
+        )
+    if as_json:
+        _show_json_error(type(error).__name__, str(error), code)
+    return code
 
 
 def _command_line(arguments: Sequence[str]) -> str:
@@ -130,6 +157,7 @@ def demo(out: Out = Path("edgekit-demo"), as_json: Json = False) -> None:
     from edgekit.console import working
     from edgekit.demo.recipe import demo_recipe
 
+    _check_training_is_installed()
     with working() as work:
         recipe = demo_recipe(out, work.say)
         _run(recipe, out, ("edgekit", "demo", "--out", str(out)), "validate", None, work, as_json)
@@ -194,11 +222,12 @@ def init(
     directory: Annotated[Path, typer.Argument(help="Folder of pictures.")],
     out: Annotated[Path, typer.Option(help="Recipe file to write.")] = Path("recipe.toml"),
     force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
+    as_json: Json = False,
 ) -> None:
     """Look at a folder of pictures and write a commented recipe for it."""
     from collections import Counter
 
-    from edgekit.console import out as console
+    from edgekit.console import out as console, show_json
     from edgekit.data.scan import printable, scan
     from edgekit.recipe import default_recipe, recipe_toml
     from edgekit.store import write_atomically
@@ -210,6 +239,11 @@ def init(
     found = scan(directory)
     counts = Counter(source.label for source in found.sources)
     write_atomically(out, recipe_toml(default_recipe(directory.absolute())).encode())
+    if as_json:
+        classes = {printable(name): counts[i] for i, name in enumerate(found.class_names)}
+        skipped = [item.model_dump(mode="json") for item in found.skipped]
+        show_json({"recipe": str(out), "classes": classes, "skipped": skipped})
+        return
     splits = "already split" if found.sources[0].split else "edgekit will split it"
     console.print(f"{len(found.sources)} pictures in {len(found.class_names)} classes, {splits}:")
     for label, name in enumerate(found.class_names):
@@ -234,7 +268,12 @@ def validate(
             help="Float file of the same network; the accuracy drop is measured against it."
         ),
     ] = None,
-    labels: Annotated[Path | None, typer.Option(help="Labels file: line i names output i.")] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option(
+            help="Labels file: line i names output i. Needed unless the file carries its labels."
+        ),
+    ] = None,
     label_offset: Annotated[
         int, typer.Option(help="Added to every label index; 1 where output 0 is background.")
     ] = 0,
@@ -243,9 +282,11 @@ def validate(
         typer.Option(help="Input value = pixel * scale + offset; once, or once per channel."),
     ] = None,
     input_offset: Annotated[list[float] | None, typer.Option(help="See --input-scale.")] = None,
-    resize: Annotated[str, typer.Option(help="bilinear, bicubic or nearest.")] = "bilinear",
-    crop: Annotated[str, typer.Option(help="none (stretch) or center.")] = "none",
-    channels: Annotated[str, typer.Option(help="rgb or bgr.")] = "rgb",
+    resize: Annotated[
+        str | None, typer.Option(help="bilinear (default), bicubic or nearest.")
+    ] = None,
+    crop: Annotated[str | None, typer.Option(help="none (stretch, default) or center.")] = None,
+    channels: Annotated[str | None, typer.Option(help="rgb (default) or bgr.")] = None,
     min_accuracy: Annotated[
         float | None, typer.Option(help="Accuracy floor in percent, for targets of this machine.")
     ] = None,
@@ -255,8 +296,8 @@ def validate(
     """Judge any .tflite or .onnx classifier, also one that edgekit did not make.
 
     Files that edgekit exported carry or stand beside their preprocessing and labels. For others the
-    input is read from the file's quantization, or given with --input-scale and --input-offset.
-    Splits below the data folder are judged together unless you name one (DIR/test).
+    input is read from the file's quantization, or given with --input-scale and --input-offset; what
+    you give wins. Of a folder with splits, only test is judged.
     """
     from edgekit.console import out as console, show_json, show_verdicts, working
     from edgekit.foreign import Question, judge_file
@@ -297,11 +338,11 @@ def targets(
     from edgekit.target import load_target, shipped_targets, target_text
 
     if name is not None:
+        found = load_target(name)
         if as_json:
-            show_json(load_target(name).model_dump(mode="json"))
+            show_json(found.model_dump(mode="json"))
         else:
             text = Path(name).read_text("utf-8") if name.endswith(".toml") else target_text(name)
-            load_target(name)
             console.print(text.rstrip(), markup=False)
         return
     loaded = [load_target(item) for item in shipped_targets()]
@@ -324,11 +365,14 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write report.md again from report.json, and show the verdicts."""
+    from edgekit.pipeline import ARTIFACTS
     from edgekit.report import read_report, write_report
+    from edgekit.validate.verdict import exit_code
 
-    found = read_report(run_folder)
+    found = read_report(run_folder, run_folder / ARTIFACTS)
     write_report(found, run_folder)
     _show(found, run_folder, as_json)
+    raise typer.Exit(exit_code(verdict.status for verdict in found.validation.verdicts))
 
 
 def _recipe(path: Path | None, data: Path | None, overrides: dict[str, Any]) -> "Recipe":
@@ -370,8 +414,8 @@ def _stage(text: str) -> "Stage":
     return stage
 
 
-def _one_of(text: str, allowed: tuple[Any, ...], option: str) -> Any:
-    if text not in allowed:
+def _one_of(text: str | None, allowed: tuple[Any, ...], option: str) -> Any:
+    if text is not None and text not in allowed:
         import difflib
 
         near = difflib.get_close_matches(text, allowed, 1)
@@ -404,6 +448,7 @@ def _run(
     work: "Work",
     as_json: bool,
 ) -> None:
+    from edgekit.console import show_json
     from edgekit.pipeline import Telling, run as run_pipeline
     from edgekit.validate.verdict import exit_code
 
@@ -413,6 +458,8 @@ def _run(
     result = run_pipeline(recipe, asked, out, command=command, until=until, telling=telling)
     if result is None:
         work.say(f"stopped after {until}, as asked; without --until the run continues from here")
+        if as_json:
+            show_json({"stopped_after": until, "out": str(out)})
         raise typer.Exit(0)
     _show(result, out, as_json)
     raise typer.Exit(exit_code(verdict.status for verdict in result.validation.verdicts))
@@ -421,7 +468,7 @@ def _run(
 def _check_training_is_installed() -> None:
     from importlib.util import find_spec
 
-    missing = [name for name in ("tensorflow", "tf_keras", "tf2onnx") if find_spec(name) is None]
+    missing = [name for name in TRAINING_PACKAGES if find_spec(name) is None]
     if missing:
         raise SpecError(
             f"{', '.join(missing)} not installed",

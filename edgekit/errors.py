@@ -4,11 +4,11 @@ An exception means edgekit cannot go on. A measured but bad result is never an e
 `Check` with status MISS.
 
     EdgekitError
-      SpecError        exit 2   usage, recipe or target file
+      SpecError        exit 2   usage, recipe or target file, or a run folder that cannot be used
+      TrainingError    exit 2   the recipe's settings do not lead to a usable model
       DataError        exit 3   the images were refused
       IntegrityError   exit 6   a file is damaged, untrusted or not what it claims to be
       DeviceError      exit 7   a runtime or device failed while it was measuring
-      TrainingError    exit 1   training or quantization could not produce a model
       ConversionError  exit 1   an exported file is not what was asked for
 """
 
@@ -59,7 +59,9 @@ class DeviceError(EdgekitError):
 
 
 class TrainingError(EdgekitError):
-    """Training or quantization that could not produce a usable model."""
+    """Training or quantization that could not produce a usable model with these settings."""
+
+    exit_code = 2
 
 
 class ConversionError(EdgekitError):

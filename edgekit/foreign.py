@@ -1,5 +1,6 @@
 """Judging one finished file on a folder of labelled pictures: the order of the steps."""
 
+import dataclasses
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,9 +10,9 @@ from typing import Literal
 from pydantic import ValidationError
 
 from edgekit.data.decode import read_folder
-from edgekit.data.scan import scan
+from edgekit.data.scan import Scan, scan
 from edgekit.devices import local
-from edgekit.errors import IntegrityError, SpecError
+from edgekit.errors import DataError, IntegrityError, SpecError
 from edgekit.records import (
     Accuracy,
     Check,
@@ -20,37 +21,47 @@ from edgekit.records import (
     PairedDrop,
     Record,
     SkippedFile,
+    SplitName,
     Verdict,
 )
-from edgekit.runtimes.base import classifier_io
-from edgekit.runtimes.inspect import inspect_model
 from edgekit.spec import build
 from edgekit.store import file_digest
 from edgekit.target import BudgetSpec, Target, load_target, with_latency_budget
-from edgekit.validate.accuracy import paired_drop
 from edgekit.validate.external import (
     InputOptions,
     Judgement,
     Plan,
+    Recorded,
+    drop_against,
     judge_external,
     per_channel,
     plan_external,
+    plan_reference,
     subject,
 )
 from edgekit.validate.judging import checks_of, this_machine
 from edgekit.validate.latency import summarize
 from edgekit.validate.verdict import combine
 
-_DEFAULT_TARGET = {"tflite": "host-litert", "onnx": "host-onnxruntime"}
+_HOST_TARGET = {"tflite": "host-litert", "onnx": "host-onnxruntime"}
 _SIDE_RECORD = "artifacts.json"
 # Five sessions of a second each answer within half a minute; a recipe can ask for more.
 _MIN_SECONDS = 1.0
-_NO_REFERENCE = "no --reference file was given to compare with"
+_NO_REFERENCE = (
+    "no --reference file was given to compare with; --min-accuracy judges by a floor instead"
+)
+# The percentile of the summary; a target's own percentile decides its verdict.
+_SHOWN_PERCENTILE = 90
 
 
 @dataclass(frozen=True)
 class Question:
-    """What the user asks about a file; see the options of `edgekit validate`."""
+    """What the user asks about a file; see the options of `edgekit validate`.
+
+    `resize`, `crop`, `channels`, `input_scale` and `input_offset` go before what the file or the
+    record beside it says; None leaves it to them, and without them to the defaults of
+    `edgekit.records.Preprocess`.
+    """
 
     file: Path
     data: Path
@@ -59,26 +70,49 @@ class Question:
     label_offset: int = 0
     input_scale: tuple[float, ...] | None = None
     input_offset: tuple[float, ...] | None = None
-    resize: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
-    crop: Literal["none", "center"] = "none"
-    channels: Literal["rgb", "bgr"] = "rgb"
+    resize: Literal["bilinear", "bicubic", "nearest"] | None = None
+    crop: Literal["none", "center"] | None = None
+    channels: Literal["rgb", "bgr"] | None = None
     targets: tuple[str, ...] = ()
     min_accuracy_percent: float | None = None
     latency_budget_ms: float | None = None
 
 
 class FileReport(Record):
-    """What was measured about a finished file, and the verdict per target."""
+    """What was measured about a finished file, and the verdict per target.
+
+    Args:
+        file: Its name.
+        sha256: Its digest.
+        size_bytes: Its size.
+        runtime: Runtime and version.
+        machine: Where it was measured, in words.
+        split: The split that was judged; None for a folder without splits.
+        class_names: Folder names in label order.
+        accuracy: Against the labels of the folders.
+        plausible: Whether its answers fit the labels the way they were matched.
+        reference: Name of the reference file; None without one.
+        reference_plausible: The same as `plausible` for the reference.
+        drop: Against the reference; None without one that can be compared with.
+        no_drop_because: Why `drop` is None; empty if it is not.
+        latency: On one thread.
+        skipped: Files left out.
+        verdicts: One per target, in the order asked.
+    """
 
     file: str
     sha256: str
     size_bytes: int
     runtime: str
     machine: str
+    split: SplitName | None = None
     class_names: tuple[str, ...]
     accuracy: Accuracy
     plausible: Check
+    reference: str | None = None
+    reference_plausible: Check | None = None
     drop: PairedDrop | None
+    no_drop_because: str = ""
     latency: Latency
     skipped: tuple[SkippedFile, ...]
     verdicts: tuple[Verdict, ...]
@@ -87,12 +121,21 @@ class FileReport(Record):
         """Returns the measurements in a few lines."""
         a, t = self.accuracy, self.latency
         top5 = "" if a.top5 is None else f", top-5 {a.top5:.2%}"
+        pictures = "pictures" if self.split is None else f"pictures of the {self.split} split"
+        threads = "1 thread" if t.threads == 1 else f"{t.threads} threads"
+        governor = "" if t.governor is None else f", CPU governor {t.governor}"
         lines = [
             f"{self.file} ({self.size_bytes:,} bytes, sha256 {self.sha256[:12]}...)",
-            f"  {a.images} pictures, top-1 {a.top1:.2%} (95 %: {a.top1_low:.2%} to "
+            f"  {a.images} {pictures}, top-1 {a.top1:.2%} (95 %: {a.top1_low:.2%} to "
             f"{a.top1_high:.2%}){top5}",
-            f"  p50 {t.p50_ms:.3f} ms, p90 {t.p90_ms:.3f} ms, p99 {t.p99_ms:.3f} ms; "
-            f"{self.runtime}, {t.threads} thread, {self.machine}",
+            *self._comparison(),
+            f"  p50 {t.p50_ms:.3f} ms, p90 {t.p90_ms:.3f} ms, p95 {t.p95_ms:.3f} ms, "
+            f"p99 {t.p99_ms:.3f} ms, longest {t.max_ms:.3f} ms; "
+            f"{self.runtime}, {threads}, {self.machine}",
+            f"  {t.samples} samples in {len(t.session_percentile_ms)} processes, worth "
+            f"{t.effective_samples:.0f} independent ones; {t.context_switches_involuntary} "
+            f"involuntary context switches{governor}",
+            *(f"  disturbed: {disturbance}" for disturbance in t.disturbances),
         ]
         weak = [
             f"{name} {recall:.0%}"
@@ -102,6 +145,18 @@ class FileReport(Record):
         if weak:
             lines.append(f"  recall more than 10 points below top-1: {', '.join(weak[:10])}")
         return "\n".join(lines)
+
+    def _comparison(self) -> tuple[str, ...]:
+        """Returns the line about the reference, if there is one."""
+        if self.reference is None:
+            return ()
+        if self.drop is None:
+            return (f"  not compared with {self.reference}: {self.no_drop_because}",)
+        d = self.drop
+        return (
+            f"  {d.drop_points:+.2f} points lost against {self.reference} (95 %: at most "
+            f"{d.upper_points:+.2f}); McNemar p {d.mcnemar_p:.3g}, {d.agreement:.1%} same answers",
+        )
 
 
 def judge_file(
@@ -116,29 +171,43 @@ def judge_file(
         say: Called with one line worth keeping.
         progress: Called with (what, done, in all).
 
+    Of a folder with splits only the test split is judged: the others were seen in training.
+
     Raises:
         SpecError: If the file does not say how its input is prepared and neither does the
-            question, or classes, targets and file do not fit together.
+            question, or classes, targets, reference and file do not fit together.
         DataError: If the pictures are refused.
-        IntegrityError: If the file is damaged or untrusted.
+        IntegrityError: If a file is damaged or untrusted.
         DeviceError: If a runtime fails or hangs.
     """
-    scanned = scan(question.data)
-    plan = _plan(question, scanned.class_names)
+    scanned, split = _unseen(scan(question.data, lambda d, t: progress("reading", d, t)), say)
+    options = _options(question)
+    plan = plan_external(
+        question.file,
+        scanned.class_names,
+        options,
+        _label_lines(question.labels),
+        question.label_offset,
+        _recorded(question.file),
+    )
     targets = _targets(question, plan)
+    reference_plan = None
+    if question.reference is not None:
+        recorded = _recorded(question.reference)
+        reference_plan = plan_reference(question.reference, plan, options, recorded)
+    reference, drop, no_drop_because = None, None, _NO_REFERENCE
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         images, labels, skipped = read_folder(
             scanned, plan.preprocess, Path(scratch), lambda d, t: progress("decoding", d, t)
         )
         for item in skipped[:10]:
             say(f"skipped {item.path}: {item.reason}")
-        judged = judge_external(
-            plan, images, labels, progress=lambda f: progress("accuracy", round(1000 * f), 1000)
-        )
-        drop = None
-        if question.reference is not None:
-            reference = judge_external(_reference_plan(question.reference, plan), images, labels)
-            drop = paired_drop(reference.top1, judged.top1, labels)
+        judged = judge_external(plan, images, labels, progress=_share(progress, plan))
+        if reference_plan is not None:
+            reference = judge_external(
+                reference_plan, images, labels, progress=_share(progress, reference_plan)
+            )
+            drop, no_drop_because = drop_against(reference, judged, labels)
         threads = sorted({1, *(t.runtime.threads for t in targets if _is_here(t))})
         timings = local.time_sessions(
             [subject(plan, images, count) for count in threads],
@@ -146,44 +215,61 @@ def judge_file(
             progress=lambda f: progress("latency", round(1000 * f), 1000),
         )
     by_threads = dict(zip(threads, timings, strict=True))
+    machine = this_machine()
     return FileReport(
         file=question.file.name,
         sha256=plan.sha256,
         size_bytes=plan.size_bytes,
         runtime=judged.runtime,
-        machine=this_machine(),
+        machine=machine,
+        split=split,
         class_names=plan.class_names,
         accuracy=judged.accuracy,
         plausible=judged.plausible,
+        reference=reference_plan.model.name if reference_plan else None,
+        reference_plausible=reference.plausible if reference else None,
         drop=drop,
-        latency=summarize(timings[0].sessions, 90, this_machine(), timings[0].runtime),
+        no_drop_because=no_drop_because,
+        latency=summarize(timings[0].sessions, _SHOWN_PERCENTILE, machine, timings[0].runtime),
         skipped=skipped,
-        verdicts=tuple(_verdict(t, plan, judged, drop, by_threads) for t in targets),
+        verdicts=tuple(
+            _verdict(t, plan, judged, drop, no_drop_because, by_threads) for t in targets
+        ),
     )
 
 
-def _plan(question: Question, class_names: tuple[str, ...]) -> Plan:
-    known = _side_record(question.file)
-    scale = per_channel(question.input_scale, "--input-scale")
-    offset = per_channel(question.input_offset, "--input-offset")
-    options = InputOptions(
-        scale=scale,
-        offset=offset,
+def _unseen(scanned: Scan, say: Callable[[str], None]) -> tuple[Scan, SplitName | None]:
+    """Returns what may be judged: the test split of a folder with splits, else everything."""
+    if all(source.split is None for source in scanned.sources):
+        return scanned, None
+    sources = tuple(source for source in scanned.sources if source.split == "test")
+    if not sources:
+        raise DataError(
+            f"no usable picture in the test split of {scanned.root}",
+            "pictures that training did not see",
+            "add some, or give a folder without splits",
+        )
+    say(f"judging the test split ({len(sources)} pictures); training saw the others")
+    skipped = tuple(item for item in scanned.skipped if item.path.startswith("test/"))
+    return dataclasses.replace(scanned, sources=sources, skipped=skipped), "test"
+
+
+def _options(question: Question) -> InputOptions:
+    return InputOptions(
+        scale=per_channel(question.input_scale, "--input-scale"),
+        offset=per_channel(question.input_offset, "--input-offset"),
         resize=question.resize,
         crop=question.crop,
         channels=question.channels,
     )
-    lines = _label_lines(question.labels)
-    if known is not None:
-        if scale is None and offset is None:
-            contract = known.preprocess.model_dump(exclude={"height_px", "width_px"})
-            options = InputOptions(**contract)
-        lines = lines or known.class_names
-    return plan_external(question.file, class_names, options, lines, question.label_offset)
 
 
-def _side_record(file: Path) -> ExportRecord | None:
-    """Returns edgekit's own record beside a file that it exported, if the file is unchanged."""
+def _share(progress: Callable[[str, int, int], None], plan: Plan) -> Callable[[float], None]:
+    return lambda done: progress(f"accuracy of {plan.model.name}", round(1000 * done), 1000)
+
+
+def _recorded(file: Path) -> Recorded | None:
+    """Returns what edgekit's own record beside a file says, if the file is one of those in it."""
     path = file.parent / _SIDE_RECORD
     if not path.is_file() or not file.is_file():
         return None
@@ -196,7 +282,14 @@ def _side_record(file: Path) -> ExportRecord | None:
             "run the recipe again, or move the model file to another folder",
         ) from error
     digest = file_digest(file)
-    return record if any(a.sha256 == digest for a in record.artifacts) else None
+    for artifact in record.artifacts:
+        if artifact.sha256 == digest:
+            return Recorded(
+                preprocess=record.preprocess,
+                variant=artifact.variant,
+                class_names=record.class_names,
+            )
+    return None
 
 
 def _label_lines(path: Path | None) -> tuple[str, ...] | None:
@@ -210,41 +303,61 @@ def _label_lines(path: Path | None) -> tuple[str, ...] | None:
         ) from error
 
 
-def _reference_plan(reference: Path, plan: Plan) -> Plan:
-    """Returns how the reference runs: on the same pixels, under the same contract."""
-    contract = plan.preprocess
-    options = InputOptions(
-        scale=contract.scale,
-        offset=contract.offset,
-        resize=contract.resize,
-        crop=contract.crop,
-        channels=contract.channels,
-    )
-    names = [""] * plan.outputs
-    for name, output in zip(plan.class_names, plan.output_index, strict=True):
-        names[output] = name
-    filler = [name or f"\0{number}" for number, name in enumerate(names)]
-    return plan_external(reference, plan.class_names, options, filler)
-
-
 def _is_here(target: Target) -> bool:
     return target.device.transport == "local"
 
 
 def _targets(question: Question, plan: Plan) -> tuple[Target, ...]:
-    names = question.targets or (_DEFAULT_TARGET[plan.format],)
-    targets = tuple(load_target(name) for name in names)
-    io = classifier_io(inspect_model(plan.model), str(plan.model))[0].dtype
-    for target in targets:
-        wanted = target.artifact
-        if wanted.format != plan.format or (question.targets and wanted.io != io):
-            raise SpecError(
-                f"target {target.name} takes {wanted.format} with {wanted.io} I/O; "
-                f"{plan.model.name} is {plan.format} with {io}",
-                "a target that takes this file",
-                "choose one from edgekit targets, or export the file it asks for",
-            )
+    asked = tuple(load_target(name) for name in question.targets)
+    for target in asked:
+        _check_takes(target, plan)
+    targets = asked or (_this_machine(plan),)
+    given = {
+        "--latency-budget-ms": question.latency_budget_ms,
+        "--min-accuracy": question.min_accuracy_percent,
+    }
+    unused = [option for option, value in given.items() if value is not None]
+    if unused and not any(_is_here(target) for target in targets):
+        raise SpecError(
+            f"{' and '.join(unused)} for {', '.join(question.targets)}, not measured here",
+            "a target of this machine among those asked",
+            "leave out --target, or add one that edgekit targets lists as measured here",
+        )
     return tuple(_with_budgets(target, question) for target in targets)
+
+
+def _this_machine(plan: Plan) -> Target:
+    """Returns what a file is held against when no target was asked for.
+
+    It is the host target of the file's format, but takes whatever the file is, also what edgekit
+    does not make; so the fields of its artifact are not checked against each other.
+    """
+    host = load_target(_HOST_TARGET[plan.format])
+    variant = plan.variants[0] if plan.variants else host.artifact.variant
+    artifact = host.artifact.model_copy(update={"variant": variant, "io": plan.input_dtype})
+    name = f"this-machine-{host.runtime.name}"
+    return host.model_copy(
+        update={"name": name, "description": "This machine, for any file.", "artifact": artifact}
+    )
+
+
+def _check_takes(target: Target, plan: Plan) -> None:
+    """Refuses a target that asks for a file of another format, variant or I/O type."""
+    wanted = target.artifact
+    if (
+        wanted.format == plan.format
+        and wanted.variant in plan.variants
+        and wanted.io == plan.input_dtype == plan.output_dtype
+    ):
+        return
+    variant = " or ".join(plan.variants) or "partly quantized"
+    raise SpecError(
+        f"target {target.name} takes {wanted.format} {wanted.variant} with {wanted.io} I/O; "
+        f"{plan.model.name} is {plan.format} {variant} with {plan.input_dtype} input and "
+        f"{plan.output_dtype} output",
+        "a target that takes this file",
+        "choose one from edgekit targets, leave out --target, or export the file it asks for",
+    )
 
 
 def _with_budgets(target: Target, question: Question) -> Target:
@@ -267,20 +380,20 @@ def _verdict(
     plan: Plan,
     judged: Judgement,
     drop: PairedDrop | None,
+    no_drop_because: str,
     timings: dict[int, local.Timing],
 ) -> Verdict:
     here = _is_here(target)
-    checks = (
-        judged.plausible,
-        *checks_of(
-            target,
-            plan.size_bytes,
-            judged.accuracy if here else None,
-            drop if here else None,
-            timings[target.runtime.threads] if here else None,
-            _NO_REFERENCE if here and drop is None else "",
-        ),
+    checks = checks_of(
+        target,
+        plan.size_bytes,
+        judged.accuracy if here else None,
+        drop if here else None,
+        timings[target.runtime.threads] if here else None,
+        no_drop_because if here else "",
     )
+    if here:
+        checks = (judged.plausible, *checks)
     return Verdict(
         target=target.name,
         artifact_path=plan.model.name,

@@ -1,11 +1,8 @@
 """The order of the stages; nothing else knows it. Heavy stages are imported when they run."""
 
 import hashlib
-import resource
 import shlex
 import shutil
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,14 +20,16 @@ from edgekit.records import (
     EpochRecord,
     ExportRecord,
     FloatModelRecord,
+    PhaseRecord,
     Preprocess,
     QuantizedModelRecord,
     Record,
     RunReport,
     StageTime,
+    Status,
     ValidationRecord,
 )
-from edgekit.report import write_report
+from edgekit.report import JSON_NAME, MARKDOWN_NAME, describes, write_report
 from edgekit.store import StageKey, Store, Stored, canonical, file_digest, tool_version
 from edgekit.target import Target
 
@@ -49,6 +48,7 @@ PACKAGES = (
     "pillow",
 )
 _CODE = {"data": 1, "train": 1, "quantize": 1, "export": 1, "validate": 1}
+_PHASE = "train-phase"
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
 
@@ -74,7 +74,7 @@ class _Run:
     store: Store
     telling: Telling
     times: list[StageTime] = field(default_factory=list)
-    digests: dict[str, str] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
 
     def stage(
         self,
@@ -85,15 +85,15 @@ class _Run:
         params: dict[str, Any],
         inputs: dict[str, str],
         tools: tuple[str, ...],
+        still_good: Callable[[R], bool] = lambda _: True,
     ) -> Stored[R]:
-        """Reuses or makes one stage, tells which, and remembers its time and digest."""
+        """Reuses or makes one stage, tells which, and remembers what it took."""
         key = StageKey(stage, _CODE[stage], params, inputs, tools, self.recipe.seed)
-        started = time.monotonic()
-        stored = self.store.build(key, record_type, make)
-        seconds = time.monotonic() - started
-        self.times.append(StageTime(stage=stage, seconds=seconds, reused=stored.reused))
-        self.digests[stage] = stored.digest
-        done = "unchanged, reused" if stored.reused else f"done in {seconds:.1f} s"
+        stored = self.store.build(key, record_type, make, still_good)
+        cost = stored.cost
+        self.times.append(StageTime(stage=stage, seconds=cost.seconds, reused=stored.reused))
+        self.peak_memory_bytes = max(self.peak_memory_bytes, cost.peak_memory_bytes)
+        done = "unchanged, reused" if stored.reused else f"done in {cost.seconds:.1f} s"
         self.telling.say(f"{stage}: {done}")
         return stored
 
@@ -170,7 +170,7 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
     from edgekit.data.scan import scan
 
     spec, contract = state.recipe.data, _preprocess(state.recipe)
-    scanned = scan(spec.path)
+    scanned = scan(spec.path, lambda done, total: state.telling.progress("reading", done, total))
     limits = {
         "validation_fraction": spec.validation_fraction,
         "test_fraction": spec.test_fraction,
@@ -212,6 +212,25 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
 def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelRecord]:
     recipe, spec = state.recipe, state.recipe.train
     weights = weight_file(recipe.model.weights, recipe.model.alpha, recipe.model.input_size_px)
+    params = {
+        "model": recipe.model.model_dump(mode="json", exclude={"weights"}),
+        "train": spec.model_dump(mode="json"),
+    }
+    inputs = {"data": dataset.digest, "weights": file_digest(weights) if weights else "none"}
+    tools = ("tensorflow", "tf_keras", "numpy")
+
+    def keep(
+        number: int, previous: str, make: Callable[[Path], PhaseRecord]
+    ) -> Stored[PhaseRecord]:
+        key = StageKey(
+            _PHASE,
+            _CODE["train"],
+            {**params, "number": number},
+            {**inputs, "previous": previous},
+            tools,
+            recipe.seed,
+        )
+        return state.store.build(key, PhaseRecord, make)
 
     def make(folder: Path) -> FloatModelRecord:
         load_tensorflow()
@@ -249,19 +268,14 @@ def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelReco
             len(dataset.record.class_names),
             plan,
             folder,
+            keep=keep,
             say=state.telling.say,
             epoch_done=epoch_done,
         )
 
-    model = recipe.model.model_dump(mode="json", exclude={"weights"})
-    return state.stage(
-        "train",
-        FloatModelRecord,
-        make,
-        params={"model": model, "train": spec.model_dump(mode="json")},
-        inputs={"data": dataset.digest, "weights": file_digest(weights) if weights else "none"},
-        tools=("tensorflow", "tf_keras", "numpy"),
-    )
+    stored = state.stage("train", FloatModelRecord, make, params=params, inputs=inputs, tools=tools)
+    state.store.discard(_PHASE)  # they only serve a run that is interrupted while it trains
+    return stored
 
 
 def _augmentation(spec: TrainSpec) -> Any:
@@ -293,7 +307,6 @@ def _quantize(
             temperature=spec.temperature,
             calibration_images=spec.calibration_images,
             batch_size=recipe.train.batch_size,
-            epoch_patience=recipe.train.epoch_patience,
             augmentation=_augmentation(recipe.train),
             seed=recipe.seed,
         )
@@ -314,9 +327,7 @@ def _quantize(
             epoch_done=epoch_done,
         )
 
-    shared = recipe.train.model_dump(
-        mode="json", include={"batch_size", "epoch_patience", "augment"}
-    )
+    shared = recipe.train.model_dump(mode="json", include={"batch_size", "augment"})
     stored = state.stage(
         "quantize",
         QuantizedModelRecord,
@@ -413,6 +424,16 @@ def _validate(
         },
         inputs={"data": dataset.digest, "export": exported.digest},
         tools=("ai-edge-litert", "onnxruntime"),
+        still_good=_latency_is_decided,
+    )
+
+
+def _latency_is_decided(record: ValidationRecord) -> bool:
+    """Returns whether a stored verdict may stand: a noisy latency is measured again instead."""
+    return not any(
+        check.name == "latency" and check.status == Status.INCONCLUSIVE
+        for verdict in record.verdicts
+        for check in verdict.checks
     )
 
 
@@ -427,6 +448,11 @@ def publish(exported: Stored[ExportRecord], out: Path) -> None:
     Copies, not links: a file that a user edits must not change what the store verified.
     """
     folder = out / ARTIFACTS
+    described = out / JSON_NAME
+    if described.is_file() and not describes(described, exported.record):
+        # A report must not speak of files that are no longer there.
+        described.unlink()
+        (out / MARKDOWN_NAME).unlink(missing_ok=True)
     fresh = out / f".{ARTIFACTS}.new"
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(exported.folder, fresh, ignore=shutil.ignore_patterns("record.json"))
@@ -476,7 +502,6 @@ def _report(
     from edgekit.validate.judging import this_machine
 
     recipe = state.recipe.model_dump(mode="json")
-    trained_now = any(not t.reused for t in state.times if t.stage in ("train", "quantize"))
     report = RunReport(
         edgekit_version=edgekit.__version__,
         command=shlex.join(command),
@@ -491,13 +516,7 @@ def _report(
         validation=validation.record,
         stages=tuple(state.times),
         notes=notes,
-        peak_memory_bytes=_peak_memory() if trained_now else 0,
+        peak_memory_bytes=state.peak_memory_bytes,
     )
     write_report(report, out)
     return report
-
-
-def _peak_memory() -> int:
-    """Returns the largest resident set of this process in bytes; Linux counts in KiB."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

@@ -214,7 +214,10 @@ class QuantizeSpec(Spec):
         description="Epochs of quantization-aware training; 0 quantizes after training only.",
     )
     qat_learning_rate: float = Field(
-        default=1e-4, gt=0, le=1, description="Learning rate of quantization-aware training."
+        default=3e-4,
+        gt=0,
+        le=1,
+        description="Learning rate of quantization-aware training; falls to zero along a cosine.",
     )
     temperature: float = Field(
         default=2.0,

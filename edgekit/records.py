@@ -77,10 +77,18 @@ class SplitRecord(Record):
 
 
 class SkippedFile(Record):
-    """A file that was left out, with the reason in words."""
+    """A file that was left out, with the reason in words.
+
+    Args:
+        path: Its path below the data folder, safe to print.
+        reason: Why it was left out.
+        kind: "damaged" counts against `data.max_bad_fraction`; "not-a-picture" has the name of some
+            other kind of file; "ignored" lies where no class or no split is.
+    """
 
     path: str
     reason: str
+    kind: Literal["damaged", "not-a-picture", "ignored"] = "damaged"
 
 
 class DatasetRecord(Record):
@@ -318,9 +326,13 @@ class Latency(Record):
         session_percentile_ms: Order-statistic estimate of that percentile in each fresh process.
         p50_ms: Pooled median.
         p90_ms: Pooled 90th percentile.
+        p95_ms: Pooled 95th percentile.
         p99_ms: Pooled 99th percentile.
+        max_ms: Longest sample.
         samples: Number of pooled samples.
         effective_samples: Samples divided by their autocorrelation time.
+        context_switches_involuntary: How often the system interrupted the timed processes, in all.
+        governor: CPU frequency governor; None where unreadable.
         disturbances: What speaks against trusting the numbers, in words; empty when quiet.
     """
 
@@ -331,9 +343,13 @@ class Latency(Record):
     session_percentile_ms: tuple[float, ...]
     p50_ms: float
     p90_ms: float
+    p95_ms: float
     p99_ms: float
+    max_ms: float
     samples: int
     effective_samples: float
+    context_switches_involuntary: int
+    governor: str | None
     disturbances: tuple[str, ...]
 
 
@@ -358,10 +374,21 @@ class Verdict(Record):
 
 
 class Evaluation(Record):
-    """Everything measured about one exported file on this machine."""
+    """Everything measured about one exported file on this machine, with one number of threads.
+
+    Args:
+        artifact_sha256: The file.
+        runtime: Runtime and version.
+        threads: Threads of the timed sessions. Accuracy is measured on one; it is the same record
+            in every evaluation of a file.
+        accuracy: On the test split.
+        drop: Against the reference; None for the reference itself.
+        latency: At the 90th percentile.
+    """
 
     artifact_sha256: str
     runtime: str
+    threads: int = 1
     accuracy: Accuracy
     drop: PairedDrop | None
     latency: Latency | None
@@ -372,17 +399,21 @@ class ValidationRecord(Record):
 
     Args:
         reference: The file whose accuracy the drops are measured against.
-        evaluations: One per file and thread count.
+        evaluations: One per file and thread count: every file on one thread, in the order of the
+            export, then the files that a local target runs on more.
         verdicts: One per target, in the order asked.
+        decided_by: For each verdict the position in `evaluations` of the measurements it rests on;
+            None where the target's device was not measured.
     """
 
     reference: str
     evaluations: tuple[Evaluation, ...]
     verdicts: tuple[Verdict, ...]
+    decided_by: tuple[int | None, ...] = ()
 
 
 class StageTime(Record):
-    """How long a stage took in the run that made it, and whether this run reused it."""
+    """Wall seconds a stage took when it was made, and whether this run reused it."""
 
     stage: str
     seconds: float
@@ -407,7 +438,7 @@ class RunReport(Record):
         validation: Measurements and verdicts.
         stages: Time per stage.
         notes: What a reader should know before trusting the numbers.
-        peak_memory_bytes: Largest resident set of the process that trained; 0 if all was reused.
+        peak_memory_bytes: Largest resident set of the process that made any of the stages.
     """
 
     schema_version: Literal[1] = 1

@@ -13,21 +13,24 @@ import errno
 import hashlib
 import json
 import os
+import resource
 import shutil
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from filelock import FileLock, Timeout
 
-from edgekit.errors import DeviceError, SpecError
+from edgekit.errors import SpecError
 from edgekit.records import Record
 
 R = TypeVar("R", bound=Record)
-_SCHEMA = 2
+_SCHEMA = 3
 _RECORD = "record.json"
 _LITTLE_BYTES = 1_000_000
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -71,6 +74,14 @@ class StageKey:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """What making a stage took: wall seconds, and the process's largest resident set by its end."""
+
+    seconds: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
 class Stored(Generic[R]):
     """A verified stage result: its record, the folder of its blobs, its digest."""
 
@@ -78,6 +89,7 @@ class Stored(Generic[R]):
     folder: Path
     digest: str
     reused: bool
+    cost: Cost = field(compare=False)
 
 
 def canonical(value: Any) -> bytes:
@@ -146,13 +158,13 @@ class Store:
         """Holds the run folder for this process.
 
         Raises:
-            DeviceError: If another process holds it.
+            SpecError: If another process holds it.
         """
         lock = FileLock(self.root / "lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise DeviceError(
+            raise SpecError(
                 f"{self.root.parent} is in use by another edgekit",
                 "one edgekit per run folder",
                 "wait for it to end, or give another folder with --out",
@@ -175,7 +187,7 @@ class Store:
             entry = json.loads((folder / _RECORD).read_bytes())
             sealed = entry.pop("sha256") == hashlib.sha256(canonical(entry)).hexdigest()
             record = record_type.model_validate_json(json.dumps(entry["record"]))
-            blobs = dict(entry["blobs"])
+            blobs, cost = dict(entry["blobs"]), Cost(**entry["cost"])
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
             problem: str | None = f"{_RECORD} cannot be read ({err.__class__.__name__})"
         else:
@@ -183,30 +195,46 @@ class Store:
         if problem is not None:
             self._set_aside(folder, problem)
             return None
-        return Stored(record, folder, _digest(key, blobs), reused=True)
+        return Stored(record, folder, _digest(key, blobs), True, cost)
 
-    def build(self, key: StageKey, record_type: type[R], make: Callable[[Path], R]) -> Stored[R]:
+    def discard(self, stage: str) -> None:
+        """Deletes all results of a stage that nothing needs any more."""
+        shutil.rmtree(self.root / stage, ignore_errors=True)
+
+    def build(
+        self,
+        key: StageKey,
+        record_type: type[R],
+        make: Callable[[Path], R],
+        still_good: Callable[[R], bool] = lambda _: True,
+    ) -> Stored[R]:
         """Returns the stored result, or makes, stores and returns it.
 
         Args:
             key: What the result depends on.
             record_type: Type of the record.
             make: Writes blobs into the folder it is given and returns the record.
+            still_good: Whether a stored record may be used; if not, it is made again. Defaults to
+                any.
 
         Raises:
             SpecError: If the store cannot be written: no space, no right, a read-only disk.
         """
         found = self.get(key, record_type)
         if found is not None:
-            return found
+            if still_good(found.record):
+                return found
+            shutil.rmtree(found.folder)
         parent = self.root / key.stage
         draft = None
+        started = time.monotonic()
         try:
             parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(parent)
             draft = Path(tempfile.mkdtemp(dir=parent, prefix=".draft-"))
             record = make(draft)
-            return self._commit(key, draft, record)
+            cost = Cost(time.monotonic() - started, _peak_memory_bytes())
+            return self._commit(key, draft, record, cost)
         except OSError as error:
             free = shutil.disk_usage(self.root).free
             # NumPy reports a short write without an error number.
@@ -222,7 +250,7 @@ class Store:
             if draft is not None:
                 shutil.rmtree(draft, ignore_errors=True)
 
-    def _commit(self, key: StageKey, draft: Path, record: R) -> Stored[R]:
+    def _commit(self, key: StageKey, draft: Path, record: R, cost: Cost) -> Stored[R]:
         blobs: dict[str, dict[str, Any]] = {}
         for path in sorted(p for p in draft.rglob("*") if p.is_file()):
             _sync(path)
@@ -232,6 +260,7 @@ class Store:
             "schema": _SCHEMA,
             "key": key.described(),
             "blobs": blobs,
+            "cost": asdict(cost),
             "record": record.model_dump(mode="json"),
         }
         entry["sha256"] = hashlib.sha256(canonical(entry)).hexdigest()
@@ -240,7 +269,7 @@ class Store:
         draft.chmod(0o755)
         draft.rename(final)
         _sync(final.parent)
-        return Stored(record, final, _digest(key, blobs), reused=False)
+        return Stored(record, final, _digest(key, blobs), False, cost)
 
     def _set_aside(self, folder: Path, problem: str) -> None:
         quarantine = self.root / "quarantine"
@@ -270,6 +299,12 @@ def _damage(folder: Path, blobs: Mapping[str, Mapping[str, Any]]) -> str | None:
 def _digest(key: StageKey, blobs: Mapping[str, Mapping[str, Any]]) -> str:
     digests = {name: blob["sha256"] for name, blob in blobs.items()}
     return hashlib.sha256(canonical({"key": key.digest, "blobs": digests})).hexdigest()
+
+
+def _peak_memory_bytes() -> int:
+    """Returns the largest resident set of this process; Linux counts in KiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _remove_leftovers(parent: Path) -> None:

@@ -103,7 +103,7 @@ class BudgetSpec(Spec):
 
     Args:
         accuracy_drop_points: Most top-1 accuracy lost against the float model, in percentage
-            points. Must be shown by the 95 % limit, so 0 could never pass.
+            points. Must be shown by the 95 % limit, so 0 could never pass; 100 would always.
         accuracy_min_percent: Least top-1 accuracy, in percent.
         latency_ms: Most wall time of one single-image call, in milliseconds.
         latency_percentile: The percentile of the latency that decides. Defaults to 90.
@@ -112,7 +112,7 @@ class BudgetSpec(Spec):
     """
 
     accuracy_drop_points: float | None = Field(
-        default=None, gt=0, le=100, description="Most top-1 accuracy lost, in percentage points."
+        default=None, gt=0, lt=100, description="Most top-1 accuracy lost, in percentage points."
     )
     accuracy_min_percent: float | None = Field(
         default=None, gt=0, lt=100, description="Least top-1 accuracy, in percent."

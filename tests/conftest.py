@@ -20,6 +20,7 @@ from tiny_network import (
     Untyped,
     arrays_in,
     coloured,
+    phase_keeper,
 )
 
 from edgekit.records import Preprocess
@@ -151,6 +152,7 @@ def fine_tune(
             len(CLASSES),
             plan,
             folder,
+            keep=phase_keeper(folder / "store", said.append),
             say=said.append,
             epoch_done=lambda _cut, _epoch, _record: None,
         )
@@ -181,7 +183,6 @@ def quantize_plan() -> Untyped:
         temperature=2.0,
         calibration_images=48,
         batch_size=16,
-        epoch_patience=2,
         augmentation=None,
         seed=5,
     )

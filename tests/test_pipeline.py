@@ -54,10 +54,15 @@ def write_recipe(path: Path, pictures: Path, qat_epochs: int = 1) -> Path:
     return path
 
 
+def edgekit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line in a process of its own."""
+    command = [sys.executable, "-m", "edgekit", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+
+
 def run(recipe: Path, out: Path, *more: str) -> subprocess.CompletedProcess[str]:
     """Runs the pipeline as a user does."""
-    command = [sys.executable, "-m", "edgekit", "run", str(recipe), "--out", str(out), *more]
-    return subprocess.run(command, capture_output=True, text=True, timeout=280)
+    return edgekit("run", str(recipe), "--out", str(out), *more)
 
 
 def digests(out: Path) -> dict[str, str]:
@@ -89,8 +94,9 @@ def test_unmeasured_targets_make_exit_code_5_and_never_pass(
     first: tuple[Path, Path, subprocess.CompletedProcess[str]],
 ) -> None:
     _, _, done = first
-    assert done.returncode in (4, 5), done.stderr
     report = RunReport.model_validate_json(done.stdout)
+    missed = any(verdict.status == Status.MISS for verdict in report.validation.verdicts)
+    assert done.returncode == (4 if missed else 5), done.stderr
     by_name = {verdict.target: verdict for verdict in report.validation.verdicts}
     assert tuple(by_name) == TARGETS
     for name in ("pixel-8", "cortex-m7"):
@@ -192,15 +198,46 @@ def test_exported_file_is_judged_again_without_any_option(
     _, out, done = first
     report = RunReport.model_validate_json(done.stdout)
     artifacts = out / "artifacts"
-    command = [
-        sys.executable, "-m", "edgekit", "validate", str(artifacts / "model_int8_uint8_io.tflite"),
-        "--data", str(pictures / "test"), "--reference", str(artifacts / "model_float32.tflite"),
-        "--json",
-    ]  # fmt: skip
-    judged = subprocess.run(command, capture_output=True, text=True, timeout=280)
-    assert judged.returncode in (0, 4, 5), judged.stderr
+    judged = edgekit(
+        "validate", str(artifacts / "model_int8_uint8_io.tflite"), "--data", str(pictures / "test"),
+        "--reference", str(artifacts / "model_float32.tflite"), "--json",
+    )  # fmt: skip
+    host = next(v for v in report.validation.verdicts if v.target == "host-litert")
+    assert judged.returncode == {"PASS": 0, "MISS": 4}.get(host.status, 5), judged.stderr
     found = json.loads(judged.stdout)
     known = {e.artifact_sha256: e for e in report.validation.evaluations}[found["sha256"]]
     assert found["accuracy"]["top1"] == pytest.approx(known.accuracy.top1)
     assert known.drop is not None
     assert found["drop"]["drop_points"] == pytest.approx(known.drop.drop_points)
+
+
+def test_report_is_shown_again_with_the_exit_code_of_its_verdicts(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    _, out, done = first
+    (out / "report.md").unlink()
+    shown = edgekit("report", str(out))
+    assert shown.returncode == done.returncode
+    assert "pixel-8: UNMEASURED" in shown.stdout
+    assert (out / "report.md").is_file()
+
+
+def test_report_refuses_files_that_are_not_those_it_judged(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    _, out, _ = first
+    other = tmp_path / "out"
+    shutil.copytree(out, other)
+    victim = other / "artifacts" / "model_int8.onnx"
+    victim.write_bytes(victim.read_bytes() + b"x")
+    shown = edgekit("report", str(other))
+    assert shown.returncode == 6
+    assert "model_int8.onnx: sha256" in shown.stderr
+
+
+def test_stopping_early_is_json_too(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    recipe, out, _ = first
+    done = run(recipe, out, "--until", "data", "--json")
+    assert json.loads(done.stdout) == {"stopped_after": "data", "out": str(out)}

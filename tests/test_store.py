@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.errors import DeviceError, SpecError
+from edgekit.errors import SpecError
 from edgekit.records import SkippedFile
 from edgekit.store import (
     StageKey,
@@ -397,16 +397,16 @@ def test_one_process_per_run_folder(store: Store, how: str) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "holding\n"
         with (
-            pytest.raises(DeviceError, match="in use by another edgekit") as caught,
+            pytest.raises(SpecError, match="in use by another edgekit") as caught,
             store.locked(),
         ):
             pass
-        assert caught.value.exit_code == 7
+        assert caught.value.exit_code == 2
         assert str(store.root.parent) in caught.value.received
         if how == "is killed":
             process.kill()
         process.communicate()
-    with store.locked(), pytest.raises(DeviceError), Store(store.root, [].append).locked():
+    with store.locked(), pytest.raises(SpecError), Store(store.root, [].append).locked():
         pass
     with store.locked():
         pass
@@ -506,3 +506,25 @@ def test_a_full_disk(small_disk: Path, write: Callable[[Path], None]) -> None:
     assert list((store.root / "train").iterdir()) == []
     assert store.build(KEY, SkippedFile, make).reused is False
     assert store.get(replace(KEY, stage="data"), SkippedFile) == replace(kept, reused=True)
+
+
+def test_a_record_that_is_no_longer_good_is_made_again(store: Store, said: list[str]) -> None:
+    first = store.build(KEY, SkippedFile, make)
+    again = store.build(KEY, SkippedFile, make, still_good=lambda _: False)
+    assert (again.reused, again.digest) == (False, first.digest)
+    assert store.build(KEY, SkippedFile, never, still_good=lambda _: True).reused
+    assert said == []
+
+
+def test_discarded_results_are_gone(store: Store) -> None:
+    store.build(KEY, SkippedFile, make)
+    store.discard(KEY.stage)
+    assert store.get(KEY, SkippedFile) is None
+    store.discard(KEY.stage)  # nothing there is no trouble
+
+
+def test_the_cost_of_making_is_kept(store: Store) -> None:
+    first = store.build(KEY, SkippedFile, make)
+    again = store.build(KEY, SkippedFile, never)
+    assert again.cost == first.cost
+    assert first.cost.peak_memory_bytes > 1_000_000

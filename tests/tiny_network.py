@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.network.ranges import read
-from edgekit.records import ExportRecord, FloatModelRecord, QuantizedModelRecord
+from edgekit.records import ExportRecord, FloatModelRecord, PhaseRecord, QuantizedModelRecord
+from edgekit.store import StageKey, Store, Stored
 
 # Keras models and edgekit types whose modules import TensorFlow.
 Untyped: TypeAlias = Any
@@ -72,3 +73,16 @@ def coloured(
     for image, label in zip(images, labels, strict=True):
         image[..., 2 - label] += 120
     return images, labels
+
+
+def phase_keeper(root: Path, say: Callable[[str], None]) -> Callable[..., Stored[PhaseRecord]]:
+    """Returns what keeps finished phases in a real store, as the pipeline does."""
+    store = Store(root, say)
+
+    def keep(
+        number: int, previous: str, make: Callable[[Path], PhaseRecord]
+    ) -> Stored[PhaseRecord]:
+        key = StageKey("train-phase", 1, {"number": number}, {"previous": previous}, (), 0)
+        return store.build(key, PhaseRecord, make)
+
+    return keep

@@ -5,6 +5,7 @@ import io
 import struct
 import warnings
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ from edgekit.records import Preprocess
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
 MAX_PIXELS = 50_000_000
 MIN_SIDE_PX = 16
+MINIATURE_PX = 16
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
@@ -47,6 +49,20 @@ _TURNS = {
 
 class UnreadableError(ValueError):
     """A file that is not a usable picture; the text says why."""
+
+
+class Fingerprint(NamedTuple):
+    """What tells pictures apart without their files.
+
+    Args:
+        pixels: `pixel_digest`: equal for equal pixels.
+        difference_hash: `difference_hash`: few bits apart for near-identical pictures.
+        miniature: `miniature`: decides whether they are.
+    """
+
+    pixels: str
+    difference_hash: int
+    miniature: bytes
 
 
 def decode(content: bytes) -> Image.Image:
@@ -147,8 +163,21 @@ def difference_hash(picture: Image.Image) -> int:
     return int.from_bytes(np.packbits(bits).tobytes(), "big")
 
 
-def read(path: Path, preprocess: Preprocess, sha256: str) -> tuple[npt.NDArray[np.uint8], str, int]:
-    """Returns the fitted pixels, the pixel digest and the perceptual hash of one file.
+def miniature(picture: Image.Image) -> bytes:
+    """Returns the mean colours of 16 x 16 equal parts: uint8 RGB, row by row."""
+    side = (MINIATURE_PX, MINIATURE_PX)
+    return picture.resize(side, Image.Resampling.BOX).tobytes()
+
+
+def fingerprint(picture: Image.Image) -> Fingerprint:
+    """Returns the fingerprint of an upright RGB picture."""
+    return Fingerprint(pixel_digest(picture), difference_hash(picture), miniature(picture))
+
+
+def read(
+    path: Path, preprocess: Preprocess, sha256: str
+) -> tuple[npt.NDArray[np.uint8], Fingerprint]:
+    """Returns the fitted pixels and the fingerprint of one file.
 
     Args:
         path: The file.
@@ -170,4 +199,4 @@ def read(path: Path, preprocess: Preprocess, sha256: str) -> tuple[npt.NDArray[n
             "start again when nothing changes it any more",
         )
     picture = decode(content)
-    return fit(picture, preprocess), pixel_digest(picture), difference_hash(picture)
+    return fit(picture, preprocess), fingerprint(picture)

@@ -1,9 +1,11 @@
 """Finding the pictures: which files, which classes, which splits. Reads bytes, decodes nothing."""
 
 import hashlib
+import json
 import os
 import stat
 import unicodedata
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 from edgekit.errors import DataError
 from edgekit.records import SkippedFile, SplitName
 
+Progress = Callable[[int, int], None]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _IGNORED = ("__MACOSX", "Thumbs.db", "desktop.ini")
@@ -48,17 +51,19 @@ class Scan:
 
     @property
     def digest(self) -> str:
-        """sha256 over every class name, relative path, split and file digest."""
-        lines = [*self.class_names, *(f"{s.relative}\0{s.split}\0{s.sha256}" for s in self.sources)]
-        return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
+        """sha256 over class names, the path, split and digest of files, and what was left out."""
+        used = [(source.relative, source.split, source.sha256) for source in self.sources]
+        left_out = [(item.path, item.reason) for item in self.skipped]
+        return hashlib.sha256(json.dumps([self.class_names, used, left_out]).encode()).hexdigest()
 
 
-def scan(root: Path) -> Scan:
+def scan(root: Path, progress: Progress | None = None) -> Scan:
     """Lists every picture below a data folder and hashes its bytes.
 
     Args:
         root: `DIR/{train,validation,test}/<class>/` or `DIR/<class>/`; pictures directly in a class
             folder or in folders below it.
+        progress: Called with (files read, files in all).
 
     Returns:
         The scan, sorted by class name and relative path, so that file-creation order is irrelevant.
@@ -69,7 +74,7 @@ def scan(root: Path) -> Scan:
             symbolic link out of the data folder).
     """
     try:
-        return _scan(root)
+        return _scan(root, progress or _silent)
     except OSError as error:
         raise DataError(
             f"{printable(str(error.filename or root))}: {error.strerror}",
@@ -78,7 +83,11 @@ def scan(root: Path) -> Scan:
         ) from error
 
 
-def _scan(root: Path) -> Scan:
+def _silent(done: int, total: int) -> None:
+    """Tells nobody."""
+
+
+def _scan(root: Path, progress: Progress) -> Scan:
     if not root.is_dir():
         found = "is a file" if root.exists() else "does not exist"
         raise DataError(
@@ -86,7 +95,7 @@ def _scan(root: Path) -> Scan:
         )
     parts = _parts(root)
     names = _class_names(root, parts)
-    skipped: list[SkippedFile] = []
+    skipped = _strays(root, parts)
     listed = [
         (path, label, part)
         for part, folder in parts.items()
@@ -95,8 +104,11 @@ def _scan(root: Path) -> Scan:
     ]
     if not listed:
         raise DataError(f"no picture in {root}", f"pictures as {_LAYOUT}", "check the path")
+    digests: list[str] = []
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(_file_digest, (path for path, _, _ in listed)))
+        for digest in pool.map(_file_digest, (path for path, _, _ in listed)):
+            digests.append(digest)
+            progress(len(digests), len(listed))
     sources = []
     for (path, label, part), digest in zip(listed, digests, strict=True):
         relative = path.relative_to(root).as_posix()
@@ -136,6 +148,22 @@ def _parts(root: Path) -> dict[SplitName | None, Path]:
     for name in found:
         _refuse_link(root, root / name)
     return {name: root / name for name in found}
+
+
+def _strays(root: Path, parts: dict[SplitName | None, Path]) -> list[SkippedFile]:
+    """Lists what looks like data but lies where no class or no split is."""
+    beside_classes = "picture beside the class folders, so of no class"
+    found = [(path, beside_classes) for folder in parts.values() for path in _own_pictures(folder)]
+    if None not in parts:
+        beside_splits = "beside the folders train, validation and test, so in no split"
+        folders = [e for e in _visible(root) if e.is_dir() and e not in parts.values()]
+        found += [(path, f"folder {beside_splits}") for path in folders]
+        found += [(path, f"picture {beside_splits}") for path in _own_pictures(root)]
+    return [SkippedFile(path=_shown(root, p), reason=why, kind="ignored") for p, why in found]
+
+
+def _own_pictures(folder: Path) -> list[Path]:
+    return [e for e in _visible(folder) if e.suffix.lower() in SUFFIXES and not e.is_dir()]
 
 
 def _leads_out(root: Path, entry: Path) -> bool:
@@ -225,8 +253,9 @@ def _pictures(root: Path, folder: Path, skipped: list[SkippedFile]) -> list[Path
             found.append(entry)
         else:
             kinds = ", ".join(SUFFIXES)
+            reason = f"not a picture file ({kinds})"
             skipped.append(
-                SkippedFile(path=_shown(root, entry), reason=f"not a picture file ({kinds})")
+                SkippedFile(path=_shown(root, entry), reason=reason, kind="not-a-picture")
             )
     return found
 

@@ -5,27 +5,42 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgekit.demo.pictures import make_pictures
+from edgekit.errors import SpecError
 from edgekit.recipe import Recipe
 from edgekit.spec import build
 
 WEIGHTS = Path(__file__).with_name("weights.npz")
 _PICTURES = "pictures"
+_MARKER = ".edgekit-demo"
+# Raise it when the generator draws something else.
+_VERSION = "1"
 
 
 def demo_recipe(out: Path, say: Callable[[str], None]) -> Recipe:
     """Draws the pictures where they are not there yet and returns the recipe that uses them.
 
     Args:
-        out: Run folder; the pictures lie beside it, in `<out>-pictures`.
+        out: Run folder; the pictures lie in it, in `pictures/`.
         say: Called with one line when pictures are drawn.
+
+    Raises:
+        SpecError: If `pictures/` holds something else than this version's pictures.
     """
-    pictures = out.absolute().with_name(f"{out.name}-{_PICTURES}")
+    pictures = out.absolute() / _PICTURES
     if not pictures.is_dir():
         say(f"drawing pictures into {pictures}")
-        draft = pictures.with_name(f".{pictures.name}.new")
+        draft = pictures.with_name(f".{_PICTURES}.new")
         shutil.rmtree(draft, ignore_errors=True)
         make_pictures(draft)
+        (draft / _MARKER).write_text(_VERSION)
         draft.rename(pictures)
+    marker = pictures / _MARKER
+    if not marker.is_file() or marker.read_text() != _VERSION:
+        raise SpecError(
+            f"{pictures} was not drawn by this version of edgekit demo",
+            "a folder that only the demo uses",
+            "give another folder with --out, or delete this one",
+        )
     values = {
         "data": {"path": str(pictures)},
         "model": {"alpha": 0.35, "input_size_px": 96, "weights": str(WEIGHTS)},

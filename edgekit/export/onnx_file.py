@@ -61,7 +61,7 @@ def float_model(
             model, _ = tf2onnx.convert.from_function(function, signature, opset=OPSET)
     except (ValueError, RuntimeError, KeyError) as error:
         raise ConversionError(
-            f"tf2onnx refused the network: {str(error).splitlines()[0]}",
+            f"tf2onnx refused the network: {str(error).partition(chr(10))[0]}",
             "a convertible graph",
             "report this with the recipe; it is a bug in edgekit",
         ) from error

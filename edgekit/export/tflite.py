@@ -62,7 +62,7 @@ def convert(
             content: Any = converter.convert()
     except (RuntimeError, ValueError, tf.errors.OpError) as error:
         raise ConversionError(
-            f"the TFLite converter refused {variant}: {str(error).splitlines()[0]}",
+            f"the TFLite converter refused {variant}: {str(error).partition(chr(10))[0]}",
             "a convertible graph",
             "report this with the recipe; it is a bug in edgekit",
         ) from error

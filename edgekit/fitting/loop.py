@@ -79,6 +79,7 @@ def fit(
     seed: int,
     first_epoch: int,
     epoch_done: EpochDone,
+    set_clock: Callable[[int], None] | None = None,
 ) -> Fit:
     """Trains the trainable variables of `tail` with Adam and leaves the best epoch's in place.
 
@@ -96,6 +97,8 @@ def fit(
         first_epoch: Number of the first epoch in the whole run; order and augmentation follow
             from (seed, epoch, row).
         epoch_done: Called after every epoch with its number in the phase.
+        set_clock: Called before each step with its number in the whole run, for layers that draw
+            random numbers. Defaults to None: there are none.
 
     Raises:
         TrainingError: If the loss stops being finite.
@@ -110,7 +113,10 @@ def fit(
         started = time.monotonic()
         optimizer.learning_rate.assign(rate)
         total = np.zeros(2)
-        for batch in _epoch(train, batch_size, augmentation, seed, first_epoch + epoch):
+        batches = _epoch(train, batch_size, augmentation, seed, first_epoch + epoch)
+        for number, batch in enumerate(batches, (first_epoch + epoch) * len(train.labels)):
+            if set_clock is not None:
+                set_clock(number)
             total += step(*batch).numpy()
         mean_loss, accuracy = total / len(train.labels)
         logits = classify()

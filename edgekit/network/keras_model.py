@@ -1,7 +1,7 @@
 """The Keras side of the network: build, load weights, read and write arrays. Imports TensorFlow."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from zipfile import BadZipFile
 
@@ -22,6 +22,36 @@ def make_deterministic(seed: int) -> None:
     """Seeds Python, NumPy and TensorFlow and asks for deterministic kernels."""
     tf_keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
+
+
+class ClockedDropout(tf_keras.layers.Layer):  # type: ignore[misc]
+    """Dropout whose mask follows from (seed, clock) alone, so that a resumed run repeats it.
+
+    Args:
+        rate: Fraction of values set to zero while training; the others grow by 1 / (1 - rate).
+        seed: Seed of the recipe.
+        name: Name of the layer.
+    """
+
+    def __init__(self, rate: float, seed: int, name: str) -> None:
+        super().__init__(name=name)
+        self._rate = rate
+        self._seed = seed
+        clock: Any = tf.Variable(0, trainable=False, dtype=tf.int32)
+        # Behind a function Keras does not take it for a weight of the model.
+        self._clock: Callable[[], Any] = lambda: clock
+
+    def set_clock(self, step: int) -> None:
+        """Sets the number of the training step, counted over the whole run."""
+        self._clock().assign(step)
+
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
+        """Returns the inputs, thinned out while training."""
+        if not training or self._rate == 0:
+            return inputs
+        seed = tf.stack([self._seed, self._clock()])
+        drawn = tf.random.stateless_uniform(tf.shape(inputs), seed)
+        return tf.where(drawn < self._rate, 0.0, inputs / (1 - self._rate))
 
 
 def build(
@@ -52,7 +82,7 @@ def build(
     pooled = layers.GlobalAveragePooling2D(keepdims=True, name="global_average_pool")(
         backbone.output
     )
-    dropped = layers.Dropout(dropout, seed=seed, name="dropout")(pooled)
+    dropped = ClockedDropout(dropout, seed, "dropout")(pooled)
     initial = tf_keras.initializers.GlorotUniform(seed=seed)
     # A dense layer written as a 1 x 1 convolution: every runtime quantizes those per channel.
     dense = layers.Conv2D(class_count, 1, kernel_initializer=initial, name=LOGITS)(dropped)
@@ -75,7 +105,7 @@ def _load_backbone(
             backbone.load_weights(path)
     except (ValueError, OSError, KeyError, EOFError, BadZipFile) as error:
         raise SpecError(
-            f"model.weights = {weights!r}: {str(error).splitlines()[0]}",
+            f"model.weights = {weights!r}: {str(error).partition(chr(10))[0]}",
             f"weights of MobileNetV2(alpha={alpha}, include_top=False)",
             "give the file that belongs to this alpha, or set model.alpha to the file's",
         ) from error

@@ -1,6 +1,8 @@
 """Finding the file with the starting weights. Loads TensorFlow only when it has to download."""
 
+import contextlib
 import os
+import sys
 from pathlib import Path
 
 from edgekit.errors import SpecError
@@ -44,15 +46,17 @@ def _download(name: str, folder: Path) -> Path:
     import tf_keras
 
     try:
-        # Unlike the rest of Keras, get_file ignores KERAS_HOME unless it is told.
-        got = tf_keras.utils.get_file(
-            name, _ORIGIN + name, cache_subdir=folder.name, cache_dir=str(folder.parent)
-        )
+        # Keras writes its progress to stdout, which belongs to --json. Unlike the rest of Keras,
+        # get_file ignores KERAS_HOME unless it is told.
+        with contextlib.redirect_stdout(sys.stderr):
+            got = tf_keras.utils.get_file(
+                name, _ORIGIN + name, cache_subdir=folder.name, cache_dir=str(folder.parent)
+            )
         return Path(got)
     except Exception as error:
         raise SpecError(
             f'model.weights = "imagenet": {name} is not in {folder} and could not be downloaded '
-            f"({str(error).splitlines()[0]})",
+            f"({str(error).partition(chr(10))[0]})",
             "a network connection, or the file in Keras's cache",
             f"download {_ORIGIN}{name} on a connected machine and put it into {folder}, or give "
             "the path of such a file with --weights",

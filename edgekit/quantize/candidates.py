@@ -49,7 +49,6 @@ class Plan:
         temperature: Softening of both outputs in the distillation loss.
         calibration_images: Training pictures that set the ranges.
         batch_size: Pictures per step.
-        epoch_patience: Epochs without a lower validation loss before it stops.
         augmentation: Random changes of training pictures, or None.
         seed: Seed of the recipe.
     """
@@ -59,7 +58,6 @@ class Plan:
     temperature: float
     calibration_images: int
     batch_size: int
-    epoch_patience: int
     augmentation: Augmentation | None
     seed: int
 
@@ -174,7 +172,7 @@ def _train(
         train,
         validation,
         learning_rates=cosine(plan.qat_learning_rate, plan.qat_epochs),
-        patience=plan.epoch_patience,
+        patience=plan.qat_epochs,  # a cosine is run to its end; the best epoch is kept
         batch_size=plan.batch_size,
         augmentation=plan.augmentation,
         seed=plan.seed,

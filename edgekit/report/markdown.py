@@ -67,10 +67,10 @@ def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
 
 
 def _files(report: RunReport) -> str:
-    by_digest = {e.artifact_sha256: e for e in report.validation.evaluations}
+    by_digest = {e.artifact_sha256: e for e in report.validation.evaluations if e.threads == 1}
     rows = [_file_row(a, by_digest[a.sha256], report) for a in report.export.artifacts]
-    header = ("file", "size", "test top-1 (95 %)", "drop in points (limit)", "agrees",
-              "p50 ms", "p90 ms", "p99 ms", "judged for")  # fmt: skip
+    header = ("file", "size", "test top-1 (95 %)", "top-5", "drop in points (limit)",
+              "McNemar p", "agrees", "p50 ms", "p90 ms", "p99 ms", "judged for")  # fmt: skip
     timed = report.validation.evaluations[0].latency
     about = f"Latency: one image a call, one thread, on {report.machine}"
     if timed is not None:
@@ -104,7 +104,9 @@ def _file_row(artifact: Artifact, evaluation: Evaluation, report: RunReport) -> 
         artifact.path,
         f"{artifact.size_bytes / 1000:,.0f} kB",
         _accuracy(evaluation.accuracy),
+        "-" if evaluation.accuracy.top5 is None else f"{evaluation.accuracy.top5:.2%}",
         "reference" if drop is None else f"{drop.drop_points:+.2f} ({drop.upper_points:+.2f})",
+        "-" if drop is None else f"{drop.mcnemar_p:.3f}",
         "-" if drop is None else f"{drop.agreement:.1%}",
         *times,
         ", ".join(judged) or "-",
@@ -199,9 +201,19 @@ def _classes(report: RunReport) -> str:
             )
         )
     title = f"## Classes ({chosen[0].artifact_path})"
-    return "\n".join(
-        (title, "", table(("class", "test images", "recall", "most often taken for"), rows))
-    )
+    classes = table(("class", "test images", "recall", "most often taken for"), rows)
+    return "\n".join((title, "", classes, "", _confusion(names, accuracy)))
+
+
+def _confusion(names: Sequence[str], accuracy: Accuracy) -> str:
+    """Returns the confusion matrix, folded away; the last column counts answers outside."""
+    rows = [
+        (name, *(str(count) for count in counts))
+        for name, counts in zip(names, accuracy.confusion, strict=True)
+    ]
+    header = ("is / answered", *names, "outside")
+    matrix = table(header, rows)
+    return f"<details><summary>Confusion matrix</summary>\n\n{matrix}\n\n</details>"
 
 
 def _parity(report: RunReport) -> str:
@@ -224,12 +236,7 @@ def _parity(report: RunReport) -> str:
 def _repeat(report: RunReport) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in report.packages.items())
     stages = ", ".join(
-        f"{s.stage} {'reused' if s.reused else f'{s.seconds:.1f} s'}" for s in report.stages
-    )
-    memory = (
-        f"\nPeak memory: {report.peak_memory_bytes / 1e6:,.0f} MB.\n"
-        if report.peak_memory_bytes
-        else ""
+        f"{s.stage} {s.seconds:.1f} s{' (reused)' if s.reused else ''}" for s in report.stages
     )
     return "\n".join(
         (
@@ -239,8 +246,8 @@ def _repeat(report: RunReport) -> str:
             report.command,
             "```",
             "",
-            f"Stages: {stages}.",
-            memory,
+            f"Stages: {stages}. Peak memory: {report.peak_memory_bytes / 1e6:,.0f} MB.",
+            "",
             f"edgekit {report.edgekit_version}; {packages}. Data digest {report.dataset.digest}, "
             f"recipe digest {report.recipe_sha256}.",
         )

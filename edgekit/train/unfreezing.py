@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +17,16 @@ from edgekit.network import keras_model
 from edgekit.network.forward import run
 from edgekit.network.graph import INPUT, Node, boundary, fold, mobilenet_v2, split
 from edgekit.records import EpochRecord, FloatModelRecord, PhaseRecord
+from edgekit.store import Stored
 from edgekit.train.cuts import Cut, fixed, progressive
 
 Say = Callable[[str], None]
+_WEIGHTS = "weights.npz"
+
+
+# (number, digest of the phase before, make) -> the phase, made or kept from an interrupted run. A
+# phase follows from the plan, the data and the phases before it, so these two identify it.
+Keep = Callable[[int, str, Callable[[Path], PhaseRecord]], Stored[PhaseRecord]]
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,7 @@ def train(
     plan: Plan,
     folder: Path,
     *,
+    keep: Keep,
     say: Say,
     epoch_done: Callable[[str, int, EpochRecord], None],
 ) -> FloatModelRecord:
@@ -82,6 +91,7 @@ def train(
         class_count: Number of classes.
         plan: What the recipe asks for.
         folder: Where the weights go.
+        keep: Keeps every finished phase, so that an interrupted run continues behind the last.
         say: Called with one line when a phase ends.
         epoch_done: Called with (cut, epoch in the phase, record) after every epoch.
 
@@ -99,11 +109,11 @@ def train(
         weights=plan.weights,
         seed=plan.seed,
     )
-    search = _Search(model, train_pictures, validation, plan, say, epoch_done)
+    search = _Search(model, train_pictures, validation, plan, keep, say, epoch_done)
     search.go()
     best = search.phases[search.best]
     logits = _logits(model, validation)
-    np.savez(folder / "weights.npz", allow_pickle=False, **keras_model.arrays_of(model))
+    np.savez(folder / _WEIGHTS, allow_pickle=False, **keras_model.arrays_of(model))
     cut = search.cuts[search.best]
     order = [layer.name for layer in model.layers]
     return FloatModelRecord(
@@ -128,6 +138,7 @@ class _Search:
         train_pictures: Pictures,
         validation: Pictures,
         plan: Plan,
+        keep: Keep,
         say: Say,
         epoch_done: Callable[[str, int, EpochRecord], None],
     ) -> None:
@@ -135,10 +146,12 @@ class _Search:
         self._train = train_pictures
         self._validation = validation
         self._plan = plan
+        self._keep = keep
         self._say = say
         self._epoch_done = epoch_done
         self._nodes = mobilenet_v2(plan.alpha)
         self._epochs_run = 0
+        self._previous = ""
         self.phases: list[PhaseRecord] = []
         self.cuts: list[Cut] = []
         self.best = 0
@@ -156,11 +169,10 @@ class _Search:
         self._phase(head, rates)
         best_weights = self._model.get_weights()
         misses = 0
-        self.stopped_because = (
-            f"train.unfreeze_from = {plan.unfreeze_from!r}: one fixed cut"
-            if plan.unfreeze_from is not None
-            else "the input was reached"
-        )
+        self.stopped_because = "the input was reached"
+        if plan.unfreeze_from is not None:
+            self._ship_fixed(further)
+            return
         for number, cut in enumerate(further):
             rate = plan.unfreeze_learning_rate * plan.learning_rate_decay**number
             self._phase(cut, [rate] * plan.phase_epochs)
@@ -177,35 +189,59 @@ class _Search:
                 )
                 break
 
-    def _phase(self, cut: Cut, learning_rates: list[float]) -> None:
+    def _ship_fixed(self, cuts: list[Cut]) -> None:
+        """Trains the one cut that the recipe asks for and keeps it, better or not."""
         plan = self._plan
+        for cut in cuts:
+            self._phase(cut, [plan.unfreeze_learning_rate] * plan.phase_epochs)
+        self.best = len(self.phases) - 1
+        lost = "" if self.phases[-1].improved else ", although the head alone was as good"
+        self.stopped_because = f"train.unfreeze_from = {plan.unfreeze_from!r} was asked for{lost}"
+
+    def _phase(self, cut: Cut, learning_rates: list[float]) -> None:
+        def make(folder: Path) -> PhaseRecord:
+            record = self._run(cut, learning_rates)
+            arrays = keras_model.arrays_of(self._model)
+            np.savez(folder / _WEIGHTS, allow_pickle=False, **arrays)
+            return record
+
+        kept = self._keep(len(self.phases), self._previous, make)
+        if kept.reused:
+            with np.load(kept.folder / _WEIGHTS, allow_pickle=False) as stored:
+                keras_model.assign(self._model, {name: stored[name] for name in stored.files})
+        self._previous = kept.digest
+        self._epochs_run += len(kept.record.epochs)
+        self.cuts.append(cut)
+        self.phases.append(kept.record)
+        self._tell(kept.record, kept.reused)
+
+    def _run(self, cut: Cut, learning_rates: list[float]) -> PhaseRecord:
         result = self._fit(cut, learning_rates)
         lowest = result.epochs[result.best_epoch].validation_loss
-        known = (
-            min(p.epochs[p.best_epoch].validation_loss for p in self.phases)
-            if self.phases
-            else np.inf
+        known = np.inf
+        if self.phases:
+            best = self.phases[self.best]
+            known = best.epochs[best.best_epoch].validation_loss
+        return PhaseRecord(
+            cut=cut.name,
+            cut_index=cut.index,
+            trainable_parameters=sum(
+                int(np.prod(variable.shape)) for variable in self._model.trainable_variables
+            ),
+            learning_rate=learning_rates[0],
+            epochs=result.epochs,
+            best_epoch=result.best_epoch,
+            improved=lowest < known - self._plan.min_delta,
         )
-        improved = lowest < known - plan.min_delta
-        trainable = sum(int(np.prod(v.shape)) for v in self._model.trainable_variables)
-        self.cuts.append(cut)
-        self.phases.append(
-            PhaseRecord(
-                cut=cut.name,
-                cut_index=cut.index,
-                trainable_parameters=trainable,
-                learning_rate=learning_rates[0],
-                epochs=result.epochs,
-                best_epoch=result.best_epoch,
-                improved=improved,
-            )
-        )
-        best = result.epochs[result.best_epoch]
+
+    def _tell(self, phase: PhaseRecord, reused: bool) -> None:
+        best = phase.epochs[phase.best_epoch]
+        seconds = sum(epoch.seconds for epoch in phase.epochs)
         self._say(
-            f"phase {len(self.phases)}: from {cut.name}: {trainable:,} parameters, "
-            f"validation loss {best.validation_loss:.4f}, top-1 {best.validation_accuracy:.2%}, "
-            f"{'better' if improved else 'not better'}, "
-            f"{sum(epoch.seconds for epoch in result.epochs):.0f} s"
+            f"phase {len(self.phases)}: from {phase.cut}: {phase.trainable_parameters:,} "
+            f"parameters, validation loss {best.validation_loss:.4f}, top-1 "
+            f"{best.validation_accuracy:.2%}, {'better' if phase.improved else 'not better'}, "
+            f"{'kept from before' if reused else f'{seconds:.0f} s'}"
         )
 
     def _fit(self, cut: Cut, learning_rates: list[float]) -> Fit:
@@ -224,10 +260,7 @@ class _Search:
             tensors = run(prefix_nodes, weights, {INPUT: images})
             return [tensors[name] for name in names]
 
-        def done(epoch: int, record: EpochRecord) -> None:
-            self._epochs_run += 1
-            self._epoch_done(cut.name, epoch, record)
-
+        dropout = self._model.get_layer("dropout")
         return fit(
             prefix,
             tail,
@@ -240,7 +273,8 @@ class _Search:
             augmentation=plan.augmentation,
             seed=plan.seed,
             first_epoch=self._epochs_run,
-            epoch_done=done,
+            epoch_done=partial(self._epoch_done, cut.name),
+            set_clock=dropout.set_clock,
         )
 
 

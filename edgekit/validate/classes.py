@@ -20,7 +20,8 @@ def match_classes(
     Args:
         class_names: Folder names in label order.
         outputs: Number of outputs of the model.
-        label_lines: Lines of a labels file. Defaults to None.
+        label_lines: Lines of a labels file, or the labels that the model carries. Defaults to
+            None.
         label_offset: Added to every index. Defaults to 0.
 
     Raises:
@@ -68,11 +69,11 @@ def _by_label(
     while lines and not lines[-1]:
         lines.pop()
     if len(lines) + label_offset != outputs:
-        found = f"a labels file of {len(lines)} lines for {outputs} outputs (offset {label_offset})"
+        found = f"{len(lines)} labels for {outputs} outputs (offset {label_offset})"
         raise SpecError(
             found,
-            f"{outputs - label_offset} lines, or --label-offset {outputs - len(lines)}",
-            "give the labels file of this very model",
+            f"{outputs - label_offset} labels, or --label-offset {outputs - len(lines)}",
+            "give the labels file of this very model with --labels",
         )
     exact: dict[str, list[int]] = {}
     loose: dict[str, list[int]] = {}
@@ -94,8 +95,8 @@ def _line_of(name: str, exact: Mapping[str, list[int]], loose: Mapping[str, list
         raise SpecError(found, "one line per class", remedy)
     near = difflib.get_close_matches(_plain(name), loose, n=1, cutoff=0.6)
     hint = f" (nearest: {near[0]!r})" if near else ""
-    found = f"class {name!r} on no line of the labels file{hint}"
-    raise SpecError(found, "every folder named in the labels file", "rename the folder")
+    found = f"class {name!r} on no line of the labels{hint}"
+    raise SpecError(found, "every folder named in the labels", "rename the folder")
 
 
 def _plain(text: str) -> str:

@@ -11,14 +11,25 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from edgekit.devices import local
 from edgekit.devices.exchange import ReportProgress
 from edgekit.devices.protocol import Subject
 from edgekit.errors import IntegrityError, SpecError
-from edgekit.records import Accuracy, Check, Format, Preprocess, Record, TensorInfo
-from edgekit.runtimes.base import RUNTIME_OF_FORMAT, RuntimeName, classifier_io
+from edgekit.records import (
+    Accuracy,
+    Check,
+    Format,
+    PairedDrop,
+    Preprocess,
+    Record,
+    Status,
+    TensorInfo,
+    Variant,
+    input_codes,
+)
+from edgekit.runtimes.base import RUNTIME_OF_FORMAT, ModelFacts, RuntimeName, classifier_io
 from edgekit.runtimes.inspect import inspect_content, model_format, read_model
 from edgekit.validate.accuracy import (
     OUTSIDE,
@@ -26,14 +37,33 @@ from edgekit.validate.accuracy import (
     OutputIndex,
     Scores,
     measure_accuracy,
+    paired_drop,
+    seconds_allowed,
     top1_classes,
 )
 from edgekit.validate.classes import match_classes
 from edgekit.validate.verdict import check_plausible
 
 METADATA_KEY = "edgekit.preprocess"
+LABELS_KEY = "edgekit.labels"
 OFFSETS_TRIED = (-1, 0, 1)
+# What marks arithmetic on integers, and what marks scales that are found anew for every image.
+QUANTIZED_OPERATORS = {
+    "QUANTIZE",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "QLinearConv",
+    "QLinearMatMul",
+}
+DYNAMIC_OPERATORS = {"DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
+# Two contracts may differ by half a grey level: that is how a quantized input rounds a float one.
+_ROUNDING_LEVELS = 0.51
+# Training for int8 goes on where float training stopped and can gain: 4 points were seen, 1.9 of
+# them sure. A sure gain above this many says that the reference is not the float model of the
+# judged file, or that its input is prepared otherwise.
+_MOST_GAIN_POINTS = 5.0
 PerChannel = float | Sequence[float]
+_LABELS = TypeAdapter(tuple[str, ...])
 
 
 class InputOptions(Record):
@@ -42,16 +72,24 @@ class InputOptions(Record):
     Args:
         scale: Multiplier per channel of `pixel * scale + offset`. Defaults to None: from the file.
         offset: Addend per channel. Defaults to None: from the file.
-        resize: Resampling filter. Defaults to "bilinear".
-        crop: "none" or "center". Defaults to "none".
-        channels: "rgb" or "bgr". Defaults to "rgb".
+        resize: Resampling filter. Defaults to None: from the file, else "bilinear".
+        crop: "none" or "center". Defaults to None: from the file, else "none".
+        channels: "rgb" or "bgr". Defaults to None: from the file, else "rgb".
     """
 
     scale: tuple[float, float, float] | None = None
     offset: tuple[float, float, float] | None = None
-    resize: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
-    crop: Literal["none", "center"] = "none"
-    channels: Literal["rgb", "bgr"] = "rgb"
+    resize: Literal["bilinear", "bicubic", "nearest"] | None = None
+    crop: Literal["none", "center"] | None = None
+    channels: Literal["rgb", "bgr"] | None = None
+
+
+class Recorded(Record):
+    """What edgekit's own record beside a file that it exported says about that file."""
+
+    preprocess: Preprocess
+    variant: Variant
+    class_names: tuple[str, ...]
 
 
 class Plan(Record):
@@ -63,6 +101,9 @@ class Plan(Record):
         size_bytes: Its size.
         format: "tflite" or "onnx".
         runtime: Who will run it.
+        variants: What the file can be; see `variants_of`.
+        input_dtype: Element type of the input.
+        output_dtype: Element type of the output.
         preprocess: How to decode the images.
         class_names: Folder names, in label order.
         output_index: The output that stands for each class.
@@ -75,11 +116,27 @@ class Plan(Record):
     size_bytes: int
     format: Format
     runtime: RuntimeName
+    variants: tuple[Variant, ...]
+    input_dtype: str
+    output_dtype: str
     preprocess: Preprocess
     class_names: tuple[str, ...]
     output_index: tuple[int, ...]
     outputs: int
     label_offset: int
+
+
+@dataclass(frozen=True)
+class _File:
+    """A classifier as it was read, before anything is known about the pictures."""
+
+    model: Path
+    sha256: str
+    size_bytes: int
+    facts: ModelFacts
+    input: TensorInfo
+    output: TensorInfo
+    variants: tuple[Variant, ...]
 
 
 @dataclass(frozen=True)
@@ -121,8 +178,11 @@ def plan_external(
     options: InputOptions | None = None,
     label_lines: Sequence[str] | None = None,
     label_offset: int = 0,
+    recorded: Recorded | None = None,
 ) -> Plan:
     """Returns how a foreign file will be judged.
+
+    The user's word goes before the record beside the file, and that before the file's metadata.
 
     Args:
         model: A .tflite or .onnx file.
@@ -130,27 +190,174 @@ def plan_external(
         options: What the user says about the input. Defaults to None: nothing.
         label_lines: Lines of a labels file. Defaults to None: there is none.
         label_offset: Added to every output index. Defaults to 0.
+        recorded: From the record beside the file. Defaults to None: there is none.
 
     Raises:
         SpecError: If the file cannot be read, does not say how its input is scaled, or the classes
             cannot be matched to its outputs.
-        IntegrityError: If it is damaged, untrusted or no image classifier.
+        IntegrityError: If it is damaged, untrusted or no image classifier, or what it says about
+            its input or its labels is broken.
     """
-    content, file_format = read_model(model), model_format(model)
-    facts = inspect_content(content, file_format, str(model))
+    file = _read(model, recorded)
+    if label_lines is None:
+        label_lines = recorded.class_names if recorded else _stored_labels(file.facts.metadata)
+    outputs = file.output.shape[-1]
+    return _plan(
+        file,
+        external_preprocess(file.input, file.facts.metadata, options or InputOptions(), recorded),
+        tuple(class_names),
+        match_classes(class_names, outputs, label_lines, label_offset),
+        label_offset,
+    )
+
+
+def plan_reference(
+    model: Path,
+    judged: Plan,
+    options: InputOptions | None = None,
+    recorded: Recorded | None = None,
+) -> Plan:
+    """Returns how the float reference of a judged file runs: on the same pixels, for its classes.
+
+    Args:
+        model: A .tflite or .onnx file.
+        judged: Plan of the file that is compared with it.
+        options: What the user says about the input of both. Defaults to None: nothing.
+        recorded: From the record beside the reference. Defaults to None: there is none.
+
+    Raises:
+        SpecError: If the reference is the judged file itself, is not float, has another input size
+            or number of outputs, or says that its input is prepared otherwise.
+        IntegrityError: As `plan_external`.
+    """
+    file = _read(model, recorded)
+    _check_comparable(file, judged)
+    contract = judged.preprocess
+    if recorded is not None or METADATA_KEY in file.facts.metadata:
+        contract = external_preprocess(
+            file.input, file.facts.metadata, options or InputOptions(), recorded
+        )
+        _check_contracts(model, contract, judged)
+    return _plan(file, contract, judged.class_names, judged.output_index, judged.label_offset)
+
+
+def variants_of(facts: ModelFacts) -> tuple[Variant, ...]:
+    """Returns the variants that a file can be by what it says about itself.
+
+    Returns:
+        One, or none for a mixture of integer and float arithmetic that no target asks for. A float
+        TFLite file without DEQUANTIZE can be float32 or dynamic: only its weights differ.
+    """
+    used = facts.operators.keys()
+    ends = {tensor.dtype for tensor in (*facts.inputs, *facts.outputs)}
+    if used & DYNAMIC_OPERATORS:
+        return ("dynamic",)
+    # TFLite computes in the type of its tensors; ONNX says by operators where integers begin.
+    integer_ends = facts.format == "tflite" and bool(ends & {"uint8", "int8"})
+    if used & QUANTIZED_OPERATORS or integer_ends:
+        return () if facts.float_tensors else ("int8",)
+    if facts.format == "onnx":
+        return ("float32",)
+    return ("float16",) if "DEQUANTIZE" in used else ("float32", "dynamic")
+
+
+def _read(model: Path, recorded: Recorded | None) -> _File:
+    content = read_model(model)
+    facts = inspect_content(content, model_format(model), str(model))
     model_input, output = classifier_io(facts, str(model))
-    return Plan(
+    return _File(
         model=model,
         sha256=hashlib.sha256(content).hexdigest(),
         size_bytes=len(content),
-        format=file_format,
-        runtime=RUNTIME_OF_FORMAT[file_format],
-        preprocess=external_preprocess(model_input, facts.metadata, options or InputOptions()),
-        class_names=tuple(class_names),
-        output_index=match_classes(class_names, output.shape[-1], label_lines, label_offset),
-        outputs=output.shape[-1],
+        facts=facts,
+        input=model_input,
+        output=output,
+        variants=(recorded.variant,) if recorded else variants_of(facts),
+    )
+
+
+def _plan(
+    file: _File,
+    preprocess: Preprocess,
+    class_names: tuple[str, ...],
+    output_index: tuple[int, ...],
+    label_offset: int,
+) -> Plan:
+    return Plan(
+        model=file.model,
+        sha256=file.sha256,
+        size_bytes=file.size_bytes,
+        format=file.facts.format,
+        runtime=RUNTIME_OF_FORMAT[file.facts.format],
+        variants=file.variants,
+        input_dtype=file.input.dtype,
+        output_dtype=file.output.dtype,
+        preprocess=preprocess,
+        class_names=class_names,
+        output_index=output_index,
+        outputs=file.output.shape[-1],
         label_offset=label_offset,
     )
+
+
+def _check_comparable(file: _File, judged: Plan) -> None:
+    """Refuses a reference that is the judged file, is not float, or is another network."""
+    size, outputs = file.input.shape[1:3], file.output.shape[-1]
+    wanted = (judged.preprocess.height_px, judged.preprocess.width_px)
+    what = " or ".join(file.variants) or "partly quantized"
+    is_float = file.input.dtype == file.output.dtype == "float32" and (
+        "float32" in file.variants or "float16" in file.variants
+    )
+    problems = (
+        (
+            file.sha256 == judged.sha256,
+            "the judged file itself",
+            "the float file that it was made from",
+        ),
+        (
+            not is_float,
+            f"not a float file ({what}, {file.input.dtype} input, {file.output.dtype} output)",
+            "float32 input and output and no quantized arithmetic",
+        ),
+        (
+            size != wanted,
+            f"an input of {size} pixels (height, width)",
+            f"{wanted}, as the judged file has",
+        ),
+        (
+            outputs != judged.outputs,
+            f"{outputs} outputs",
+            f"{judged.outputs} outputs, as the judged file has",
+        ),
+    )
+    for wrong, found, expected in problems:
+        if wrong:
+            raise SpecError(
+                f"--reference {file.model}: {found}",
+                expected,
+                "give the float file of the same network, or --min-accuracy instead of a reference",
+            )
+
+
+def _check_contracts(model: Path, own: Preprocess, judged: Plan) -> None:
+    """Refuses a reference whose contract would see other pixels than the judged file."""
+    other = judged.preprocess
+    differing = [
+        f"{name} {getattr(own, name)}"
+        for name in ("resize", "crop", "channels")
+        if getattr(own, name) != getattr(other, name)
+    ]
+    seen, wanted = (input_codes(c, "float32").astype(np.float64) for c in (own, other))
+    apart = np.abs(seen - wanted)
+    if (apart > _ROUNDING_LEVELS * np.abs(other.scale)).any():
+        differing.append(f"scale {own.scale} and offset {own.offset}")
+    if differing:
+        raise SpecError(
+            f"--reference {model}: says that its input is prepared with {', '.join(differing)}",
+            f"the contract of {judged.model.name}: {other!r}",
+            "give the float file of the same network, or say with --input-scale, --input-offset, "
+            "--resize, --crop and --channels what holds for both",
+        )
 
 
 def judge_external(
@@ -158,7 +365,7 @@ def judge_external(
     images: Path,
     labels: Classes,
     threads: int = 1,
-    timeout_seconds: float = 3600.0,
+    timeout_seconds: float | None = None,
     progress: ReportProgress | None = None,
 ) -> Judgement:
     """Runs a foreign file on decoded images and returns what its answers show.
@@ -169,13 +376,14 @@ def judge_external(
             `plan.preprocess` says.
         labels: int32 of shape `(count,)`, indexes into `plan.class_names`.
         threads: Threads of the runtime. Defaults to 1.
-        timeout_seconds: Wall time for the whole run. Defaults to an hour.
+        timeout_seconds: Wall time for the whole run. Defaults to None: grows with the images.
         progress: Called with fractions from 0 to 1. Defaults to None.
 
     Raises:
         EdgekitError: As `edgekit.devices.local.answer`.
     """
-    answers = local.answer(subject(plan, images, threads), timeout_seconds, progress)
+    limit = seconds_allowed(len(labels)) if timeout_seconds is None else timeout_seconds
+    answers = local.answer(subject(plan, images, threads), limit, progress)
     scores = local.scores(answers.raw, answers.output)
     index = np.array(plan.output_index, dtype=np.int64)
     count = len(plan.class_names)
@@ -185,6 +393,29 @@ def judge_external(
         top1=top1_classes(scores, count, index),
         runtime=answers.runtime,
     )
+
+
+def drop_against(
+    reference: Judgement, judged: Judgement, labels: Classes
+) -> tuple[PairedDrop | None, str]:
+    """Returns the accuracy lost against a reference, or None and why there is none to compare with.
+
+    A reference whose input is prepared wrongly answers badly and would let any file pass.
+
+    Args:
+        reference: Of the float file.
+        judged: Of the judged file, on the same images.
+        labels: int32 of shape `(images,)`.
+    """
+    if reference.plausible.status != Status.PASS:
+        return None, f"the reference is not plausible itself: {reference.plausible.detail}"
+    drop = paired_drop(reference.top1, judged.top1, labels)
+    if drop.upper_points < -_MOST_GAIN_POINTS:
+        return None, (
+            f"the reference is worse than the judged file by {-drop.drop_points:.1f} points, so it "
+            "is not its float model, or its input is prepared otherwise"
+        )
+    return drop, ""
 
 
 def subject(plan: Plan, images: Path, threads: int = 1) -> Subject:
@@ -200,18 +431,22 @@ def subject(plan: Plan, images: Path, threads: int = 1) -> Subject:
 
 
 def external_preprocess(
-    model_input: TensorInfo, metadata: Mapping[str, str], options: InputOptions
+    model_input: TensorInfo,
+    metadata: Mapping[str, str],
+    options: InputOptions,
+    recorded: Recorded | None = None,
 ) -> Preprocess:
     """Returns the contract of a foreign input.
 
-    In this order: what the user says; the contract in the file's metadata; the quantization of an
-    integer input, where the usual convention makes the uint8 code the pixel itself and the int8
-    code `pixel - 128`.
+    In this order, item by item: what the user says; the contract in the record beside the file;
+    the one in the file's metadata; the quantization of an integer input, where the usual convention
+    makes the uint8 code the pixel itself and the int8 code `pixel - 128`.
 
     Args:
         model_input: Input of shape `(1, height, width, 3)`.
         metadata: Text entries of the file.
         options: What the user says.
+        recorded: From the record beside the file. Defaults to None: there is none.
 
     Raises:
         SpecError: If neither the user nor the file says how the input is scaled.
@@ -221,37 +456,51 @@ def external_preprocess(
         given = "--input-scale" if options.offset is None else "--input-offset"
         found = f"{given} alone"
         raise SpecError(found, "--input-scale and --input-offset together", "give both")
-    if options.scale is None and METADATA_KEY in metadata:
-        return _stored_contract(metadata[METADATA_KEY], model_input)
-    if options.scale is not None and options.offset is not None:
-        scale, offset = options.scale, options.offset
+    known = recorded.preprocess if recorded else _stored_contract(metadata)
+    if known is not None:
+        _check_size(known, model_input)
+    elif options.scale is not None:
+        known = Preprocess(height_px=model_input.shape[1], width_px=model_input.shape[2])
     else:
-        one_scale, one_offset = _quantized_contract(model_input)
-        scale, offset = (one_scale,) * 3, (one_offset,) * 3
-    return Preprocess(
-        height_px=model_input.shape[1],
-        width_px=model_input.shape[2],
-        resize=options.resize,
-        crop=options.crop,
-        scale=scale,
-        offset=offset,
-        channels=options.channels,
-    )
+        scale, offset = _quantized_contract(model_input)
+        known = Preprocess(
+            height_px=model_input.shape[1],
+            width_px=model_input.shape[2],
+            scale=(scale,) * 3,
+            offset=(offset,) * 3,
+        )
+    return known.model_copy(update=options.model_dump(exclude_none=True))
 
 
-def _stored_contract(text: str, model_input: TensorInfo) -> Preprocess:
-    """Returns the contract that edgekit itself wrote into a file."""
+def _stored_contract(metadata: Mapping[str, str]) -> Preprocess | None:
+    """Returns the contract that edgekit itself wrote into a file, if there is one."""
+    if METADATA_KEY not in metadata:
+        return None
     try:
-        contract = Preprocess.model_validate_json(text)
+        return Preprocess.model_validate_json(metadata[METADATA_KEY])
     except ValidationError as err:
         found = f"metadata {METADATA_KEY!r} that is not a preprocessing contract"
-        remedy = "give --input-scale and --input-offset, or export the model again"
+        remedy = "export the model again"
         raise IntegrityError(found, "the JSON of a Preprocess record", remedy) from err
+
+
+def _stored_labels(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Returns the labels that edgekit itself wrote into a file, if there are any."""
+    if LABELS_KEY not in metadata:
+        return None
+    try:
+        return _LABELS.validate_json(metadata[LABELS_KEY], strict=True)
+    except ValidationError as err:
+        found = f"metadata {LABELS_KEY!r} that is not a list of labels"
+        remedy = "give the labels with --labels, or export the model again"
+        raise IntegrityError(found, "a JSON list of texts", remedy) from err
+
+
+def _check_size(contract: Preprocess, model_input: TensorInfo) -> None:
     size = (contract.height_px, contract.width_px)
     if size != model_input.shape[1:3]:
         found = f"a contract for {size} in a model for {model_input.shape[1:3]} (height, width)"
         raise IntegrityError(found, "the same size in both", "export the model again")
-    return contract
 
 
 def _quantized_contract(model_input: TensorInfo) -> tuple[float, float]:

@@ -1,5 +1,6 @@
 """The validate stage: measures every exported file here and holds it against each target."""
 
+import os
 import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,16 +21,23 @@ from edgekit.records import (
     Latency,
     PairedDrop,
     Preprocess,
+    Status,
     ValidationRecord,
     Verdict,
 )
 from edgekit.runtimes.base import RUNTIME_OF_FORMAT
 from edgekit.target import Target
-from edgekit.validate.accuracy import measure_accuracy, paired_drop, top1_classes
+from edgekit.validate.accuracy import (
+    measure_accuracy,
+    paired_drop,
+    seconds_allowed,
+    top1_classes,
+)
 from edgekit.validate.latency import summarize
 from edgekit.validate.verdict import (
     check_accuracy_drop,
     check_accuracy_floor,
+    check_device,
     check_latency,
     check_memory,
     check_size,
@@ -86,40 +94,46 @@ def judge(
         IntegrityError: If a file does not have its recorded digest or crashes its runtime.
         DeviceError: If a runtime fails or hangs.
     """
-    names = exported.class_names
-    answered = []
-    for number, artifact in enumerate(exported.artifacts):
-        progress(f"accuracy of {artifact.path}", number, len(exported.artifacts))
-        answered.append(
-            _answer(subject_of(artifact, folder, images, exported.preprocess), artifact, labels,
-                    len(names))
-        )  # fmt: skip
+    answered = {}
+    for artifact in exported.artifacts:
+        subject = subject_of(artifact, folder, images, exported.preprocess)
+        answered[artifact.sha256] = _answer(
+            subject, artifact, labels, len(exported.class_names), progress
+        )
     reference = next(
-        a for a in answered if (a.artifact.format, a.artifact.variant) == ("tflite", "float32")
+        a
+        for a in answered.values()
+        if (a.artifact.format, a.artifact.variant) == ("tflite", "float32")
     )
-    drops = {
-        a.artifact.sha256: paired_drop(reference.top1, a.top1, labels)
-        for a in answered
-        if a is not reference
-    }
+    drops = {digest: paired_drop(reference.top1, a.top1, labels) for digest, a in answered.items()}
     timings = _time(exported, folder, images, targets, measuring, progress)
     evaluations = tuple(
         Evaluation(
-            artifact_sha256=a.artifact.sha256,
-            runtime=a.runtime,
-            accuracy=a.accuracy,
-            drop=drops.get(a.artifact.sha256),
-            latency=_summary(timings[a.artifact.sha256, 1], _TABLE_PERCENTILE),
+            artifact_sha256=digest,
+            runtime=answered[digest].runtime,
+            threads=threads,
+            accuracy=answered[digest].accuracy,
+            drop=None if answered[digest] is reference else drops[digest],
+            latency=_summary(timing, _TABLE_PERCENTILE),
         )
-        for a in answered
+        for (digest, threads), timing in timings.items()
     )
-    accuracies = {a.artifact.sha256: a.accuracy for a in answered}
+    accuracies = {digest: a.accuracy for digest, a in answered.items()}
+    positions = {key: position for position, key in enumerate(timings)}
     verdicts = tuple(
         _verdict(target, artifact_for(target, exported), accuracies, drops, timings)
         for target in targets
     )
     return ValidationRecord(
-        reference=reference.artifact.path, evaluations=evaluations, verdicts=verdicts
+        reference=reference.artifact.path,
+        evaluations=evaluations,
+        verdicts=verdicts,
+        decided_by=tuple(
+            positions[artifact_for(target, exported).sha256, target.runtime.threads]
+            if target.device.transport == "local"
+            else None
+            for target in targets
+        ),
     )
 
 
@@ -159,7 +173,7 @@ def subject_of(
 
 
 def this_machine() -> str:
-    """Returns the processor, architecture and system that edgekit runs on, in words."""
+    """Returns the processor, cores, architecture, system and name of this machine, in words."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -167,7 +181,8 @@ def this_machine() -> str:
             if line.startswith("model name"):
                 model = line.split(":", 1)[1].strip()
                 break
-    return f"{model}, {platform.machine()}, {platform.system()} {platform.release()}"
+    system = f"{platform.machine()}, {platform.system()} {platform.release()}"
+    return f"{model}, {os.cpu_count()} cores, {system}, {platform.node()}"
 
 
 def checks_of(
@@ -180,6 +195,8 @@ def checks_of(
 ) -> tuple[Check, ...]:
     """Holds one file's measurements against every budget that a target states.
 
+    Where edgekit cannot reach the device, at least one check is UNMEASURED, whatever the budgets.
+
     Args:
         target: The target.
         size_bytes: Size of the file.
@@ -188,11 +205,12 @@ def checks_of(
         timing: Timed sessions on it, or None.
         no_drop_because: Why `drop` is None, if it is.
     """
-    budget = target.budget
+    budget, reachable = target.budget, target.device.transport == "local"
     absent = (
-        f"edgekit cannot reach {target.device.description} yet; only a measurement on it counts"
-        if target.device.transport == "none"
-        else "not measured"
+        "not measured"
+        if reachable
+        else f"edgekit cannot reach {target.device.description} yet; "
+        "only a measurement on it counts"
     )
     checks = []
     if budget.accuracy_drop_points is not None:
@@ -208,11 +226,23 @@ def checks_of(
         checks.append(check_size(size_bytes, budget.size_bytes))
     if budget.memory_bytes is not None:
         checks.append(check_memory(None, budget.memory_bytes, absent))
+    if not reachable and all(check.status != Status.UNMEASURED for check in checks):
+        checks.append(check_device(absent))
     return tuple(checks)
 
 
-def _answer(subject: Subject, artifact: Artifact, labels: Labels, classes: int) -> _Answered:
-    answers = local.answer(subject)
+def _answer(
+    subject: Subject,
+    artifact: Artifact,
+    labels: Labels,
+    classes: int,
+    progress: Callable[[str, int, int], None],
+) -> _Answered:
+    answers = local.answer(
+        subject,
+        seconds_allowed(len(labels)),
+        lambda done: progress(f"accuracy of {artifact.path}", round(1000 * done), 1000),
+    )
     scores = local.scores(answers.raw, answers.output)
     index = np.arange(classes)
     return _Answered(
@@ -267,9 +297,9 @@ def _verdict(
         target,
         artifact.size_bytes,
         accuracies[artifact.sha256] if here else None,
-        drops.get(artifact.sha256) if here else None,
+        drops[artifact.sha256] if here else None,
         timings[artifact.sha256, target.runtime.threads] if here else None,
-        "it is the float reference itself" if here and artifact.sha256 not in drops else "",
+        "",
     )
     return Verdict(
         target=target.name,

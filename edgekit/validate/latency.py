@@ -42,6 +42,7 @@ def summarize(
         raise ValueError(msg)
     series = [np.asarray(session.samples_ms, dtype=np.float64) for session in sessions]
     pooled = np.concatenate(series)
+    governors = sorted({session.governor for session in sessions if session.governor})
     return Latency(
         device=device,
         runtime=runtime,
@@ -50,9 +51,13 @@ def summarize(
         session_percentile_ms=tuple(statistics.order_quantile(s, percentile) for s in series),
         p50_ms=statistics.order_quantile(pooled, 50),
         p90_ms=statistics.order_quantile(pooled, 90),
+        p95_ms=statistics.order_quantile(pooled, 95),
         p99_ms=statistics.order_quantile(pooled, 99),
+        max_ms=float(pooled.max()),
         samples=pooled.size,
         effective_samples=statistics.pooled_effective_samples(series),
+        context_switches_involuntary=sum(s.context_switches_involuntary for s in sessions),
+        governor=" and ".join(governors) or None,
         disturbances=disturbances(sessions, percentile, cores or os.cpu_count() or 1),
     )
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from PIL import Image
 
@@ -15,7 +16,7 @@ from edgekit.data.decode import decode, read_folder
 from edgekit.data.picture import fit
 from edgekit.data.scan import SPLITS, scan
 from edgekit.errors import DataError
-from edgekit.records import DatasetRecord, Preprocess
+from edgekit.records import DatasetRecord, Preprocess, SkippedFile
 
 CONTRACT = Preprocess(height_px=20, width_px=28)
 CLASSES = {"cat": 40, "dog": 30}
@@ -217,6 +218,36 @@ def test_imbalance_is_noted(tmp_path: Path, dogs: int, noted: bool) -> None:
     assert [note.startswith(said) for note in notes] == ([True] if noted else [])
 
 
+def test_near_identical_pictures_are_noted(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "pictures", {"cat": 20, "dog": 20})
+    assert decoded(root, tmp_path / "before").notes == ()
+    for quality in (95, 60):
+        texture(5).save(root / "cat" / f"again-{quality}.jpg", quality=quality, subsampling=0)
+    texture(1007).save(root / "dog" / "again.jpg", quality=90, subsampling=0)
+    beginning = "near-identical pictures were kept on one side of the split: 2 groups, the largest "
+    assert decoded(root, tmp_path / "out").notes == (f"{beginning}of 3 pictures",)
+    texture(1007).save(root / "cat" / "wrong.jpg", quality=70, subsampling=0)
+    record = decoded(root, tmp_path / "mixed")
+    (note,) = record.notes
+    assert note.startswith(f"{beginning}of 3 pictures; of several classes in 1 of them, such as ")
+    assert "cat/wrong.jpg" in note
+    # What the note says is so.
+    sides = {
+        name: split
+        for split in SPLITS
+        for name in json.loads((tmp_path / "mixed" / f"{split}.files.json").read_text())
+    }
+    assert sides["cat/005.png"] == sides["cat/again-95.jpg"] == sides["cat/again-60.jpg"]
+    assert sides["dog/007.png"] == sides["dog/again.jpg"] == sides["cat/wrong.jpg"]
+
+
+def test_stray_pictures_are_listed_and_are_no_damage(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "pictures", {"cat": 8, "dog": 8})
+    texture(99).save(root / "loose.png")
+    record = decoded(root, tmp_path / "out", max_bad_fraction=0.0)
+    assert [(item.path, item.kind) for item in record.skipped] == [("loose.png", "ignored")]
+
+
 def test_the_same_picture_under_two_classes(tmp_path: Path) -> None:
     root = write_pictures(tmp_path / "pictures", {"cat": 8, "dog": 8})
     with Image.open(root / "cat" / "003.png") as picture:
@@ -225,9 +256,42 @@ def test_the_same_picture_under_two_classes(tmp_path: Path) -> None:
         decoded(root, tmp_path / "out")
 
 
+def read(
+    root: Path, folder: Path, **limits: float
+) -> tuple[Path, npt.NDArray[np.int32], tuple[SkippedFile, ...]]:
+    return read_folder(scan(root), CONTRACT, folder, lambda done, total: None, **limits)
+
+
+def test_read_folder_refuses_many_damaged_files(finished: Finished, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="3 of 73 files are damaged or unreadable") as caught:
+        read(finished.root, tmp_path)
+    assert "at most 1.0%" in caught.value.expected
+    with pytest.raises(DataError, match="3 of 73 files"):
+        read(finished.root, tmp_path, max_bad_fraction=2.99 / 73)
+    read(finished.root, tmp_path, max_bad_fraction=ENOUGH)
+
+
+def test_read_folder_refuses_the_same_picture_under_two_classes(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "pictures", {"cat": 4, "dog": 4})
+    read(root, tmp_path)
+    with Image.open(root / "cat" / "003.png") as picture:
+        picture.save(root / "dog" / "copy.bmp")
+    with pytest.raises(DataError, match=r"two classes: cat/003\.png = dog/copy\.bmp"):
+        read(root, tmp_path)
+
+
+def test_read_folder_without_a_readable_picture(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "pictures", {"cat": 1, "dog": 1})
+    for path in root.rglob("*.png"):
+        path.write_bytes(b"no")
+    with pytest.raises(DataError, match="none of the 2 picture files is readable; cat/000") as told:
+        read(root, tmp_path, max_bad_fraction=1.0)
+    assert told.value.exit_code == 3
+
+
 def test_read_folder_keeps_rows_and_labels_together(finished: Finished, tmp_path: Path) -> None:
     scanned = scan(finished.root)
-    path, labels, skipped = read_folder(scanned, CONTRACT, tmp_path, lambda done, total: None)
+    path, labels, skipped = read(finished.root, tmp_path, max_bad_fraction=ENOUGH)
     images = np.load(path)
     good = [s for s in scanned.sources if s.relative not in BAD]
     assert len(good) == len(images) == len(labels) == 70

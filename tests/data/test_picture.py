@@ -17,7 +17,9 @@ from edgekit.data.picture import (
     UnreadableError,
     decode,
     difference_hash,
+    fingerprint,
     fit,
+    miniature,
     pixel_digest,
     read,
 )
@@ -96,7 +98,7 @@ def test_orientation_of_a_camera_file(orientation: int, tmp_path: Path) -> None:
     path = tmp_path / "camera.jpg"
     content = saved(stored, "JPEG", quality=95, subsampling=0, exif=oriented(orientation))
     path.write_bytes(content)
-    seen, _, _ = read(path, CONTRACT, hashlib.sha256(content).hexdigest())
+    seen, _ = read(path, CONTRACT, hashlib.sha256(content).hexdigest())
     expected = fit(Image.fromarray(upright(np.asarray(stored), orientation)), CONTRACT)
     assert mean_difference(seen, expected) < 2  # quality 95 changes a smooth picture by about 1
     for other in set(range(1, 9)) - {orientation}:
@@ -211,10 +213,11 @@ def test_the_content_decides_not_the_name(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "picture.jpg"
     content = saved(texture(), kind)
     path.write_bytes(content)
-    seen, digest, near = read(path, CONTRACT, hashlib.sha256(content).hexdigest())
+    seen, look = read(path, CONTRACT, hashlib.sha256(content).hexdigest())
     picture = decode(content)
     assert np.array_equal(seen, fit(picture, CONTRACT))
-    assert (digest, near) == (pixel_digest(picture), difference_hash(picture))
+    assert look == fingerprint(picture)
+    assert look == (pixel_digest(picture), difference_hash(picture), miniature(picture))
 
 
 def chunk(kind: bytes, body: bytes) -> bytes:
@@ -398,3 +401,12 @@ def test_the_difference_hash_reads_rows_from_left_to_right() -> None:
     assert difference_hash(ramp) == 2**64 - 1
     assert difference_hash(ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT)) == 0
     assert difference_hash(Image.new("RGB", (32, 32), WHITE)) == 0
+
+
+def test_the_miniature_is_the_mean_of_equal_parts() -> None:
+    parts = np.random.default_rng(9).integers(0, 256, (16, 16, 3), np.uint8)
+    large = np.repeat(np.repeat(parts, 3, axis=0), 5, axis=1)
+    assert miniature(Image.fromarray(large)) == parts.tobytes()
+    checks = np.indices((64, 64)).sum(axis=0) % 2 * 200
+    grey = Image.fromarray(checks.astype(np.uint8)).convert("RGB")
+    assert set(miniature(grey)) == {100}

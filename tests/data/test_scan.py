@@ -6,6 +6,7 @@ import subprocess
 import sys
 import unicodedata
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -87,7 +88,7 @@ def test_creation_order_does_not_matter(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["content", "name", "class", "class name", "new class", "new file"]
+    "change", ["content", "name", "class", "class name", "new class", "new file", "new empty file"]
 )
 def test_the_digest_follows_what_is_there(two_classes: Path, change: str) -> None:
     before = scan(two_classes).digest
@@ -104,9 +105,30 @@ def test_the_digest_follows_what_is_there(two_classes: Path, change: str) -> Non
             picture.parent.rename(two_classes / "bat")
         case "new class":
             (two_classes / "eel").mkdir()
+        case "new empty file":
+            (two_classes / "cat" / "2.png").touch()
         case _:
             write(two_classes, "cat/2.jpg")
     assert scan(two_classes).digest != before
+
+
+def test_the_digest_follows_why_a_file_is_left_out(two_classes: Path) -> None:
+    extra = two_classes / "cat" / "2.jpg"
+    extra.touch()
+    before = scan(two_classes)
+    extra.unlink()
+    os.mkfifo(extra)
+    after = scan(two_classes)
+    assert (before.class_names, before.sources) == (after.class_names, after.sources)
+    assert before.digest != after.digest
+
+
+def test_the_digest_cannot_be_forged_by_names(tmp_path: Path) -> None:
+    one = scan(write(tmp_path / "one", "cat/1.jpg", "dog/1.jpg"))
+    source = one.sources[0]
+    joined = replace(source, relative=f"{source.relative}\n{one.sources[1].relative}")
+    assert replace(one, sources=(joined,)).digest != one.digest
+    assert len(replace(one, sources=(replace(source, relative="\udcff"),)).digest) == 64
 
 
 def test_the_digest_ignores_times_and_the_place(two_classes: Path, tmp_path: Path) -> None:
@@ -223,6 +245,52 @@ def test_other_files_are_listed(two_classes: Path) -> None:
     found = reasons(scan(two_classes))
     assert found.keys() == {"cat/notes.txt", "cat/deep/scan.tiff", "dog/none"}
     assert all(reason.startswith("not a picture file (.jpg") for reason in found.values())
+
+
+def test_pictures_beside_the_class_folders_are_listed(two_classes: Path) -> None:
+    write(two_classes, "loose.JPG", "README.md", ".hidden.jpg")
+    found = scan(two_classes)
+    assert reasons(found) == {"loose.JPG": "picture beside the class folders, so of no class"}
+    assert [item.kind for item in found.skipped] == ["ignored"]
+    assert len(found.sources) == 2
+
+
+def test_what_lies_beside_the_splits_is_listed(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{split}/{c}/1.jpg" for split in SPLIT_NAMES for c in ("cat", "dog")))
+    before = scan(tmp_path)
+    assert before.skipped == ()
+    write(tmp_path, "eel/1.jpg", "loose.jpg", "train/x.png", "LICENSE", ".git/1.jpg")
+    found = scan(tmp_path)
+    beside = "beside the folders train, validation and test, so in no split"
+    assert reasons(found) == {
+        "train/x.png": "picture beside the class folders, so of no class",
+        "eel": f"folder {beside}",
+        "loose.jpg": f"picture {beside}",
+    }
+    assert {item.kind for item in found.skipped} == {"ignored"}
+    assert found.sources == before.sources
+
+
+def test_the_kind_says_what_counts_as_damage(two_classes: Path, tmp_path: Path) -> None:
+    write(two_classes, "loose.jpg", "cat/notes.txt")
+    write(tmp_path, "far.jpg")
+    (two_classes / "cat" / "empty.jpg").touch()
+    (two_classes / "dog" / "out.jpg").symlink_to(tmp_path / "far.jpg")
+    assert {item.path: item.kind for item in scan(two_classes).skipped} == {
+        "loose.jpg": "ignored",
+        "cat/notes.txt": "not-a-picture",
+        "cat/empty.jpg": "damaged",
+        "dog/out.jpg": "damaged",
+    }
+
+
+def test_progress_counts_the_files(tmp_path: Path) -> None:
+    root = write(tmp_path, *(f"{label}/{i}.jpg" for label in ("cat", "dog") for i in range(5)))
+    (root / "cat" / "empty.jpg").touch()
+    told: list[tuple[int, int]] = []
+    with_progress = scan(root, lambda done, total: told.append((done, total)))
+    assert told == [(done, 11) for done in range(1, 12)]
+    assert with_progress == scan(root)
 
 
 def test_an_empty_file_is_listed(two_classes: Path) -> None:

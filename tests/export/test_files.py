@@ -59,10 +59,11 @@ def test_every_file_was_compared_with_its_source(exported: Exported) -> None:
         assert parity.images == 72  # 24 of validation, filled up with the 48 of training
         int8 = artifact.variant == "int8"
         assert parity.source == ("simulated int8" if int8 else "Keras model")
-        assert (parity.largest_difference_bound is not None) == (artifact.variant == "float32")
+        bounded = artifact.variant in ("float32", "float16")
+        assert (parity.largest_difference_bound is not None) == bounded
         if parity.largest_difference_bound is not None:
             assert parity.largest_difference <= parity.largest_difference_bound
-            assert parity.top1_agreement == 1.0
+            assert parity.top1_agreement >= (1.0 if artifact.variant == "float32" else 0.97)
 
 
 def export(
@@ -129,9 +130,7 @@ def test_an_onnx_file_with_altered_scales_is_refused(
         return honest(model, nodes, weights, {**ranges, **wrong})
 
     monkeypatch.setattr(onnx_file, "quantized_model", altered)
-    with pytest.raises(
-        ConversionError, match=r"model_int8.onnx and model_int8_int8_io.tflite answer differently"
-    ):
+    with pytest.raises(ConversionError, match=r"model_int8.onnx differs from the simulated int8"):
         export(trained, sources, pictures, tmp_path, INT8_PAIR)
     # Twin: with the table's own ranges the same two files pass.
     monkeypatch.undo()

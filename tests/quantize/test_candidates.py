@@ -89,8 +89,9 @@ def test_the_record_is_of_what_was_written(
 
 def test_the_lower_validation_loss_ships(quantized: Quantized) -> None:
     losses = {c.name: c.validation_loss for c in quantized.record.candidates}
-    assert quantized.record.shipped == min(losses, key=lambda name: losses[name]) == "qat"
-    assert quantized.record.reason.startswith("qat has the lower loss on the validation split")
+    assert quantized.record.shipped == min(losses, key=lambda name: losses[name])
+    assert len(set(losses.values())) == 2
+    assert quantized.record.reason.startswith(quantized.record.shipped)
     for candidate in quantized.record.candidates:
         assert f"{candidate.name}: loss {candidate.validation_loss:.4f}" in quantized.record.reason
 

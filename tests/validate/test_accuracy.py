@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from edgekit.validate import statistics
-from edgekit.validate.accuracy import measure_accuracy, paired_drop, top1_classes
+from edgekit.validate.accuracy import (
+    measure_accuracy,
+    paired_drop,
+    seconds_allowed,
+    top1_classes,
+)
 
 
 def scores_for(
@@ -90,3 +95,8 @@ def test_paired_drop_needs_the_same_images() -> None:
         paired_drop(np.zeros(3, np.int32), np.zeros(4, np.int32), np.zeros(4, np.int32))
     with pytest.raises(ValueError, match="shapes"):
         paired_drop(*(np.zeros(0, np.int32) for _ in range(3)))
+
+
+def test_the_time_limit_grows_with_the_images() -> None:
+    assert seconds_allowed(100) < 3600 < seconds_allowed(10_000)
+    assert seconds_allowed(1) > 60

@@ -37,7 +37,7 @@ def test_classes_by_labels_file() -> None:
         ("crane", 6, "on lines 3, 5"),
         ("tenhc", 6, "nearest: 'tench'"),
         ("zebra", 6, "on no line"),
-        ("tench", 7, "a labels file of 6 lines for 7 outputs"),
+        ("tench", 7, "6 labels for 7 outputs"),
     ],
 )
 def test_labels_that_do_not_fit(name: str, outputs: int, words: str) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tiny_models import (
     CLASSES,
+    SIZE,
     colour_images,
     mean_onnx,
     mean_tflite,
@@ -15,13 +16,21 @@ from tiny_models import (
 
 from edgekit.errors import IntegrityError, SpecError
 from edgekit.records import Preprocess, Status, TensorInfo, input_codes
+from edgekit.runtimes.inspect import inspect_model
+from edgekit.validate.accuracy import measure_accuracy
 from edgekit.validate.external import (
     InputOptions,
+    Judgement,
+    Plan,
+    Recorded,
+    drop_against,
     external_preprocess,
     judge_external,
     per_channel,
     plan_external,
+    plan_reference,
     plausibility,
+    variants_of,
 )
 
 UNIT = InputOptions(scale=(1 / 255,) * 3, offset=(0.0,) * 3)
@@ -79,6 +88,173 @@ def test_a_stored_contract_is_used_and_checked() -> None:
         external_preprocess(image_input("float32"), {"edgekit.preprocess": other}, InputOptions())
     with pytest.raises(IntegrityError, match="not a preprocessing contract"):
         external_preprocess(image_input("float32"), {"edgekit.preprocess": "{}"}, InputOptions())
+
+
+def test_what_the_user_says_goes_before_every_stored_contract() -> None:
+    stored = Preprocess(height_px=6, width_px=8, crop="center", channels="bgr", resize="nearest")
+    metadata = {"edgekit.preprocess": stored.model_dump_json()}
+    recorded = Recorded(
+        preprocess=stored.model_copy(update={"resize": "bicubic"}),
+        variant="float32",
+        class_names=CLASSES,
+    )
+    for known, resize in ((None, "nearest"), (recorded, "bicubic")):
+        read = external_preprocess(image_input("float32"), metadata, InputOptions(), known)
+        assert (read.resize, read.crop, read.channels) == (resize, "center", "bgr")
+        said = InputOptions(crop="none", channels="rgb")
+        told = external_preprocess(image_input("float32"), metadata, said, known)
+        assert (told.resize, told.crop, told.channels) == (resize, "none", "rgb")
+        assert told.scale == stored.scale
+        scaled = external_preprocess(image_input("float32"), metadata, UNIT, known)
+        assert (scaled.crop, scaled.scale) == ("center", (1 / 255,) * 3)
+
+
+def test_labels_in_the_file_are_used_unless_others_are_given(tmp_path: Path) -> None:
+    model = mean_onnx(tmp_path / "m.onnx", metadata={"edgekit.labels": '["red", "green", "blue"]'})
+    assert plan_external(model, CLASSES, UNIT).output_index == (2, 1, 0)
+    assert plan_external(model, CLASSES, UNIT, list(CLASSES)).output_index == (0, 1, 2)
+    recorded = Recorded(
+        preprocess=Preprocess(height_px=SIZE, width_px=SIZE),
+        variant="float32",
+        class_names=("green", "blue", "red"),
+    )
+    assert plan_external(model, CLASSES, UNIT, recorded=recorded).output_index == (1, 0, 2)
+    broken = mean_onnx(tmp_path / "b.onnx", metadata={"edgekit.labels": '{"red": 1}'})
+    with pytest.raises(IntegrityError, match=r"'edgekit\.labels' that is not a list of labels"):
+        plan_external(broken, CLASSES, UNIT)
+
+
+def test_variants_by_what_files_say(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    for facts, variants in (
+        (inspect_model(mean_onnx(path.with_suffix(".onnx"))), ("float32",)),
+        (inspect_model(quantized_onnx(path.with_suffix(".onnx"))), ("int8",)),
+        (inspect_model(quantized_onnx(path.with_suffix(".onnx"), dequantize=False)), ()),
+        (inspect_model(mean_tflite(path.with_suffix(".tflite"), "uint8")), ("int8",)),
+        (
+            inspect_model(mean_tflite(path.with_suffix(".tflite"), "float32", relu=True)),
+            ("float32", "dynamic"),
+        ),
+    ):
+        assert variants_of(facts) == variants
+    plain = inspect_model(mean_tflite(path.with_suffix(".tflite"), "float32", relu=True))
+    half = plain.model_copy(update={"operators": {"DEQUANTIZE": 2, "MEAN": 1}})
+    assert variants_of(half) == ("float16",)
+    island = plain.model_copy(update={"operators": {"QUANTIZE": 1, "DEQUANTIZE": 1, "MEAN": 1}})
+    assert variants_of(island) == ()
+    wrapped = island.model_copy(update={"float_tensors": ()})
+    assert variants_of(wrapped) == ("int8",)
+    moving = inspect_model(mean_onnx(path.with_suffix(".onnx")))
+    moving = moving.model_copy(update={"operators": {"DynamicQuantizeLinear": 1, "ConvInteger": 1}})
+    assert variants_of(moving) == ("dynamic",)
+
+
+@pytest.fixture
+def quantized_plan(tmp_path: Path) -> Plan:
+    """Plan of a uint8 file whose quantization says: pixel / 128 - 1."""
+    model = mean_tflite(tmp_path / "judged.tflite")
+    return plan_external(model, CLASSES, label_lines=["red", "green", "blue"])
+
+
+def test_a_reference_runs_on_the_same_pixels_for_the_same_classes(
+    tmp_path: Path, quantized_plan: Plan
+) -> None:
+    # 1 / 128 and -1 + 0.4 / 128: within the rounding of the codes.
+    close = Preprocess(height_px=SIZE, width_px=SIZE, offset=(-1 + 0.4 / 128,) * 3)
+    stored = {"edgekit.preprocess": close.model_dump_json()}
+    silent = plan_reference(mean_onnx(tmp_path / "r.onnx"), quantized_plan)
+    assert silent.preprocess == quantized_plan.preprocess
+    assert silent.output_index == quantized_plan.output_index == (2, 1, 0)
+    own = plan_reference(mean_onnx(tmp_path / "r.onnx", metadata=stored), quantized_plan)
+    assert own.preprocess == close
+
+
+def test_the_judged_file_is_no_reference_of_itself(tmp_path: Path) -> None:
+    model = mean_onnx(tmp_path / "m.onnx")
+    plan = plan_external(model, CLASSES, UNIT)
+    copied = tmp_path / "copy.onnx"
+    copied.write_bytes(model.read_bytes())
+    with pytest.raises(SpecError, match="the judged file itself"):
+        plan_reference(copied, plan)
+
+
+def test_a_reference_that_is_not_float_is_refused(tmp_path: Path, quantized_plan: Plan) -> None:
+    integer = mean_tflite(tmp_path / "r.tflite", "int8")
+    with pytest.raises(SpecError, match=r"not a float file \(int8, int8 input, int8 output\)"):
+        plan_reference(integer, quantized_plan)
+    with pytest.raises(SpecError, match=r"not a float file \(partly quantized"):
+        plan_reference(quantized_onnx(tmp_path / "r.onnx", dequantize=False), quantized_plan)
+    looks_float = mean_tflite(tmp_path / "f.tflite", "float32")
+    assert plan_reference(looks_float, quantized_plan).variants == ("float32", "dynamic")
+    recorded = Recorded(
+        preprocess=quantized_plan.preprocess, variant="dynamic", class_names=CLASSES
+    )
+    with pytest.raises(SpecError, match=r"not a float file \(dynamic"):
+        plan_reference(looks_float, quantized_plan, recorded=recorded)
+
+
+def test_a_reference_of_another_network_is_refused(tmp_path: Path, quantized_plan: Plan) -> None:
+    with pytest.raises(SpecError, match=r"4 outputs\n  expected: 3 outputs") as caught:
+        plan_reference(mean_onnx(tmp_path / "r.onnx", lead=1), quantized_plan)
+    assert "labels" not in str(caught.value)
+    with pytest.raises(SpecError, match=r"an input of \(8, 8\) pixels"):
+        plan_reference(mean_onnx(tmp_path / "r.onnx", shape=(1, 8, 8, 3)), quantized_plan)
+
+
+@pytest.mark.parametrize(
+    ("differing", "words"),
+    [
+        ({"scale": (1 / 255,) * 3, "offset": (0.0,) * 3}, "scale .* and offset"),
+        ({"offset": (-1.0, -1.0, -0.9)}, "scale .* and offset"),
+        ({"crop": "center"}, "crop center"),
+        ({"resize": "bicubic"}, "resize bicubic"),
+        ({"channels": "bgr"}, "channels bgr"),
+    ],
+)
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_reference_with_a_contract_of_its_own_is_refused(
+    tmp_path: Path,
+    quantized_plan: Plan,
+    differing: dict[str, object],
+    words: str,
+    beside: bool,
+) -> None:
+    contract = Preprocess(height_px=SIZE, width_px=SIZE).model_copy(update=differing)
+    metadata = None if beside else {"edgekit.preprocess": contract.model_dump_json()}
+    recorded = Recorded(preprocess=contract, variant="float32", class_names=CLASSES)
+    model = mean_onnx(tmp_path / "r.onnx", metadata=metadata)
+    with pytest.raises(SpecError, match=words):
+        plan_reference(model, quantized_plan, recorded=recorded if beside else None)
+
+
+def judgement_of(top1: list[int], labels: list[int]) -> Judgement:
+    """Returns what answers show, as `judge_external` would."""
+    answers, truth = np.array(top1, np.int32), np.array(labels, np.int32)
+    scores = np.eye(4, dtype=np.float32)[answers]
+    return Judgement(
+        accuracy=measure_accuracy(scores, truth, 4, np.arange(4)),
+        plausible=plausibility(scores, truth, np.arange(4)),
+        top1=answers,
+        runtime="a runtime",
+    )
+
+
+def test_a_reference_that_answers_badly_is_none_to_compare_with() -> None:
+    labels = [n % 4 for n in range(400)]
+    turned = [(label + 2) % 4 for label in labels]
+    judged = judgement_of(labels, labels)
+    truth = np.array(labels, np.int32)
+    guessing = judgement_of([0] * 400, labels)
+    assert drop_against(guessing, judged, truth)[0] is None
+    assert "not plausible itself" in drop_against(guessing, judged, truth)[1]
+    poor = judgement_of(labels[:300] + turned[300:], labels)
+    assert poor.plausible.status == Status.PASS
+    assert drop_against(poor, judged, truth)[0] is None
+    assert "worse than the judged file by 25.0 points" in drop_against(poor, judged, truth)[1]
+    nearly = judgement_of(labels[:384] + turned[384:], labels)
+    drop, reason = drop_against(nearly, judged, truth)
+    assert drop is not None
+    assert (drop.drop_points, reason) == (-4.0, "")
 
 
 def test_numbers_per_channel() -> None:

@@ -12,7 +12,9 @@ def quiet(count: int = 300, level: float = 5.0, seed: int = 1) -> tuple[float, .
     return tuple((level + noise).tolist())
 
 
-def session(samples: tuple[float, ...] | None = None, **facts: float | None) -> LatencySession:
+def session(
+    samples: tuple[float, ...] | None = None, **facts: float | str | None
+) -> LatencySession:
     known = {
         "threads": 1,
         "warmup_runs": 10,
@@ -34,7 +36,9 @@ def test_quiet_sessions_have_no_disturbance() -> None:
     pooled = np.sort(np.concatenate([s.samples_ms for s in sessions]))
     assert latency.p50_ms == pooled[749]
     assert latency.p90_ms == pooled[1349]
+    assert latency.p95_ms == pooled[1424]
     assert latency.p99_ms == pooled[1484]
+    assert latency.max_ms == pooled[-1]
     assert 750 < latency.effective_samples <= 1500
     assert latency.session_percentile_ms[0] == sorted(sessions[0].samples_ms)[269]
 
@@ -68,6 +72,15 @@ def test_each_disturbance_is_named(disturbed: LatencySession, words: str) -> Non
 )
 def test_what_lies_within_the_thresholds_is_quiet(fine: LatencySession) -> None:
     assert summarize([session(), fine], 90, "d", "r", cores=2).disturbances == ()
+
+
+def test_what_surrounded_the_sessions_is_reported() -> None:
+    first = session(context_switches_involuntary=3, governor="powersave")
+    second = session(context_switches_involuntary=4, governor="performance")
+    latency = summarize([first, second, first], 90, "d", "r", cores=2)
+    assert latency.context_switches_involuntary == 10
+    assert latency.governor == "performance and powersave"
+    assert summarize([session()], 90, "d", "r").governor is None
 
 
 def test_coarse_timer() -> None:

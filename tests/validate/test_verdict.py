@@ -11,6 +11,7 @@ from edgekit.validate import statistics
 from edgekit.validate.verdict import (
     check_accuracy_drop,
     check_accuracy_floor,
+    check_device,
     check_latency,
     check_memory,
     check_plausible,
@@ -58,9 +59,13 @@ def latency_of(*sessions: float, disturbances: tuple[str, ...] = ()) -> Latency:
         session_percentile_ms=sessions,
         p50_ms=1,
         p90_ms=1,
+        p95_ms=1,
         p99_ms=1,
+        max_ms=1,
         samples=1000,
         effective_samples=900,
+        context_switches_involuntary=0,
+        governor=None,
         disturbances=disturbances,
     )
 
@@ -103,9 +108,10 @@ def test_accuracy_floor(correct: int, floor: float, status: Status) -> None:
         (latency_of(4, 4, 4, 4, 5), PASS, "every session is within"),
         (latency_of(6, 7, 6, 6, 5.1), MISS, "every session is over"),
         (latency_of(4, 4, 4, 4, 5.1), INCONCLUSIVE, "1 of 5 sessions are over"),
-        (latency_of(4, 4, 4, 4), INCONCLUSIVE, "4 sessions cannot show a pass; 5 can"),
+        (latency_of(4, 4, 4, 4), INCONCLUSIVE, "4 sessions cannot decide; 5 can"),
+        (latency_of(6, 6, 6, 6), INCONCLUSIVE, "4 sessions cannot decide; 5 can"),
         (latency_of(4, 4, 4, 4, 4, disturbances=("load 9",)), INCONCLUSIVE, "disturbed: load 9"),
-        (latency_of(6, 6, 6, 6, 6, disturbances=("load 9",)), MISS, "disturbed: load 9"),
+        (latency_of(6, 6, 6, 6, 6, disturbances=("load 9",)), INCONCLUSIVE, "disturbed: load 9"),
         (latency_of(), UNMEASURED, "not measured"),
     ],
 )
@@ -132,6 +138,7 @@ def test_what_was_not_measured_is_unmeasured_and_says_why() -> None:
         check_latency(None, 5.0, why),
         check_memory(None, 1000, why),
         check_size(None, 1000, why),
+        check_device(why),
     ):
         assert (check.status, check.detail) == (UNMEASURED, why)
 
@@ -203,7 +210,8 @@ def test_loosening_a_latency_budget_never_hurts(
     latency = latency_of(*sessions, disturbances=("load 9",) if noisy else ())
     tight, loose = (check_latency(latency, b).status for b in sorted(pair))
     assert ORDER.index(tight) <= ORDER.index(loose)
-    assert not (noisy and PASS in (tight, loose))
+    if noisy or len(sessions) < 5:
+        assert {tight, loose} == {INCONCLUSIVE}
 
 
 @given(some.integers(0, 200), some.tuples(some.floats(0, 100), some.floats(0, 100)))

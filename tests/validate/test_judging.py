@@ -1,0 +1,136 @@
+"""The validate stage on real, tiny files: which measurements decide about which target."""
+
+import os
+import platform
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_models import SIZE, colour_images, digest, mean_tflite
+
+from edgekit.devices.local import Pace
+from edgekit.records import (
+    Artifact,
+    ExportRecord,
+    IoType,
+    Preprocess,
+    Status,
+    ValidationRecord,
+    Variant,
+)
+from edgekit.runtimes.inspect import inspect_model
+from edgekit.target import Target
+from edgekit.validate.judging import Measuring, checks_of, judge, this_machine
+
+# Keeps a runner busy for over half a second, after which it tells how far it is.
+IMAGES = 300_000
+
+
+def target_of(name: str, transport: str, artifact: tuple[str, str], **budget: float) -> Target:
+    variant, io = artifact
+    return Target.model_validate(
+        {
+            "name": name,
+            "description": "For a test.",
+            "device": {"transport": transport, "description": "a device"},
+            "runtime": {"name": "litert", "threads": 2},
+            "artifact": {"format": "tflite", "variant": variant, "io": io},
+            "budget": budget,
+        }
+    )
+
+
+REFERENCE = target_of("reference", "local", ("float32", "float32"), accuracy_drop_points=2.0)
+ABSENT = target_of("absent", "none", ("int8", "int8"), size_bytes=1_000_000)
+
+
+def artifact_of(path: Path, variant: Variant, io: IoType) -> Artifact:
+    facts = inspect_model(path)
+    return Artifact(
+        format="tflite",
+        variant=variant,
+        io=io,
+        path=path.name,
+        sha256=digest(path),
+        size_bytes=path.stat().st_size,
+        inputs=facts.inputs,
+        outputs=facts.outputs,
+        operators=facts.operators,
+        float_tensors=facts.float_tensors,
+    )
+
+
+Progress = list[tuple[str, int, int]]
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[ValidationRecord, Progress]:
+    folder = tmp_path_factory.mktemp("judging")
+    labels = 2 - colour_images(folder / "images.npy", IMAGES)  # outputs are red, green, blue
+    exported = ExportRecord(
+        preprocess=Preprocess(height_px=SIZE, width_px=SIZE),
+        class_names=("red", "green", "blue"),
+        artifacts=(
+            artifact_of(mean_tflite(folder / "f.tflite", "float32"), "float32", "float32"),
+            artifact_of(mean_tflite(folder / "i.tflite", "int8"), "int8", "int8"),
+        ),
+        parity=(),
+    )
+    told: Progress = []
+    record = judge(
+        exported,
+        folder,
+        folder / "images.npy",
+        labels.astype(np.int32),
+        (REFERENCE, ABSENT),
+        Measuring(1, Pace(0.0, 5, 0.0), 60.0),
+        progress=lambda *what: told.append(what),
+    )
+    return record, told
+
+
+def test_the_reference_itself_can_be_asked_for(judged: tuple[ValidationRecord, Progress]) -> None:
+    verdict = judged[0].verdicts[0]
+    assert [(c.name, c.status) for c in verdict.checks] == [("accuracy_drop", Status.PASS)]
+    assert judged[0].evaluations[0].drop is None
+
+
+def test_every_thread_count_is_an_evaluation_and_the_deciding_one_is_named(
+    judged: tuple[ValidationRecord, Progress],
+) -> None:
+    evaluations = judged[0].evaluations
+    assert [e.threads for e in evaluations] == [1, 1, 2]
+    assert evaluations[2].artifact_sha256 == evaluations[0].artifact_sha256
+    assert evaluations[2].latency is not None
+    assert evaluations[2].latency.threads == 2
+    assert judged[0].decided_by == (2, None)
+
+
+def test_a_device_out_of_reach_is_unmeasured_even_if_only_size_is_asked(
+    judged: tuple[ValidationRecord, Progress],
+) -> None:
+    verdict = judged[0].verdicts[1]
+    assert verdict.status == Status.UNMEASURED
+    assert [(c.name, c.status) for c in verdict.checks] == [
+        ("size", Status.PASS),
+        ("device", Status.UNMEASURED),
+    ]
+    assert "cannot reach a device" in verdict.checks[1].detail
+
+
+def test_no_second_reason_where_one_says_that_nothing_was_measured() -> None:
+    asks_more = target_of("absent", "none", ("int8", "int8"), size_bytes=9, latency_ms=1.0)
+    names = [c.name for c in checks_of(asks_more, 1, None, None, None, "")]
+    assert names == ["latency", "size"]
+
+
+def test_progress_is_told_within_each_file(judged: tuple[ValidationRecord, Progress]) -> None:
+    for name in ("f.tflite", "i.tflite"):
+        shares = [done / total for what, done, total in judged[1] if what == f"accuracy of {name}"]
+        assert any(0 < share < 1 for share in shares)
+
+
+def test_machines_that_differ_in_name_or_cores_are_told_apart() -> None:
+    machine = this_machine()
+    assert f"{os.cpu_count()} cores" in machine
+    assert machine.endswith(f", {platform.node()}")
