@@ -9,7 +9,8 @@ import numpy.typing as npt
 from edgekit.records import Latency, LatencySession
 from edgekit.validate import statistics
 
-# Thresholds of reliability.md 1.3: throttling (as Jetpack's check), frequency, timer.
+# Drift as in Jetpack Microbenchmark's check for throttling (1.10 x its baseline); a frequency that
+# moves as far, and a timer coarser than 1 % of what it times, are doubted for the same reason.
 DRIFT_RATIO = 1.10
 FREQUENCY_CHANGE = 0.10
 TIMER_SHARE = 0.01
