@@ -351,7 +351,7 @@ def targets(
         return
     for item in loaded:
         wanted = item.artifact
-        here = "measured here" if item.device.transport == "local" else "UNMEASURED for now"
+        here = "measured here" if item.is_here else "UNMEASURED for now"
         console.print(f"[bold]{item.name}[/]  ({here})")
         console.print(
             f"  {item.description} Takes {wanted.format} {wanted.variant}, {wanted.io} I/O.",
@@ -428,14 +428,14 @@ def _one_of(text: str | None, allowed: tuple[Any, ...], option: str) -> Any:
 
 
 def _targets(names: tuple[str, ...], latency_budget_ms: float | None) -> tuple["Target", ...]:
-    from edgekit.target import load_target, with_latency_budget
+    from edgekit.target import load_target, refuse_unused, with_latency_budget
 
     loaded = tuple(load_target(name) for name in names)
     if latency_budget_ms is None:
         return loaded
+    refuse_unused(["--latency-budget-ms"], loaded)
     return tuple(
-        with_latency_budget(item, latency_budget_ms) if item.device.transport == "local" else item
-        for item in loaded
+        with_latency_budget(item, latency_budget_ms) if item.is_here else item for item in loaded
     )
 
 

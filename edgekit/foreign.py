@@ -26,7 +26,7 @@ from edgekit.records import (
 )
 from edgekit.spec import build
 from edgekit.store import file_digest
-from edgekit.target import BudgetSpec, Target, load_target, with_latency_budget
+from edgekit.target import BudgetSpec, Target, load_target, refuse_unused, with_latency_budget
 from edgekit.validate.external import (
     InputOptions,
     Judgement,
@@ -208,7 +208,7 @@ def judge_file(
                 reference_plan, images, labels, progress=_share(progress, reference_plan)
             )
             drop, no_drop_because = drop_against(reference, judged, labels)
-        threads = sorted({1, *(t.runtime.threads for t in targets if _is_here(t))})
+        threads = sorted({1, *(t.runtime.threads for t in targets if t.is_here)})
         timings = local.time_sessions(
             [subject(plan, images, count) for count in threads],
             pace=local.Pace(min_seconds=_MIN_SECONDS),
@@ -303,10 +303,6 @@ def _label_lines(path: Path | None) -> tuple[str, ...] | None:
         ) from error
 
 
-def _is_here(target: Target) -> bool:
-    return target.device.transport == "local"
-
-
 def _targets(question: Question, plan: Plan) -> tuple[Target, ...]:
     asked = tuple(load_target(name) for name in question.targets)
     for target in asked:
@@ -317,12 +313,7 @@ def _targets(question: Question, plan: Plan) -> tuple[Target, ...]:
         "--min-accuracy": question.min_accuracy_percent,
     }
     unused = [option for option, value in given.items() if value is not None]
-    if unused and not any(_is_here(target) for target in targets):
-        raise SpecError(
-            f"{' and '.join(unused)} for {', '.join(question.targets)}, not measured here",
-            "a target of this machine among those asked",
-            "leave out --target, or add one that edgekit targets lists as measured here",
-        )
+    refuse_unused(unused, targets)
     return tuple(_with_budgets(target, question) for target in targets)
 
 
@@ -361,7 +352,7 @@ def _check_takes(target: Target, plan: Plan) -> None:
 
 
 def _with_budgets(target: Target, question: Question) -> Target:
-    if not _is_here(target):
+    if not target.is_here:
         return target
     if question.latency_budget_ms is not None:
         target = with_latency_budget(target, question.latency_budget_ms)
@@ -383,7 +374,7 @@ def _verdict(
     no_drop_because: str,
     timings: dict[int, local.Timing],
 ) -> Verdict:
-    here = _is_here(target)
+    here = target.is_here
     checks = checks_of(
         target,
         plan.size_bytes,

@@ -171,7 +171,7 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
 
     spec, contract = state.recipe.data, _preprocess(state.recipe)
     scanned = scan(spec.path, lambda done, total: state.telling.progress("reading", done, total))
-    limits = {
+    limits: dict[str, Any] = {
         "validation_fraction": spec.validation_fraction,
         "test_fraction": spec.test_fraction,
         "min_images_per_class": spec.min_images_per_class,
@@ -183,10 +183,7 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
             scanned,
             contract,
             folder,
-            validation_fraction=spec.validation_fraction,
-            test_fraction=spec.test_fraction,
-            min_images_per_class=spec.min_images_per_class,
-            max_bad_fraction=spec.max_bad_fraction,
+            **limits,
             seed=state.recipe.seed,
             progress=lambda done, total: state.telling.progress("decoding", done, total),
         )
@@ -477,7 +474,7 @@ def _notes_after_data(dataset: DatasetRecord, targets: tuple[Target, ...]) -> tu
     notes = []
     for target in targets:
         points = target.budget.accuracy_drop_points
-        if points is None or target.device.transport == "none":
+        if points is None or not target.is_here:
             continue
         needed = images_to_certify(points / 100)
         if count < needed:

@@ -1,6 +1,7 @@
 """What a device is and must meet: the TOML target, typed and frozen. Bottom layer, above `spec`."""
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
@@ -156,6 +157,11 @@ class Target(Spec):
     artifact: ArtifactSpec = Field(description="Which exported file it wants.")
     budget: BudgetSpec = Field(description="What the file must meet.")
 
+    @property
+    def is_here(self) -> bool:
+        """Whether edgekit can measure the target: it is the machine edgekit runs on."""
+        return self.device.transport == "local"
+
     @field_validator("name")
     @classmethod
     def _name_is_plain(cls, value: str) -> str:
@@ -189,7 +195,7 @@ class Target(Spec):
     @model_validator(mode="after")
     def _runtime_fits_the_device(self) -> Self:
         runtime = self.runtime
-        if self.device.transport == "local" and runtime.name not in _LOCAL:
+        if self.is_here and runtime.name not in _LOCAL:
             received = f'runtime "{runtime.name}" with transport "local"'
             raise conflict(received, f'transport "none", or runtime {_either(_LOCAL)}')
         if self.device.cores is not None and runtime.threads > self.device.cores:
@@ -254,6 +260,25 @@ def with_latency_budget(target: Target, latency_ms: float) -> Target:
     values = {**target.budget.model_dump(), "latency_ms": latency_ms}
     budget = build(values, BudgetSpec, f"budget of {target.name}")
     return target.model_copy(update={"budget": budget})
+
+
+def refuse_unused(options: Sequence[str], targets: Sequence[Target]) -> None:
+    """Refuses budgets that only targets of this machine can take when none of them was asked for.
+
+    Args:
+        options: The options that were given.
+        targets: The asked targets.
+
+    Raises:
+        SpecError: If there are options but no target of this machine.
+    """
+    if options and not any(target.is_here for target in targets):
+        names = ", ".join(target.name for target in targets)
+        raise SpecError(
+            f"{' and '.join(options)} for {names}, not measured here",
+            "a target of this machine among those asked",
+            "leave out --target, or add one that edgekit targets lists as measured here",
+        )
 
 
 def _folder() -> Path:

@@ -150,18 +150,23 @@ def test_second_run_does_no_work_and_says_so(
         assert f"{stage}: unchanged, reused" in again.stderr
 
 
-def test_changing_qat_epochs_repeats_qat_but_not_training(
+def test_changing_qat_epochs_repeats_qat_and_what_follows_only(
     first: tuple[Path, Path, subprocess.CompletedProcess[str]], pictures: Path, tmp_path: Path
 ) -> None:
     _, out, _ = first
     other = tmp_path / "out"
     shutil.copytree(out, other)
     recipe = write_recipe(tmp_path / "recipe.toml", pictures, qat_epochs=0)
-    done = run(recipe, other, "--until", "quantize")
+    assert (other / "report.json").is_file()
+    done = run(recipe, other, "--until", "export")
     assert done.returncode == 0, done.stderr
     assert "data: unchanged, reused" in done.stderr
     assert "train: unchanged, reused" in done.stderr
     assert "quantize: done in" in done.stderr
+    assert "export: done in" in done.stderr
+    # The report was about other files than those that lie there now.
+    assert not (other / "report.json").exists()
+    assert not (other / "report.md").exists()
 
 
 def test_same_seed_elsewhere_gives_the_same_bytes(
@@ -241,3 +246,25 @@ def test_stopping_early_is_json_too(
     recipe, out, _ = first
     done = run(recipe, out, "--until", "data", "--json")
     assert json.loads(done.stdout) == {"stopped_after": "data", "out": str(out)}
+
+
+def test_an_undecided_latency_is_measured_again(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    recipe, out, _ = first
+    other = tmp_path / "out"
+    shutil.copytree(out, other)
+    # Three sessions cannot show a pass, so this budget stays undecided.
+    for _ in range(2):
+        done = run(recipe, other, "--latency-budget-ms", "1000")
+        assert "validate: done in" in done.stderr
+        assert "latency INCONCLUSIVE" in done.stdout
+
+
+def test_a_budget_that_no_asked_target_can_take_is_refused(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    recipe, out, _ = first
+    done = run(recipe, out, "--target", "pixel-8", "--latency-budget-ms", "5")
+    assert done.returncode == 2
+    assert "--latency-budget-ms for pixel-8, not measured here" in done.stderr

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from edgekit.records import Preprocess, Record, TensorInfo
-from edgekit.runtimes.base import RuntimeName
+from edgekit.records import Artifact, Preprocess, Record, TensorInfo
+from edgekit.runtimes.base import RUNTIME_OF_FORMAT, RuntimeName
 
 Seconds = Annotated[float, Field(ge=0)]
 ErrorKind = Literal["SpecError", "DataError", "IntegrityError", "DeviceError"]
@@ -35,6 +35,28 @@ class Subject(Record):
     threads: int = Field(default=1, ge=1)
     images: Path
     preprocess: Preprocess
+
+
+def subject_of(
+    artifact: Artifact, folder: Path, images: Path, preprocess: Preprocess, threads: int = 1
+) -> Subject:
+    """Returns what is measured for one exported file.
+
+    Args:
+        artifact: The file's record.
+        folder: Where the file lies.
+        images: As in `Subject`.
+        preprocess: As in `Subject`.
+        threads: As in `Subject`. Defaults to 1.
+    """
+    return Subject(
+        model=folder / artifact.path,
+        sha256=artifact.sha256,
+        runtime=RUNTIME_OF_FORMAT[artifact.format],
+        threads=threads,
+        images=images,
+        preprocess=preprocess,
+    )
 
 
 class Job(Record):

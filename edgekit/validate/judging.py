@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.devices import local
-from edgekit.devices.protocol import Subject
+from edgekit.devices.protocol import Subject, subject_of
 from edgekit.errors import SpecError
 from edgekit.records import (
     Accuracy,
@@ -20,12 +20,10 @@ from edgekit.records import (
     ExportRecord,
     Latency,
     PairedDrop,
-    Preprocess,
     Status,
     ValidationRecord,
     Verdict,
 )
-from edgekit.runtimes.base import RUNTIME_OF_FORMAT
 from edgekit.target import Target
 from edgekit.validate.accuracy import (
     measure_accuracy,
@@ -130,7 +128,7 @@ def judge(
         verdicts=verdicts,
         decided_by=tuple(
             positions[artifact_for(target, exported).sha256, target.runtime.threads]
-            if target.device.transport == "local"
+            if target.is_here
             else None
             for target in targets
         ),
@@ -155,20 +153,6 @@ def artifact_for(target: Target, exported: ExportRecord) -> Artifact:
         f"target {target.name} asks for {wanted.format} {wanted.variant} with {wanted.io} I/O",
         "one of " + ", ".join(artifact.path for artifact in exported.artifacts),
         "correct the target's [artifact] table",
-    )
-
-
-def subject_of(
-    artifact: Artifact, folder: Path, images: Path, preprocess: Preprocess, threads: int = 1
-) -> Subject:
-    """Returns what the device layer measures for one exported file."""
-    return Subject(
-        model=folder / artifact.path,
-        sha256=artifact.sha256,
-        runtime=RUNTIME_OF_FORMAT[artifact.format],
-        threads=threads,
-        images=images,
-        preprocess=preprocess,
     )
 
 
@@ -205,7 +189,7 @@ def checks_of(
         timing: Timed sessions on it, or None.
         no_drop_because: Why `drop` is None, if it is.
     """
-    budget, reachable = target.budget, target.device.transport == "local"
+    budget, reachable = target.budget, target.is_here
     absent = (
         "not measured"
         if reachable
@@ -264,7 +248,7 @@ def _time(
     """Times every file on one thread, and each local target's file on its own threads."""
     wanted = {(artifact.sha256, 1): artifact for artifact in exported.artifacts}
     for target in targets:
-        if target.device.transport == "local":
+        if target.is_here:
             artifact = artifact_for(target, exported)
             wanted[artifact.sha256, target.runtime.threads] = artifact
     subjects = [
@@ -292,7 +276,7 @@ def _verdict(
     drops: dict[str, PairedDrop],
     timings: dict[tuple[str, int], local.Timing],
 ) -> Verdict:
-    here = target.device.transport == "local"
+    here = target.is_here
     checks = checks_of(
         target,
         artifact.size_bytes,

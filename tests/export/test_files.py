@@ -14,8 +14,16 @@ from edgekit.network.ranges import from_limits, read
 
 pytest.importorskip("tensorflow")
 
+from edgekit.devices import local
+from edgekit.devices.protocol import subject_of
 from edgekit.export import onnx_file
-from edgekit.export.files import STANDARD, Request, export_files
+from edgekit.export.files import (
+    STANDARD,
+    Request,
+    check_formats_agree,
+    compare,
+    export_files,
+)
 
 NAMES = (
     "model_float32.tflite",
@@ -143,3 +151,49 @@ def test_a_type_that_the_file_does_not_have_is_refused(
     with pytest.raises(ConversionError, match="is float32") as caught:
         export(trained, sources, pictures, tmp_path, (Request("onnx", "float32", "int8"),))
     assert caught.value.expected == "int8 input and output"
+
+
+@pytest.fixture(scope="module")
+def answers(exported: Exported, pictures: Untyped, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Returns the logits of every exported file on the training pictures."""
+    train, _ = pictures
+    images = tmp_path_factory.mktemp("answers") / "images.npy"
+    np.save(images, train.images)
+    found = []
+    for artifact in exported.record.artifacts:
+        subject = subject_of(artifact, exported.folder, images, train.preprocess)
+        answered = local.answer(subject)
+        found.append(local.scores(answered.raw, answered.output))
+    return found
+
+
+def test_int8_files_that_answer_otherwise_are_refused(exported: Exported, answers: Any) -> None:
+    artifacts = exported.record.artifacts
+    check_formats_agree(artifacts, answers)
+    onnx = next(i for i, a in enumerate(artifacts) if (a.format, a.variant) == ("onnx", "int8"))
+    step = float(np.diff(np.unique(answers[onnx])).min())
+    for wrong in (
+        answers[onnx][:, ::-1],  # other winners
+        answers[onnx] + 3 * step,  # the same winners, but three steps away
+    ):
+        altered = [*answers[:onnx], wrong, *answers[onnx + 1 :]]
+        with pytest.raises(ConversionError, match=r"model_int8\.onnx and model_int8") as caught:
+            check_formats_agree(artifacts, altered)
+        assert "1 step" in caught.value.expected
+
+
+@pytest.mark.parametrize("variant", ["float32", "float16", "dynamic", "int8"])
+def test_answers_too_far_from_the_source_are_refused(
+    exported: Exported, answers: Any, variant: str
+) -> None:
+    index, artifact = next(
+        (i, a) for i, a in enumerate(exported.record.artifacts) if a.variant == variant
+    )
+    own: Any = {"float": answers[index], "int8": answers[index]}
+    assert compare(artifact, answers[index], own).largest_difference == 0
+    broken = np.full_like(answers[index], np.nan)
+    with pytest.raises(ConversionError, match="differs from the"):
+        compare(artifact, broken, own)
+    if variant != "dynamic":  # it has no bound: its activations are quantized on the fly
+        with pytest.raises(ConversionError, match="differs from the"):
+            compare(artifact, answers[index] * 1.5 + 1, own)
