@@ -410,3 +410,47 @@ def test_the_miniature_is_the_mean_of_equal_parts() -> None:
     checks = np.indices((64, 64)).sum(axis=0) % 2 * 200
     grey = Image.fromarray(checks.astype(np.uint8)).convert("RGB")
     assert set(miniature(grey)) == {100}
+
+
+def large(width: int = 1200, height: int = 900) -> Image.Image:
+    """Returns a large smooth picture with some detail."""
+    rng = np.random.default_rng(8)
+    coarse = rng.integers(0, 256, (height // 20, width // 20, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    ("least", "shown"),
+    [(None, (1200, 900)), (901, (1200, 900)), (450, (600, 450)), (200, (300, 225))],
+)
+def test_a_jpeg_comes_out_scaled_only_as_far_as_asked(
+    least: int | None, shown: tuple[int, int]
+) -> None:
+    assert decode(saved(large(), "JPEG"), least).size == shown
+    assert decode(saved(large(), "PNG"), least).size == (1200, 900)
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("crop", ["none", "center"])
+def test_a_scaled_decode_changes_less_than_rounding(
+    crop: str, orientation: int, tmp_path: Path
+) -> None:
+    contract = CONTRACT.model_copy(update={"height_px": 64, "width_px": 64, "crop": crop})
+    content = saved(large(), "JPEG", quality=95, exif=oriented(orientation))
+    path = tmp_path / "large.jpg"
+    path.write_bytes(content)
+    seen, _ = read(path, contract, hashlib.sha256(content).hexdigest())
+    assert mean_difference(seen, fit(decode(content), contract)) < 0.5
+    # The twin: a decode below the input's side blurs what the input could still show.
+    assert mean_difference(fit(decode(content, 30), contract), fit(decode(content), contract)) > 1
+
+
+def test_nearest_takes_pixels_of_the_full_picture(tmp_path: Path) -> None:
+    contract = CONTRACT.model_copy(update={"resize": "nearest"})
+    content = saved(large(), "JPEG", quality=95)
+    path = tmp_path / "large.jpg"
+    path.write_bytes(content)
+    seen, _ = read(path, contract, hashlib.sha256(content).hexdigest())
+    assert np.array_equal(seen, fit(decode(content), contract))
+    scaled = fit(decode(content, 2 * contract.height_px), contract)
+    assert not np.array_equal(seen, scaled)
