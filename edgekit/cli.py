@@ -79,7 +79,7 @@ def execute(arguments: Sequence[str]) -> int:
         return _usage_or_bug(error, as_json)
     if code == INTERRUPTED:  # the command-line library turns Ctrl-C into this code itself
         sys.stderr.write(
-            "\ninterrupted; finished stages and phases are kept. Continue with:\n"
+            "\ninterrupted; finished stages, phases and epochs are kept. Continue with:\n"
             f"  {_command_line(arguments)}\n"
         )
         if as_json:
@@ -185,6 +185,10 @@ def run(
         int | None, typer.Option(help="Side of the square input in pixels.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="How far to unfreeze: auto, head, progressive or fixed."),
+    ] = None,
     unfreeze_from: Annotated[
         str | None, typer.Option(help="Fixed cut: layer index, layer name, head or all.")
     ] = None,
@@ -208,8 +212,12 @@ def run(
         "model.weights": _absolute_weights(weights),
         "model.alpha": alpha,
         "model.input_size_px": input_size,
+        "train.strategy": strategy or ("fixed" if unfreeze_from else None),
         "train.unfreeze_from": _cut(unfreeze_from),
     }
+    overrides = {key: value for key, value in overrides.items() if value is not None}
+    if strategy not in (None, "fixed"):  # a cut that the recipe fixes ends with its strategy
+        overrides["train.unfreeze_from"] = _cut(unfreeze_from)
     wanted = _recipe(recipe, data, overrides)
     stage = _stage(until)
     with working() as work:
@@ -388,12 +396,11 @@ def _recipe(path: Path | None, data: Path | None, overrides: dict[str, Any]) -> 
     start = load_recipe(path) if path is not None else default_recipe((data or Path()).absolute())
     values = start.model_dump(mode="json")
     for key, value in overrides.items():
-        if value is not None:
-            *tables, name = key.split(".")
-            table = values
-            for part in tables:
-                table = table[part]
-            table[name] = value
+        *tables, name = key.split(".")
+        table = values
+        for part in tables:
+            table = table[part]
+        table[name] = value
     return build(values, Recipe, "command line" if path is None else f"{path} and command line")
 
 

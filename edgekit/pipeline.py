@@ -3,6 +3,7 @@
 import hashlib
 import shlex
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +21,6 @@ from edgekit.records import (
     EpochRecord,
     ExportRecord,
     FloatModelRecord,
-    PhaseRecord,
     Preprocess,
     QuantizedModelRecord,
     Record,
@@ -47,8 +47,7 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-_CODE = {"data": 1, "train": 1, "quantize": 1, "export": 1, "validate": 1}
-_PHASE = "train-phase"
+_CODE = {"data": 2, "train": 2, "quantize": 2, "export": 1, "validate": 1}
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
 
@@ -179,13 +178,19 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
     }
 
     def make(folder: Path) -> DatasetRecord:
+        started = time.monotonic()
+
+        def decoded(done: int, total: int) -> None:
+            rate = done / (time.monotonic() - started)
+            state.telling.progress(f"decoding: {rate:.0f} images/s", done, total)
+
         return decode(
             scanned,
             contract,
             folder,
             **limits,
             seed=state.recipe.seed,
-            progress=lambda done, total: state.telling.progress("decoding", done, total),
+            progress=decoded,
         )
 
     stored = state.stage(
@@ -198,7 +203,8 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
     )
     record = stored.record
     sizes = ", ".join(f"{split.count} {name}" for name, split in record.splits.items())
-    state.telling.say(f"data: {len(record.class_names)} classes, {sizes}")
+    rate = "" if stored.reused else f", decoded at {record.images_per_second:.0f} images/s"
+    state.telling.say(f"data: {len(record.class_names)} classes, {sizes}{rate}")
     for item in record.skipped[:10]:
         state.telling.say(f"skipped {item.path}: {item.reason}")
     if len(record.skipped) > 10:
@@ -209,30 +215,18 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
 def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelRecord]:
     recipe, spec = state.recipe, state.recipe.train
     weights = weight_file(recipe.model.weights, recipe.model.alpha, recipe.model.input_size_px)
+    # Where activations are stored changes no result.
     params = {
         "model": recipe.model.model_dump(mode="json", exclude={"weights"}),
-        "train": spec.model_dump(mode="json"),
+        "train": spec.model_dump(mode="json", exclude={"activations_budget_bytes"}),
     }
     inputs = {"data": dataset.digest, "weights": file_digest(weights) if weights else "none"}
-    tools = ("tensorflow", "tf_keras", "numpy")
-
-    def keep(
-        number: int, previous: str, make: Callable[[Path], PhaseRecord]
-    ) -> Stored[PhaseRecord]:
-        key = StageKey(
-            _PHASE,
-            _CODE["train"],
-            {**params, "number": number},
-            {**inputs, "previous": previous},
-            tools,
-            recipe.seed,
-        )
-        return state.store.build(key, PhaseRecord, make)
+    tools = ("tensorflow", "tf_keras", "ai-edge-litert", "numpy")
 
     def make(folder: Path) -> FloatModelRecord:
         load_tensorflow()
-        from edgekit.fitting.loop import Pictures
-        from edgekit.train.unfreezing import Plan, train
+        from edgekit.fitting.pictures import Pictures
+        from edgekit.train.unfreezing import Keeping, Plan, train
 
         contract = dataset.record.preprocess
         plan = Plan(
@@ -246,14 +240,19 @@ def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelReco
             unfreeze_learning_rate=spec.unfreeze_learning_rate,
             learning_rate_decay=spec.learning_rate_decay,
             granularity=spec.granularity,
+            strategy=spec.strategy,
             unfreeze_from=spec.unfreeze_from,
+            unfreeze_until=spec.unfreeze_until,
             epoch_patience=spec.epoch_patience,
             min_delta=spec.min_delta,
             patience=spec.patience,
             label_smoothing=spec.label_smoothing,
             augmentation=_augmentation(spec),
+            head_views=spec.head_views,
+            views=spec.views,
             seed=recipe.seed,
         )
+        key = StageKey("train", _CODE["train"], params, inputs, tools, recipe.seed)
 
         def epoch_done(cut: str, epoch: int, record: EpochRecord) -> None:
             total = spec.head_epochs if cut == "head" else spec.phase_epochs
@@ -265,14 +264,30 @@ def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelReco
             len(dataset.record.class_names),
             plan,
             folder,
-            keep=keep,
+            keeping=Keeping(state.store, key, _shelf(state, dataset)),
             say=state.telling.say,
             epoch_done=epoch_done,
         )
 
     stored = state.stage("train", FloatModelRecord, make, params=params, inputs=inputs, tools=tools)
-    state.store.discard(_PHASE)  # they only serve a run that is interrupted while it trains
+    forgotten = ["train-phase", "train-epoch"]
+    if not stored.reused:  # else they may be those of an interrupted quantization
+        forgotten.append("activations-*")
+    for stage in forgotten:
+        state.store.discard(stage)
     return stored
+
+
+def _shelf(state: _Run, dataset: Stored[DatasetRecord]) -> Any:
+    from edgekit.prefix.activations import Shelf
+
+    return Shelf(
+        state.store,
+        dataset.digest,
+        state.recipe.train.activations_budget_bytes,
+        state.telling.say,
+        state.telling.progress,
+    )
 
 
 def _augmentation(spec: TrainSpec) -> Any:
@@ -284,17 +299,25 @@ def _augmentation(spec: TrainSpec) -> Any:
 
 
 def _curve(record: EpochRecord) -> str:
-    return f": validation loss {record.validation_loss:.3f}, top-1 {record.validation_accuracy:.1%}"
+    return (
+        f": {record.images_per_second:.0f} images/s, validation loss "
+        f"{record.validation_loss:.3f}, top-1 {record.validation_accuracy:.1%}"
+    )
 
 
 def _quantize(
     state: _Run, dataset: Stored[DatasetRecord], float_model: Stored[FloatModelRecord]
 ) -> Stored[QuantizedModelRecord]:
     recipe, spec = state.recipe, state.recipe.quantize
+    shared = recipe.train.model_dump(mode="json", include={"batch_size", "augment", "views"})
+    params = {**spec.model_dump(mode="json"), **shared}
+    inputs = {"data": dataset.digest, "train": float_model.digest}
+    tools = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "numpy")
 
     def make(folder: Path) -> QuantizedModelRecord:
         load_tensorflow()
-        from edgekit.fitting.loop import Pictures
+        from edgekit.fitting.checkpoints import Checkpoints
+        from edgekit.fitting.pictures import Pictures
         from edgekit.quantize.candidates import Plan, quantize_model
 
         contract = dataset.record.preprocess
@@ -305,8 +328,11 @@ def _quantize(
             calibration_images=spec.calibration_images,
             batch_size=recipe.train.batch_size,
             augmentation=_augmentation(recipe.train),
+            views=recipe.train.views,
             seed=recipe.seed,
         )
+
+        key = StageKey("quantize-epoch", _CODE["quantize"], params, inputs, tools, recipe.seed)
 
         def epoch_done(epoch: int, record: EpochRecord) -> None:
             label = f"quantization-aware training{_curve(record)}"
@@ -319,20 +345,18 @@ def _quantize(
             Pictures.load(dataset.folder, "validation", contract),
             plan,
             folder,
+            checkpoints=Checkpoints(state.store, key),
+            shelf=_shelf(state, dataset),
             say=state.telling.say,
             progress=lambda done, total: state.telling.progress("calibrating", done, total),
             epoch_done=epoch_done,
         )
 
-    shared = recipe.train.model_dump(mode="json", include={"batch_size", "augment"})
     stored = state.stage(
-        "quantize",
-        QuantizedModelRecord,
-        make,
-        params={**spec.model_dump(mode="json"), **shared},
-        inputs={"data": dataset.digest, "train": float_model.digest},
-        tools=("tensorflow", "tf_keras", "tensorflow-model-optimization", "numpy"),
+        "quantize", QuantizedModelRecord, make, params=params, inputs=inputs, tools=tools
     )
+    for stage in ("quantize-epoch", "activations-*"):
+        state.store.discard(stage)
     state.telling.say(f"int8: {stored.record.reason}")
     return stored
 
@@ -349,7 +373,7 @@ def _export(
     def make(folder: Path) -> ExportRecord:
         load_tensorflow()
         from edgekit.export.files import STANDARD, Request, Sources, export_files
-        from edgekit.fitting.loop import Pictures
+        from edgekit.fitting.pictures import Pictures
         from edgekit.network.ranges import read
 
         requests = dict.fromkeys((*STANDARD, *(Request(*item) for item in asked)))

@@ -169,11 +169,23 @@ class TrainSpec(Spec):
     granularity: Literal["block", "layer"] = Field(
         default="block", description="How much more each phase unfreezes."
     )
+    strategy: Literal["auto", "head", "progressive", "fixed"] = Field(
+        default="auto",
+        description='How far to unfreeze: "head" trains the classifier alone, "progressive" block '
+        'after block as long as it helps, "fixed" from unfreeze_from on, "auto" decides behind '
+        "the first phase by its result and the number of images.",
+    )
     unfreeze_from: Annotated[int, Field(ge=0)] | NonEmpty | None = Field(
         default=None,
-        description="Fixed first layer to train instead of a search for the best one: its index "
-        'in the network, its name, "head" for the classifier alone or "all".',
+        description='First layer to train with strategy "fixed": its index in the network, its '
+        'name, "head" for the classifier alone or "all".',
         examples=["block_13_expand"],
+    )
+    unfreeze_until: Annotated[int, Field(ge=0)] | NonEmpty | None = Field(
+        default=None,
+        description="Earliest layer that a search may unfreeze, as in unfreeze_from; without it "
+        "only the input ends the search.",
+        examples=["block_11_expand"],
     )
     epoch_patience: int = Field(
         default=2,
@@ -188,7 +200,7 @@ class TrainSpec(Spec):
         description="Smallest drop of the validation loss (in nats) that counts as better.",
     )
     patience: int = Field(
-        default=2,
+        default=3,
         ge=1,
         le=1000,
         description="Phases without a better validation loss that end the search.",
@@ -202,6 +214,53 @@ class TrainSpec(Spec):
     augment: AugmentSpec = Field(
         default=AugmentSpec(), description="Variation of the training pictures."
     )
+    head_views: int = Field(
+        default=2,
+        ge=1,
+        le=1000,
+        description="Varied versions of each training picture in the first phase, taken in turn "
+        "epoch after epoch; what the frozen layers make of each is computed once.",
+    )
+    views: int = Field(
+        default=16,
+        ge=1,
+        le=1000,
+        description="The same in the unfreezing phases and in quantization-aware training. As many "
+        "as there are epochs: a new one in every epoch.",
+    )
+    activations_budget_bytes: int = Field(
+        default=4_000_000_000,
+        ge=0,
+        description="Most disk space for stored activations while a run trains; never more than "
+        "half of what is free. What does not fit is computed again when it is needed, with the "
+        "same result.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_cut_alone_is_fixed(cls, values: object) -> object:
+        if isinstance(values, dict) and "strategy" not in values:
+            strategy = "auto" if values.get("unfreeze_from") is None else "fixed"
+            return {**values, "strategy": strategy}
+        return values
+
+    @model_validator(mode="after")
+    def _a_limit_belongs_to_a_search(self) -> Self:
+        if self.unfreeze_until is not None and self.strategy in ("head", "fixed"):
+            received = f'unfreeze_until {self.unfreeze_until!r} with strategy "{self.strategy}"'
+            raise conflict(received, 'strategy "auto" or "progressive", or no unfreeze_until')
+        return self
+
+    @model_validator(mode="after")
+    def _a_cut_belongs_to_fixed(self) -> Self:
+        if (self.strategy == "fixed") == (self.unfreeze_from is not None):
+            return self
+        if self.strategy == "fixed":
+            raise conflict(
+                'strategy "fixed" without unfreeze_from', "unfreeze_from, or another strategy"
+            )
+        received = f'unfreeze_from {self.unfreeze_from!r} with strategy "{self.strategy}"'
+        raise conflict(received, 'strategy "fixed", or no unfreeze_from')
 
 
 class QuantizeSpec(Spec):

@@ -96,6 +96,7 @@ class DatasetRecord(Record):
 
     Images are uint8 of shape `(count, height_px, width_px, 3)` in the contract's channel order,
     labels int32 of shape `(count,)`; `<split>.files.json` lists the source of each row.
+    `images_per_second` counts pictures read, decoded, resized and fingerprinted, by all cores.
     """
 
     class_names: tuple[str, ...]
@@ -104,38 +105,120 @@ class DatasetRecord(Record):
     skipped: tuple[SkippedFile, ...]
     notes: tuple[str, ...]
     digest: str
+    images_per_second: float
 
 
 class EpochRecord(Record):
-    """One epoch of training: mean losses (natural log) and top-1 accuracies from 0 to 1."""
+    """One epoch of training: mean losses (natural log) and top-1 accuracies from 0 to 1.
+
+    `seconds` is the epoch with its validation but without the frozen part (see `PrefixRecord`),
+    `images_per_second` the unfrozen part's training alone.
+    """
 
     train_loss: float
     train_accuracy: float
     validation_loss: float
     validation_accuracy: float
     seconds: float
+    images_per_second: float
+
+
+class CheckpointRecord(Record):
+    """A phase behind one of its epochs. Blob beside it: `state.npz`.
+
+    Args:
+        epochs: The learning curve so far.
+        best_epoch: Index into `epochs` of the lowest validation loss.
+        gradient_norms: Of each trained variable, see `fitting.loop.Fit`.
+    """
+
+    epochs: tuple[EpochRecord, ...]
+    best_epoch: int
+    gradient_norms: tuple[float, ...]
+
+
+class ShardRecord(Record):
+    """Stored activations of some rows of one view. Blobs beside it: `<tensor>.npy`, float16."""
+
+
+class PrefixRecord(Record):
+    """How the frozen part of a phase was computed.
+
+    Args:
+        tensors: Names of the tensors that enter the part that trains.
+        bytes_per_image: Bytes of one picture in one view behind each level of the frozen part: at
+            the anchor, if there is one, and at the cut.
+        views: Differently augmented versions of each training picture.
+        views_stored: Views whose tensors at the cut were on disk when the phase ended; those that
+            a phase reads once never are.
+        views_at_anchor: Views that were kept at the anchor, from which the tensors at this and
+            later cuts are derived.
+        views_refused: Views of which something was not kept for lack of room.
+        images_per_second: Pictures a second that came out at the cut, for all that was computed
+            in this phase: from the pictures, augmentation included, or from the anchor. None if
+            nothing had to be computed.
+        seconds: Seconds spent on that.
+        departure: Largest relative difference from Keras's own layers on 8 validation pictures:
+            root mean square of the difference over that of the tensor. None if pictures enter.
+    """
+
+    tensors: tuple[str, ...]
+    bytes_per_image: tuple[int, ...]
+    views: int
+    views_stored: int
+    views_at_anchor: int
+    views_refused: int
+    images_per_second: float | None
+    seconds: float
+    departure: float | None
 
 
 class PhaseRecord(Record):
-    """One phase of progressive unfreezing.
+    """One phase of progressive unfreezing. Blobs beside it: `weights.npz`, `logits.npy`.
 
     Args:
         cut: First layer that trains ("head" when only the new head does).
         cut_index: Index of that layer in the Keras model; every layer from it on is unfrozen.
         trainable_parameters: Number of scalars that the optimizer updates.
         learning_rate: Learning rate at the start of the phase.
+        start_loss: Validation loss before the first step, with the same unfrozen part.
         epochs: The learning curve, in order.
         best_epoch: Index into `epochs` of the lowest validation loss.
         improved: Whether this phase lowered the best validation loss by at least `min_delta`.
+        forgetting: Whether the validation loss jumped up when the cut moved: after the first epoch
+            it was above `start_loss` by more than the standard error of a mean loss.
+        gradient_norms: For each unfrozen block, the root mean square of its gradient's norm over
+            the first steps (at most 8), from the input to the output.
+        prefix: How the frozen part was computed.
     """
 
     cut: str
     cut_index: int
     trainable_parameters: int
     learning_rate: float
+    start_loss: float
     epochs: tuple[EpochRecord, ...]
     best_epoch: int
     improved: bool
+    forgetting: bool
+    gradient_norms: dict[str, float]
+    prefix: PrefixRecord
+
+
+class CutScore(Record):
+    """One point of the curve that a search draws: validation loss against cut.
+
+    Args:
+        cut: First unfrozen layer.
+        validation_loss: Lowest validation loss of its phase, in nats.
+        excess: How much that is above the lowest of all phases.
+        standard_error: Standard error of `excess`, from the paired losses of the pictures.
+    """
+
+    cut: str
+    validation_loss: float
+    excess: float
+    standard_error: float
 
 
 class FloatModelRecord(Record):
@@ -148,6 +231,10 @@ class FloatModelRecord(Record):
         cut: Name of the first unfrozen layer of the restored, best phase.
         unfrozen_layers: Names of the layers that carry weights and were trained in it.
         phases: The learning curve of every phase.
+        curve: Validation loss against cut, one point a phase.
+        strategy: How far the search was to go and why, in words.
+        chosen_because: Why the cut was chosen, in words.
+        warnings: What a user should know about the training, in words.
         validation_accuracy: Top-1 on the validation split with the restored weights.
         validation_loss: Cross-entropy on the validation split with the restored weights.
         stopped_because: Why the search ended, in words.
@@ -159,6 +246,10 @@ class FloatModelRecord(Record):
     cut: str
     unfrozen_layers: tuple[str, ...]
     phases: tuple[PhaseRecord, ...]
+    curve: tuple[CutScore, ...]
+    strategy: str
+    chosen_because: str
+    warnings: tuple[str, ...]
     validation_accuracy: float
     validation_loss: float
     stopped_because: str

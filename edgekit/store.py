@@ -18,7 +18,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -197,9 +197,32 @@ class Store:
             return None
         return Stored(record, folder, _digest(key, blobs), True, cost)
 
-    def discard(self, stage: str) -> None:
-        """Deletes all results of a stage that nothing needs any more."""
-        shutil.rmtree(self.root / stage, ignore_errors=True)
+    def free_bytes(self) -> int:
+        """Returns the bytes that are free where the store lies."""
+        return shutil.disk_usage(self.root).free
+
+    def remove(self, key: StageKey) -> None:
+        """Deletes one result, if it is there."""
+        shutil.rmtree(self.root / key.stage / key.digest, ignore_errors=True)
+
+    def discard(self, stage: str, keep: Collection[StageKey] = ()) -> None:
+        """Deletes results that nothing needs any more.
+
+        Args:
+            stage: Name of the stage; "*" stands for any text.
+            keep: Keys of the results to keep. Defaults to none.
+        """
+        kept = {key.digest for key in keep}
+        for folder in self.root.glob(f"{stage}/*"):
+            if folder.name not in kept:
+                shutil.rmtree(folder, ignore_errors=True)
+        for folder in self.root.glob(stage):
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+
+    def bytes_of(self, stage: str) -> int:
+        """Returns the bytes that the results of stages take; "*" stands for any text."""
+        return sum(path.stat().st_size for path in self.root.glob(f"{stage}/*/*"))
 
     def build(
         self,
@@ -207,6 +230,8 @@ class Store:
         record_type: type[R],
         make: Callable[[Path], R],
         still_good: Callable[[R], bool] = lambda _: True,
+        *,
+        durable: bool = True,
     ) -> Stored[R]:
         """Returns the stored result, or makes, stores and returns it.
 
@@ -216,6 +241,8 @@ class Store:
             make: Writes blobs into the folder it is given and returns the record.
             still_good: Whether a stored record may be used; if not, it is made again. Defaults to
                 any.
+            durable: Whether its blobs are to survive a power cut. Defaults to True; without it
+                they may come out damaged, which the next read notices.
 
         Raises:
             SpecError: If the store cannot be written: no space, no right, a read-only disk.
@@ -234,9 +261,9 @@ class Store:
             draft = Path(tempfile.mkdtemp(dir=parent, prefix=".draft-"))
             record = make(draft)
             cost = Cost(time.monotonic() - started, _peak_memory_bytes())
-            return self._commit(key, draft, record, cost)
+            return self._commit(key, draft, record, cost, durable)
         except OSError as error:
-            free = shutil.disk_usage(self.root).free
+            free = self.free_bytes()
             # NumPy reports a short write without an error number.
             full = error.errno in _FULL or (error.errno is None and free < _LITTLE_BYTES)
             if not full and not str(error.filename).startswith(str(parent)):
@@ -250,10 +277,13 @@ class Store:
             if draft is not None:
                 shutil.rmtree(draft, ignore_errors=True)
 
-    def _commit(self, key: StageKey, draft: Path, record: R, cost: Cost) -> Stored[R]:
+    def _commit(
+        self, key: StageKey, draft: Path, record: R, cost: Cost, durable: bool
+    ) -> Stored[R]:
         blobs: dict[str, dict[str, Any]] = {}
         for path in sorted(p for p in draft.rglob("*") if p.is_file()):
-            _sync(path)
+            if durable:
+                _sync(path)
             name = path.relative_to(draft).as_posix()
             blobs[name] = {"sha256": file_digest(path), "size_bytes": path.stat().st_size}
         entry = {

@@ -1,9 +1,12 @@
-"""One tiny network, trained, quantized and exported once for all tests that need it.
+"""One tiny network, trained, quantized and exported once for all tests; and a disk that fills up.
 
 TensorFlow is imported inside the fixtures only: tests of the lower layers run without it.
 """
 
-from collections.abc import Callable
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +22,10 @@ from tiny_network import (
     Trained,
     Untyped,
     arrays_in,
+    checkpoints,
     coloured,
-    phase_keeper,
+    keeping,
+    shelf,
 )
 
 from edgekit.records import Preprocess
@@ -97,7 +102,7 @@ def starting_weights(network: Network, tmp_path_factory: pytest.TempPathFactory)
 def pictures(contract: Preprocess, tmp_path_factory: pytest.TempPathFactory) -> Untyped:
     """Returns (train, validation) as the data stage leaves them: memory-mapped."""
     pytest.importorskip("tensorflow")
-    from edgekit.fitting.loop import Pictures
+    from edgekit.fitting.pictures import Pictures
 
     folder = tmp_path_factory.mktemp("pictures")
     for split, count, seed in (("train", 48, 1), ("validation", 24, 2)):
@@ -127,12 +132,16 @@ def train_plan(starting_weights: Path) -> Untyped:
         unfreeze_learning_rate=1e-3,
         learning_rate_decay=0.5,
         granularity="block",
+        strategy="fixed",
         unfreeze_from="block_16_project",
+        unfreeze_until=None,
         epoch_patience=2,
         min_delta=0.0,
         patience=1,
         label_smoothing=0.1,
         augmentation=Augmentation(flip=True, shift=0.05, zoom=0.05, brightness=0.05, contrast=0.05),
+        head_views=2,
+        views=2,
         seed=5,
     )
 
@@ -152,7 +161,7 @@ def fine_tune(
             len(CLASSES),
             plan,
             folder,
-            keep=phase_keeper(folder / "store", said.append),
+            keeping=keeping(folder / "store", said.append),
             say=said.append,
             epoch_done=lambda _cut, _epoch, _record: None,
         )
@@ -184,6 +193,7 @@ def quantize_plan() -> Untyped:
         calibration_images=48,
         batch_size=16,
         augmentation=None,
+        views=1,
         seed=5,
     )
 
@@ -203,6 +213,8 @@ def quantize_it(
             *pictures,
             plan,
             folder,
+            checkpoints=checkpoints(folder / "store"),
+            shelf=shelf(folder / "store"),
             say=lambda _line: None,
             progress=lambda _done, _total: None,
             epoch_done=lambda _epoch, _record: None,
@@ -252,3 +264,18 @@ def exported(
         progress=lambda _what, _done, _total: None,
     )
     return Exported(folder, record)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """Mounts a file system of 1 MiB; needs root."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount, unmount = shutil.which("mount"), shutil.which("umount")
+    if mount is None or unmount is None or os.geteuid() != 0:
+        pytest.skip("only root can mount a small disk")
+    command = [mount, "-t", "tmpfs", "-o", "size=1m", "edgekit-test", str(place)]
+    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
+        pytest.skip("this system does not let the test mount a small disk")
+    yield place
+    subprocess.run([unmount, "-l", str(place)], check=True)  # an error may still map a file there

@@ -19,7 +19,7 @@ PACKAGE = Path(edgekit.__file__).parent
 _BASE = "errors spec records"
 _ASKED = "recipe target"
 _MACHINES = "runtimes devices"
-_NETWORKS = "network fitting"
+_NETWORKS = "network fitting prefix"
 _STAGES = "data train quantize export validate"
 _UNTIL_STORE = f"root {_BASE} {_ASKED} store"
 _UNTIL_STAGES = f"{_UNTIL_STORE} {_MACHINES} {_NETWORKS}"
@@ -38,7 +38,8 @@ ALLOWED = {
     "runtimes": f"{_BASE} {_ASKED}",
     "devices": f"{_BASE} {_ASKED} runtimes",
     "network": f"{_BASE} {_ASKED}",
-    "fitting": f"{_BASE} {_ASKED} network",
+    "fitting": f"{_BASE} {_ASKED} store network",
+    "prefix": f"{_BASE} {_ASKED} store network fitting",
     "data": _UNTIL_STORE,
     "train": f"{_UNTIL_STORE} {_NETWORKS}",
     "quantize": f"{_UNTIL_STORE} {_NETWORKS}",
@@ -53,7 +54,7 @@ ALLOWED = {
     "__main__": "root cli",
 }
 
-_TRAINING = ("network", "fitting", "train", "quantize", "export", "demo.pretrain")
+_TRAINING = ("network", "fitting", "prefix", "train", "quantize", "export", "demo.pretrain")
 # Where, by the beginning of the module's name, each heavy library may be imported at all.
 CONFINED = {
     "tensorflow": _TRAINING,

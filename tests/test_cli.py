@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgekit.demo.recipe import WEIGHTS
 from edgekit.target import shipped_targets
 
 
@@ -91,6 +92,70 @@ def test_wrong_key_in_a_recipe(pictures: Path, tmp_path: Path) -> None:
     assert "batchsize" in shown.stderr
     assert "batch_size" in shown.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_unknown_strategy_names_the_known_ones(pictures: Path, tmp_path: Path) -> None:
+    shown = edgekit("run", "--data", pictures, "--strategy", "sideways", "--out", tmp_path / "out")
+    assert shown.returncode == 2
+    assert "strategy: received the text 'sideways'" in shown.stderr
+    assert 'one of "auto", "head", "progressive", "fixed"' in shown.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_strategy_and_cut_that_contradict_each_other_are_refused(
+    pictures: Path, tmp_path: Path
+) -> None:
+    start = ("run", "--data", pictures, "--out", tmp_path / "out")
+    shown = edgekit(*start, "--strategy", "progressive", "--unfreeze-from", "block_13_expand")
+    assert shown.returncode == 2
+    assert "unfreeze_from 'block_13_expand' with strategy \"progressive\"" in shown.stderr
+    shown = edgekit(*start, "--strategy", "fixed")
+    assert shown.returncode == 2
+    assert 'strategy "fixed" without unfreeze_from' in shown.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_cut_on_the_command_line_overrides_the_strategy_of_the_recipe(
+    pictures: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("tensorflow")
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        f'[data]\npath = "{pictures}"\n'
+        f'[model]\nalpha = 0.35\ninput_size_px = 48\nweights = "{WEIGHTS}"\n'
+        '[train]\nstrategy = "progressive"\nhead_epochs = 1\n'
+    )
+    shown = edgekit(
+        "run", recipe, "--unfreeze-from", "head", "--until", "train", "--out", tmp_path / "out"
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "strategy fixed: from head, as asked" in shown.stderr
+    assert "ships: head was asked for" in shown.stderr
+    assert "phase 2" not in shown.stderr
+
+
+@pytest.mark.parametrize("strategy", ["fixed", "head", "auto", "progressive"])
+def test_a_strategy_on_the_command_line_goes_with_the_cut_of_the_recipe(
+    pictures: Path, tmp_path: Path, strategy: str
+) -> None:
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "out"
+    recipe.write_text(
+        f'[data]\npath = "{pictures}"\n[model]\nalpha = 0.35\ninput_size_px = 48\n'
+        f'weights = "{WEIGHTS}"\n[train]\nunfreeze_from = "block_13_expand"\n'
+    )
+    # Without the cut "fixed" would be refused, and with it every other strategy.
+    shown = edgekit("run", recipe, "--strategy", strategy, "--until", "data", "--out", out)
+    assert shown.returncode == 0, shown.stderr
+
+
+def test_random_weights_can_be_tried(pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("tensorflow")
+    shown = edgekit(
+        "run", "--data", pictures, "--weights", "none", "--input-size", "32", "--alpha", "0.35",
+        "--strategy", "head", "--until", "train", "--out", tmp_path / "out",
+    )  # fmt: skip
+    assert shown.returncode == 0, shown.stderr
+    assert "strategy head: feature extraction alone, as asked" in shown.stderr
 
 
 def test_missing_weight_file_is_found_before_the_pictures_are_decoded(

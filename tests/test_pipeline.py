@@ -30,6 +30,7 @@ head_epochs = 3
 phase_epochs = 1
 patience = 1
 unfreeze_from = "block_16_expand"
+{training}
 [quantize]
 qat_epochs = {qat_epochs}
 calibration_images = 64
@@ -41,14 +42,15 @@ warmup_seconds = 0.05
 """
 
 
-def write_recipe(path: Path, pictures: Path, qat_epochs: int = 1) -> Path:
-    """Writes a recipe that runs in well under a minute."""
+def write_recipe(path: Path, pictures: Path, qat_epochs: int = 1, training: str = "") -> Path:
+    """Writes a recipe that runs in well under a minute; `training` is a line of [train]."""
     path.write_text(
         RECIPE.format(
             targets=json.dumps(TARGETS),
             path=json.dumps(str(pictures)),
             weights=json.dumps(str(WEIGHTS)),
             qat_epochs=qat_epochs,
+            training=training,
         )
     )
     return path
@@ -128,6 +130,17 @@ def test_report_page_states_curve_files_verdicts_and_how_to_repeat(
                     "## Parity", "## How to repeat it"):  # fmt: skip
         assert heading in page
     assert f"edgekit run {recipe}" in page
+    assert "- Strategy fixed: from block_16_expand, as asked." in page
+    assert "- Shipped: block_16_expand was asked for." in page
+    assert "Speed and gradients" in page
+
+
+def test_nothing_that_only_serves_a_running_stage_is_left(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    _, out, _ = first
+    names = {path.name for path in (out / ".store").iterdir()}
+    assert names == {"lock", "data", "train", "quantize", "export", "validate"}
 
 
 def test_unfrozen_layers_are_the_qat_layers(
@@ -169,12 +182,37 @@ def test_changing_qat_epochs_repeats_qat_and_what_follows_only(
     assert not (other / "report.md").exists()
 
 
-def test_same_seed_elsewhere_gives_the_same_bytes(
-    first: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
+def test_room_for_activations_is_no_reason_to_train_again(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]], pictures: Path, tmp_path: Path
 ) -> None:
-    recipe, out, _ = first
+    _, out, _ = first
+    other = tmp_path / "out"
+    shutil.copytree(out, other)
+    recipe = write_recipe(
+        tmp_path / "recipe.toml", pictures, training="activations_budget_bytes = 0"
+    )
+    done = run(recipe, other, "--until", "export")
+    assert done.returncode == 0, done.stderr
+    for stage in ("data", "train", "quantize", "export"):
+        assert f"{stage}: unchanged, reused" in done.stderr
+    # The twin: other views of the pictures are.
+    write_recipe(recipe, pictures, training="head_views = 3")
+    done = run(recipe, other, "--until", "train")
+    assert done.returncode == 0, done.stderr
+    assert "data: unchanged, reused" in done.stderr
+    assert "train: done in" in done.stderr
+
+
+def test_same_seed_elsewhere_without_room_for_activations_gives_the_same_bytes(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]], pictures: Path, tmp_path: Path
+) -> None:
+    _, out, _ = first
+    recipe = write_recipe(
+        tmp_path / "recipe.toml", pictures, training="activations_budget_bytes = 0"
+    )
     done = run(recipe, tmp_path / "out", "--until", "export")
     assert done.returncode == 0, done.stderr
+    assert "note: there was no room to store" in done.stderr
     record = json.loads((tmp_path / "out" / "artifacts" / "artifacts.json").read_text())
     assert {a["path"]: a["sha256"] for a in record["artifacts"]} == digests(out)
 

@@ -37,7 +37,10 @@ def test_the_smallest_recipe_has_the_documented_defaults() -> None:
         160,
         "imagenet",
     )
+    assert recipe.train.strategy == "auto"
     assert recipe.train.unfreeze_from is None
+    assert recipe.train.unfreeze_until is None
+    assert recipe.train.activations_budget_bytes == 4_000_000_000
     assert recipe.quantize.qat_epochs == 6
     assert recipe.validation.sessions == 5
 
@@ -59,10 +62,14 @@ RANGES: list[tuple[str, Any, Any]] = [
     ("train.unfreeze_learning_rate", 0, 1.1),
     ("train.learning_rate_decay", 0, 1.1),
     ("train.unfreeze_from", -1, None),
+    ("train.unfreeze_until", -1, None),
     ("train.epoch_patience", 0, 1001),
     ("train.min_delta", -0.001, 11),
     ("train.patience", 0, 1001),
     ("train.label_smoothing", -0.1, 1),
+    ("train.head_views", 0, 1001),
+    ("train.views", 0, 1001),
+    ("train.activations_budget_bytes", -1, None),
     ("train.augment.shift", -0.1, 0.6),
     ("train.augment.zoom", -0.1, 1),
     ("train.augment.brightness", -0.1, 1.1),
@@ -77,7 +84,7 @@ RANGES: list[tuple[str, Any, Any]] = [
     ("validation.warmup_seconds", -1, 3601),
     ("validation.session_timeout_seconds", 0, 86_401),
 ]
-TEXTS = ["data.crop", "data.resize", "model.weights", "train.granularity"]
+TEXTS = ["data.crop", "data.resize", "model.weights", "train.granularity", "train.strategy"]
 SWITCHES = ["train.augment.enabled", "train.augment.flip"]
 
 
@@ -150,7 +157,43 @@ def test_between_published_widths_is_refused_with_the_list() -> None:
 
 @pytest.mark.parametrize("start", ["0", "154", "'head'", "'all'", "'block_13_expand'"])
 def test_a_fixed_cut_may_be_an_index_or_a_name(start: str) -> None:
-    assert parse(wrong("train.unfreeze_from", start), Recipe, "r").train.unfreeze_from is not None
+    train = parse(wrong("train.unfreeze_from", start), Recipe, "r").train
+    assert train.unfreeze_from is not None
+    assert train.strategy == "fixed"
+    # Where a search ends at the latest is no fixed cut.
+    assert parse(wrong("train.unfreeze_until", start), Recipe, "r").train.strategy == "auto"
+
+
+def test_where_a_search_ends_is_refused_without_a_search() -> None:
+    limit = "unfreeze_until = 'block_11_expand'\n"
+    for table in ("strategy = 'head'\n", "strategy = 'fixed'\nunfreeze_from = 'all'\n"):
+        error = refused(f"{DATA}[train]\n{table}{limit}")
+        assert "unfreeze_until 'block_11_expand' with strategy" in error.received
+        assert 'strategy "auto" or "progressive"' in error.expected
+    for strategy in ("auto", "progressive"):
+        text = f"{DATA}[train]\nstrategy = '{strategy}'\n{limit}"
+        assert parse(text, Recipe, "r").train.unfreeze_until == "block_11_expand"
+
+
+@pytest.mark.parametrize("strategy", ["auto", "head", "progressive"])
+@pytest.mark.parametrize("start", ["0", "'head'", "'block_13_expand'"])
+def test_a_cut_with_a_strategy_that_finds_its_own_is_refused(strategy: str, start: str) -> None:
+    table = f"[train]\nstrategy = '{strategy}'\n"
+    error = refused(f"{DATA}{table}unfreeze_from = {start}\n")
+    assert error.received == (
+        f'recipe.toml, line 3: train: unfreeze_from {start} with strategy "{strategy}"'
+    )
+    assert error.expected == 'train: strategy "fixed", or no unfreeze_from'
+    assert error.exit_code == 2
+    assert parse(DATA + table, Recipe, "r").train.strategy == strategy
+
+
+def test_fixed_without_a_cut_is_refused() -> None:
+    table = "[train]\nstrategy = 'fixed'\n"
+    error = refused(DATA + table)
+    assert error.received == 'recipe.toml, line 3: train: strategy "fixed" without unfreeze_from'
+    assert error.expected == "train: unfreeze_from, or another strategy"
+    assert parse(DATA + table + "unfreeze_from = 'all'\n", Recipe, "r").train.strategy == "fixed"
 
 
 def test_fractions_must_leave_something_to_train_on() -> None:
@@ -207,6 +250,19 @@ def test_paths_that_cannot_be_followed_are_refused(tmp_path: Path, path: str) ->
         load_recipe(file)
 
 
+TRAININGS = (
+    TrainSpec(unfreeze_from="block_13_expand"),
+    TrainSpec(strategy="fixed", unfreeze_from="all", views=1000),
+    TrainSpec(strategy="head", views=1, activations_budget_bytes=0),
+    TrainSpec(
+        strategy="progressive",
+        granularity="layer",
+        unfreeze_until="block_11_expand",
+        activations_budget_bytes=10**15,
+    ),
+)
+
+
 def test_the_commented_recipe_reads_back_as_the_same_recipe(tmp_path: Path) -> None:
     images = tmp_path / "images"
     for recipe in (
@@ -218,6 +274,7 @@ def test_the_commented_recipe_reads_back_as_the_same_recipe(tmp_path: Path) -> N
             model=ModelSpec(alpha=0.35, weights="none"),
             train=TrainSpec(unfreeze_from=154, augment=AugmentSpec(flip=False, shift=0.0)),
         ),
+        *(Recipe(data=DataSpec(path=images), train=train) for train in TRAININGS),
     ):
         file = tmp_path / "recipe.toml"
         file.write_text(recipe_toml(recipe), encoding="utf-8")
@@ -228,9 +285,13 @@ def test_the_commented_recipe_writes_every_key_below_a_comment() -> None:
     recipe = default_recipe(Path("images"))
     lines = recipe_toml(recipe).split("\n")
     keys = [number for number, line in enumerate(lines) if " = " in line and line[0] != "#"]
-    assert len(keys) == len(fields(recipe)) - 1  # unfreeze_from is None and stays a comment
+    # unfreeze_from and unfreeze_until are None and stay comments.
+    assert len(keys) == len(fields(recipe)) - 2
     assert all(lines[number - 1].startswith("# ") for number in keys)
     assert '# unfreeze_from = "block_13_expand"' in lines
+    assert '# unfreeze_until = "block_11_expand"' in lines
+    assert 'strategy = "auto"' in lines
+    assert "activations_budget_bytes = 4000000000" in lines
     assert tomllib.loads("\n".join(lines))["train"]["augment"]["zoom"] == 0.12
 
 

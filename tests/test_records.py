@@ -10,7 +10,12 @@ from pydantic import ValidationError
 
 from edgekit.records import (
     Artifact,
+    CutScore,
     DatasetRecord,
+    EpochRecord,
+    FloatModelRecord,
+    PhaseRecord,
+    PrefixRecord,
     Preprocess,
     SkippedFile,
     SplitRecord,
@@ -23,6 +28,38 @@ from edgekit.records import (
 
 DEFAULT = Preprocess(height_px=96, width_px=96)
 PIXELS = np.arange(256)
+PHASE = PhaseRecord(
+    cut="head",
+    cut_index=156,
+    trainable_parameters=3843,
+    learning_rate=1e-3,
+    start_loss=1 / 3,
+    epochs=(
+        EpochRecord(
+            train_loss=0.1,
+            train_accuracy=1 / 3,
+            validation_loss=2 / 3,
+            validation_accuracy=1 / 3,
+            seconds=0.01,
+            images_per_second=1e4 / 7,
+        ),
+    ),
+    best_epoch=0,
+    improved=True,
+    forgetting=False,
+    gradient_norms={"Conv_1": 1e-30, "head": 1 / 7},
+    prefix=PrefixRecord(
+        tensors=("block_14_add", "block_15_depthwise"),
+        bytes_per_image=(432, 3136),
+        views=2,
+        views_stored=1,
+        views_at_anchor=2,
+        views_refused=1,
+        departure=3e-4,
+        images_per_second=None,
+        seconds=0.0,
+    ),
+)
 
 
 def contract(scale: float, offset: float) -> Preprocess:
@@ -115,6 +152,10 @@ def test_records_are_frozen() -> None:
         (Preprocess, {"height_px": 9, "width_px": 9, "offset": (0.0, math.nan, 0.0)}),
         (Preprocess, {"height_px": 9, "width_px": 9, "scale": (math.inf, 1.0, 1.0)}),
         (DatasetRecord, {"splits": {"training": {"count": 1, "per_class": [1]}}}),
+        (CutScore, {"cut": "head", "validation_loss": math.inf, "excess": 0, "standard_error": 0}),
+        (CutScore, {"cut": "head", "validation_loss": 1, "excess": 0, "standard_error": math.nan}),
+        (PhaseRecord, {**PHASE.model_dump(), "start_loss": math.nan}),
+        (PhaseRecord, {**PHASE.model_dump(), "gradient_norms": {"head": math.inf}}),
         (TensorRange, {"minimum": -1.0, "maximum": 1.0, "scale": 0.0, "zero_point": 0}),
         (TensorRange, {"minimum": -1.0, "maximum": 1.0, "scale": 0.1, "zero_point": 128}),
     ],
@@ -133,6 +174,22 @@ ROUND_TRIPS = [
         skipped=(SkippedFile(path="a", reason="b"),),
         notes=(),
         digest="0" * 64,
+        images_per_second=1e3 / 3,
+    ),
+    FloatModelRecord(
+        alpha=0.35,
+        input_size_px=96,
+        class_count=3,
+        cut="head",
+        unfrozen_layers=("logits",),
+        phases=(PHASE,),
+        curve=(CutScore(cut="head", validation_loss=2 / 3, excess=0.0, standard_error=0.0),),
+        strategy="head: as asked",
+        chosen_because="lowest",
+        warnings=("forgetting: \u2026",),
+        validation_accuracy=1 / 3,
+        validation_loss=2 / 3,
+        stopped_because="the strategy goes no further",
     ),
     Artifact(
         format="tflite",

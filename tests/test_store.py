@@ -4,11 +4,10 @@ import json
 import os
 import re
 import resource
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -450,21 +449,6 @@ def test_file_digest(tmp_path: Path) -> None:
     assert file_digest(tmp_path / "a") == known
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """Mounts a file system of 1 MiB; needs root."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mount, unmount = shutil.which("mount"), shutil.which("umount")
-    if mount is None or unmount is None or os.geteuid() != 0:
-        pytest.skip("only root can mount a small disk")
-    command = [mount, "-t", "tmpfs", "-o", "size=1m", "edgekit-test", str(place)]
-    if subprocess.run(command, capture_output=True, check=False).returncode != 0:
-        pytest.skip("this system does not let the test mount a small disk")
-    yield place
-    subprocess.run([unmount, "-l", str(place)], check=True)  # an error may still map a file there
-
-
 def as_bytes(folder: Path) -> None:
     (folder / "weights.npz").write_bytes(bytes(2_000_000))
 
@@ -521,6 +505,78 @@ def test_discarded_results_are_gone(store: Store) -> None:
     store.discard(KEY.stage)
     assert store.get(KEY, SkippedFile) is None
     store.discard(KEY.stage)  # nothing there is no trouble
+
+
+def test_a_pattern_discards_every_stage_that_it_matches(store: Store) -> None:
+    stages = ("activations-block_9_add", "activations-", "activation", "train-activations-1", "a")
+    for stage in stages:
+        store.build(replace(KEY, stage=stage), SkippedFile, make)
+    (store.root / "activations-note").write_bytes(b"a file is no result")
+    with store.locked():
+        store.discard("activations-*")
+    assert {path.name for path in store.root.iterdir()} >= {*stages[2:], "activations-note", "lock"}
+    found = [store.get(replace(KEY, stage=stage), SkippedFile) for stage in stages]
+    assert [result is not None for result in found] == [False, False, True, True, True]
+
+
+def test_planned_results_outlive_a_discard(store: Store) -> None:
+    keys = [replace(KEY, stage=f"activations-{i}", seed=i % 2) for i in range(4)]
+    for key in keys:
+        store.build(key, SkippedFile, make)
+    sizes = [store.bytes_of(key.stage) for key in keys]
+    assert all(size > 0 for size in sizes)
+    assert store.bytes_of("activations-*") == sum(sizes)
+    store.discard("activations-*", keep=[keys[1], keys[2], replace(KEY, seed=9)])
+    found = [store.get(key, SkippedFile) is not None for key in keys]
+    assert found == [False, True, True, False]
+    assert {path.name for path in store.root.glob("activations-*")} == {
+        "activations-1", "activations-2"
+    }  # fmt: skip
+    assert store.bytes_of("activations-*") == sizes[1] + sizes[2]
+    assert store.bytes_of("nothing-*") == 0
+
+
+def test_one_result_is_removed(store: Store, said: list[str]) -> None:
+    other = replace(KEY, seed=8)
+    for key in (KEY, other):
+        store.build(key, SkippedFile, make)
+    store.remove(KEY)
+    assert store.get(KEY, SkippedFile) is None
+    assert store.get(other, SkippedFile) is not None
+    store.remove(KEY)  # nothing there is no trouble
+    assert store.build(KEY, SkippedFile, make).reused is False
+    assert said == []
+
+
+def test_only_what_is_to_survive_a_power_cut_is_flushed_file_by_file(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flushed: list[int] = []
+    flush = os.fsync
+
+    def counted(handle: int) -> None:
+        flushed.append(handle)
+        flush(handle)
+
+    monkeypatch.setattr(os, "fsync", counted)
+    durable = store.build(KEY, SkippedFile, make)
+    with_blobs = len(flushed)
+    quick = store.build(replace(KEY, seed=8), SkippedFile, make, durable=False)
+    assert with_blobs - (len(flushed) - with_blobs) == len(BLOBS)
+    # It is as complete and as well guarded as any other.
+    assert {name: (quick.folder / name).read_bytes() for name in BLOBS} == BLOBS
+    assert quick.record == durable.record
+    flip(quick.folder / "weights.npz")
+    assert store.get(replace(KEY, seed=8), SkippedFile) is None
+    assert store.get(KEY, SkippedFile) is not None
+
+
+def test_the_free_bytes_are_those_of_its_disk(small_disk: Path, store: Store) -> None:
+    small = Store(small_disk / "store", [].append)
+    before = small.free_bytes()
+    assert 0 < before <= 2**20 < store.free_bytes()
+    (small_disk / "filler").write_bytes(bytes(500_000))
+    assert 500_000 <= before - small.free_bytes() < 510_000
 
 
 def test_the_cost_of_making_is_kept(store: Store) -> None:

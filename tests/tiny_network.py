@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.network.ranges import read
-from edgekit.records import ExportRecord, FloatModelRecord, PhaseRecord, QuantizedModelRecord
-from edgekit.store import StageKey, Store, Stored
+from edgekit.records import ExportRecord, FloatModelRecord, QuantizedModelRecord
+from edgekit.store import StageKey, Store
 
 # Keras models and edgekit types whose modules import TensorFlow.
 Untyped: TypeAlias = Any
@@ -75,14 +75,25 @@ def coloured(
     return images, labels
 
 
-def phase_keeper(root: Path, say: Callable[[str], None]) -> Callable[..., Stored[PhaseRecord]]:
-    """Returns what keeps finished phases in a real store, as the pipeline does."""
-    store = Store(root, say)
+def shelf(
+    root: Path, say: Callable[[str], None] = lambda _line: None, budget_bytes: int = 10**9
+) -> Untyped:
+    """Returns a shelf in a real store."""
+    from edgekit.prefix.activations import Shelf
 
-    def keep(
-        number: int, previous: str, make: Callable[[Path], PhaseRecord]
-    ) -> Stored[PhaseRecord]:
-        key = StageKey("train-phase", 1, {"number": number}, {"previous": previous}, (), 0)
-        return store.build(key, PhaseRecord, make)
+    return Shelf(Store(root, say), "pictures", budget_bytes, say, lambda _what, _done, _total: None)
 
-    return keep
+
+def checkpoints(root: Path) -> Untyped:
+    """Returns checkpoints in a real store."""
+    from edgekit.fitting.checkpoints import Checkpoints
+
+    return Checkpoints(Store(root, lambda _line: None), StageKey("epoch", 1, {}, {}, (), 0))
+
+
+def keeping(root: Path, say: Callable[[str], None], budget_bytes: int = 10**9) -> Untyped:
+    """Returns what keeps phases, epochs and activations in a real store, as the pipeline does."""
+    from edgekit.train.unfreezing import Keeping
+
+    place = shelf(root, say, budget_bytes)
+    return Keeping(place.store, StageKey("train", 1, {}, {}, (), 0), place)

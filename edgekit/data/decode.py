@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -56,7 +57,9 @@ def decode(
             refuses the data.
     """
     pixels_path = folder / "all.tmp.npy"
+    started = time.monotonic()
     decoded, skipped = _decode_all(scanned, preprocess, pixels_path, progress)
+    rate = len(scanned.sources) / (time.monotonic() - started)
     _refuse_many(decoded, (*scanned.skipped, *skipped), max_bad_fraction)
     splits, merged = assign(
         decoded, validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed
@@ -84,6 +87,7 @@ def decode(
         skipped=(*scanned.skipped, *skipped),
         notes=(*_imbalance(scanned.class_names, counts["train"]), *_merged(decoded, merged)),
         digest=scanned.digest,
+        images_per_second=rate,
     )
 
 

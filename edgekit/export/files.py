@@ -14,7 +14,7 @@ from edgekit.devices import local
 from edgekit.devices.protocol import subject_of
 from edgekit.errors import ConversionError
 from edgekit.export import onnx_file, tflite
-from edgekit.fitting.loop import Pictures, compiled
+from edgekit.fitting.pictures import Pictures, compiled
 from edgekit.network import keras_model, ranges as range_table
 from edgekit.network.forward import logits_function
 from edgekit.network.graph import Arrays, Node, mobilenet_v2

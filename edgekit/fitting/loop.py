@@ -1,224 +1,322 @@
-"""One phase of training: epochs over decoded pictures until the loss stops improving."""
+"""One phase of training: epochs over stored activations until the loss stops improving."""
 
 import gc
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-import tf_keras
 
 from edgekit.errors import TrainingError
-from edgekit.fitting.augment import Augmentation, apply, draw
-from edgekit.records import EpochRecord, Preprocess, SplitName
+from edgekit.fitting.checkpoints import Checkpoints
+from edgekit.records import CheckpointRecord, EpochRecord
 
-# images -> the tensors at the boundary; (images, labels, logits) -> mean loss
-Prefix = Callable[[Any], Sequence[Any]]
-Loss = Callable[[Any, Any, Any], Any]
+# (tensors of the feed, labels, logits) -> mean loss
+Loss = Callable[[Sequence[Any], Any, Any], Any]
 EpochDone = Callable[[int, EpochRecord], None]
-_EVALUATION_BATCH = 64
+# Adam as in arXiv:1412.6980 with the constants that tf_keras takes.
+_BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
+# Entering bytes of one call, which takes many small steps or few large ones.
+_CALL_BYTES = 16_000_000
+_WATCHED_STEPS = 8
+_EVALUATED_ROWS = 64
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """One decoded split.
+class Feed(Protocol):
+    """What a phase learns from: the tensors behind the frozen part, for every row and view."""
 
-    Args:
-        images: uint8 (n, h, w, 3), usually memory-mapped.
-        labels: int32 (n,).
-        preprocess: The contract that turns pixels into real values.
-    """
+    @property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """int32 (n,)."""
 
-    images: npt.NDArray[np.uint8]
-    labels: npt.NDArray[np.int32]
-    preprocess: Preprocess
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the tensors without the batch."""
 
-    @staticmethod
-    def load(folder: Path, split: SplitName, preprocess: Preprocess) -> "Pictures":
-        """Opens a split that the data stage wrote."""
-        return Pictures(
-            np.load(folder / f"{split}.images.npy", mmap_mode="r"),
-            np.load(folder / f"{split}.labels.npy"),
-            preprocess,
-        )
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of all tensors: float16, or float32 where pictures enter."""
 
-    def normalize(self, pixels: Any) -> Any:
-        """Returns the real values of a pixel tensor under the contract, float32."""
-        scale = tf.constant(self.preprocess.scale, tf.float32)
-        return tf.cast(pixels, tf.float32) * scale + tf.constant(self.preprocess.offset, tf.float32)
+    def prepare(self, epoch: int) -> None:
+        """Does what one epoch needs beforehand, such as computing and storing activations."""
 
-    def batches(self) -> Iterator[npt.NDArray[np.uint8]]:
-        """Yields the pictures in order, 64 at a time."""
-        for start in range(0, len(self.images), _EVALUATION_BATCH):
-            yield np.ascontiguousarray(self.images[start : start + _EVALUATION_BATCH])
+    def read(self, epoch: int, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
+        """Returns the tensors of the given rows, each of shape (rows, *shape) and the dtype."""
+
+
+class Trainable(Protocol):
+    """What is fitted: a `network.tail.Tail` or a Keras model."""
+
+    variables: Sequence[Any]
+
+    def __call__(self, entering: Any, training: bool) -> Any:
+        """Returns float32 logits (n, classes)."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Outcome of one phase: its curve, and which epoch the tail was left with."""
+    """Outcome of one phase.
+
+    Args:
+        epochs: Its curve.
+        best_epoch: The epoch whose variables were left in place.
+        start: Validation logits before the first step, float32 (n, classes).
+        logits: Validation logits of the best epoch, float32 (n, classes).
+        gradient_norms: For each trained variable, the root mean square of its gradient's norm over
+            the first steps, at most 8.
+    """
 
     epochs: tuple[EpochRecord, ...]
     best_epoch: int
+    start: npt.NDArray[np.float32]
+    logits: npt.NDArray[np.float32]
+    gradient_norms: tuple[float, ...]
 
 
 def fit(
-    prefix: Prefix,
-    tail: tf_keras.Model,
+    tail: Trainable,
+    trained: Sequence[Any],
+    inputs: int,
     loss: Loss,
-    train: Pictures,
-    validation: Pictures,
+    train: Feed,
+    validation: Feed,
     *,
     learning_rates: Sequence[float],
     patience: int,
     batch_size: int,
-    augmentation: Augmentation | None,
     seed: int,
     first_epoch: int,
+    checkpoints: Checkpoints,
     epoch_done: EpochDone,
     set_clock: Callable[[int], None] | None = None,
 ) -> Fit:
-    """Trains the trainable variables of `tail` with Adam and leaves the best epoch's in place.
+    """Trains variables of `tail` with Adam and leaves the best epoch's in place.
 
     Args:
-        prefix: The frozen part: normalized float32 (n, h, w, 3) to the tail's inputs.
-        tail: The part that trains: a model from those inputs to logits (n, classes).
+        tail: The part that trains: float32 tensors to logits (n, classes).
+        trained: Its variables that the optimizer updates.
+        inputs: How many of the feed's tensors enter it; the loss sees all of them.
         loss: Mean loss of a batch.
-        train: Pictures to learn from.
-        validation: Pictures whose cross-entropy picks the epoch and stops the phase.
+        train: What to learn from.
+        validation: Its cross-entropy picks the epoch and stops the phase.
         learning_rates: One per epoch; its length is the largest number of epochs.
         patience: Epochs without a lower validation loss before the phase stops.
-        batch_size: Pictures per step.
-        augmentation: Random changes, or None.
+        batch_size: Rows per step.
         seed: Seed of the recipe.
-        first_epoch: Number of the first epoch in the whole run; order and augmentation follow
-            from (seed, epoch, row).
+        first_epoch: Number of the first epoch in the whole run; order and view follow from
+            (seed, epoch).
+        checkpoints: Where every finished epoch is kept; a phase that was interrupted continues
+            behind the last one, with the same bits as if it had not been.
         epoch_done: Called after every epoch with its number in the phase.
-        set_clock: Called before each step with its number in the whole run, for layers that draw
-            random numbers. Defaults to None: there are none.
+        set_clock: Called before each epoch with a number from which the tail may count its steps,
+            no step of the whole run twice, for a tail that draws random numbers. Defaults to None:
+            it draws none.
 
     Raises:
         TrainingError: If the loss stops being finite.
     """
-    optimizer = tf_keras.optimizers.Adam(learning_rates[0])
-    step = _training_step(prefix, tail, loss, train, optimizer)
-    classify = compiled(lambda images: tail(prefix(images), training=False), validation)
-    records: list[EpochRecord] = []
-    best, best_loss = 0, np.inf
-    best_variables = [variable.numpy() for variable in tail.variables]
-    for epoch, rate in enumerate(learning_rates):
-        started = time.monotonic()
-        optimizer.learning_rate.assign(rate)
-        total = np.zeros(2)
-        batches = _epoch(train, batch_size, augmentation, seed, first_epoch + epoch)
-        for number, batch in enumerate(batches, (first_epoch + epoch) * len(train.labels)):
-            if set_clock is not None:
-                set_clock(number)
-            total += step(*batch).numpy()
-        mean_loss, accuracy = total / len(train.labels)
-        logits = classify()
+    state = _State(tail, trained)
+    step = _training_calls(tail, inputs, loss, train, state, batch_size)
+    classify = _evaluation(tail, inputs, validation)
+    kept = checkpoints.latest(len(learning_rates))
+    if kept is None:
+        records: list[EpochRecord] = []
+        best, norms = 0, tuple[float, ...]()
+        state.remember("start", classify())
+    else:
+        state.load(kept.arrays)
+        records, best = list(kept.record.epochs), kept.record.best_epoch
+        norms = kept.record.gradient_norms
+    for epoch in range(len(records), len(learning_rates)):
+        if records and epoch - 1 - best >= patience:
+            break
+        number = first_epoch + epoch
+        train.prepare(number)
+        if set_clock is not None:
+            set_clock(number * len(train.labels))
+        totals, stepping = np.zeros(2), 0.0
+        for call in _calls(train, batch_size, seed, number):
+            begun = time.monotonic()
+            seen, squared_norms = step(*call, learning_rates[epoch])
+            totals += seen.numpy()
+            norms = norms or tuple(float(norm) for norm in np.sqrt(squared_norms.numpy()))
+            stepping += time.monotonic() - begun
+        begun = time.monotonic()
+        answers = classify()
+        validating = time.monotonic() - begun
         record = EpochRecord(
-            train_loss=_finite(mean_loss),
-            train_accuracy=accuracy,
-            validation_loss=_finite(cross_entropy(logits, validation.labels)),
-            validation_accuracy=float((logits.argmax(1) == validation.labels).mean()),
-            seconds=time.monotonic() - started,
+            train_loss=_finite(totals[0] / len(train.labels)),
+            train_accuracy=totals[1] / len(train.labels),
+            validation_loss=_finite(cross_entropy(answers, validation.labels)),
+            validation_accuracy=float((answers.argmax(1) == validation.labels).mean()),
+            seconds=stepping + validating,
+            images_per_second=len(train.labels) / stepping,
         )
         records.append(record)
-        if record.validation_loss < best_loss:
-            best, best_loss = epoch, record.validation_loss
-            best_variables = [variable.numpy() for variable in tail.variables]
+        if epoch == 0 or record.validation_loss < records[best].validation_loss:
+            best = epoch
+            state.remember("best", answers)
+        checkpoints.save(
+            CheckpointRecord(epochs=tuple(records), best_epoch=best, gradient_norms=norms),
+            state.arrays(),
+        )
         epoch_done(epoch, record)
-        if epoch - best >= patience:
-            break
-    for variable, value in zip(tail.variables, best_variables, strict=True):
-        variable.assign(value)
+    state.restore_best()
     # Traced functions refer to themselves; uncollected they pile up phase after phase.
     del step, classify
     gc.collect()
-    return Fit(tuple(records), best)
+    return Fit(tuple(records), best, state.kept["start"], state.kept["best"], norms)
 
 
-def compiled(
-    function: Callable[[Any], Any], pictures: Pictures
-) -> Callable[[], npt.NDArray[np.float32]]:
-    """Returns a call that answers all pictures with the function's current variables.
+class _State:
+    """Everything that changes while a phase trains, as variables and as arrays."""
 
-    Args:
-        function: Normalized float32 images (n, h, w, 3) to float32 logits (n, classes).
-        pictures: What to answer; read 64 at a time.
-    """
-    batch = tf.function(
-        lambda pixels: function(pictures.normalize(pixels)),
-        input_signature=[tf.TensorSpec((None, *pictures.images.shape[1:]), tf.uint8)],
-        autograph=False,
-    )
-    return lambda: np.concatenate([batch(pixels).numpy() for pixels in pictures.batches()])
+    def __init__(self, tail: Trainable, trained: Sequence[Any]) -> None:
+        self.trained = list(trained)
+        self.means = [tf.Variable(tf.zeros_like(variable)) for variable in self.trained]
+        self.squares = [tf.Variable(tf.zeros_like(variable)) for variable in self.trained]
+        self.steps = tf.Variable(0, dtype=tf.int32)
+        self._of_tail = list(tail.variables)
+        self._all = [*self._of_tail, *self.means, *self.squares, self.steps]
+        self._best: list[npt.NDArray[Any]] = []
+        # Validation logits before the first step ("start") and of the best epoch ("best").
+        self.kept: dict[str, npt.NDArray[np.float32]] = {}
+
+    def remember(self, what: str, logits: npt.NDArray[np.float32]) -> None:
+        """Keeps validation logits, and the tail's variables if they are of the best epoch."""
+        self.kept[what] = logits
+        if what == "best":
+            self._best = [variable.numpy() for variable in self._of_tail]
+
+    def restore_best(self) -> None:
+        """Gives the tail the variables of the best epoch."""
+        for variable, value in zip(self._of_tail, self._best, strict=True):
+            variable.assign(value)
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """Returns what `load` needs to go on from here."""
+        now = {f"now/{i}": variable.numpy() for i, variable in enumerate(self._all)}
+        best = {f"best/{i}": value for i, value in enumerate(self._best)}
+        return {**now, **best, **{f"logits/{what}": value for what, value in self.kept.items()}}
+
+    def load(self, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Puts back what `arrays` returned."""
+        for i, variable in enumerate(self._all):
+            variable.assign(arrays[f"now/{i}"])
+        self._best = [arrays[f"best/{i}"] for i in range(len(self._of_tail))]
+        self.kept = {what: arrays[f"logits/{what}"] for what in ("start", "best")}
 
 
-def _training_step(
-    prefix: Prefix, tail: tf_keras.Model, loss: Loss, train: Pictures, optimizer: Any
+def _training_calls(
+    tail: Trainable, inputs: int, loss: Loss, train: Feed, state: _State, batch_size: int
 ) -> Callable[..., Any]:
-    variables = tail.trainable_variables
-    optimizer.build(variables)
-    pixel_shape = (None, *train.images.shape[1:])
+    """Returns a function that takes as many steps as the rows of a call make batches."""
 
-    signature = [
-        tf.TensorSpec(pixel_shape, tf.uint8),
-        tf.TensorSpec((None,), tf.int32),
-        tf.TensorSpec((None, 8), tf.float32),
-        tf.TensorSpec((None,), tf.float32),
-        tf.TensorSpec((None,), tf.float32),
-    ]
+    def adam(gradients: list[Any], rate: Any) -> None:
+        power = tf.cast(state.steps.assign_add(1), tf.float32)
+        for variable, mean, square, gradient in zip(
+            state.trained, state.means, state.squares, gradients, strict=True
+        ):
+            # One fused operation; tf_keras's Adam makes seven passes over every variable.
+            tf.raw_ops.ResourceApplyAdam(
+                var=variable.handle,
+                m=mean.handle,
+                v=square.handle,
+                beta1_power=tf.pow(_BETA_1, power),
+                beta2_power=tf.pow(_BETA_2, power),
+                lr=rate,
+                beta1=_BETA_1,
+                beta2=_BETA_2,
+                epsilon=_EPSILON,
+                grad=gradient,
+            )
 
-    def step(pixels: Any, labels: Any, transforms: Any, gain: Any, lift: Any) -> Any:
-        changed = apply(pixels, transforms, gain, lift)
-        images = train.normalize(changed)
-        entering = [tf.stop_gradient(tensor) for tensor in prefix(images)]
-        with tf.GradientTape() as tape:
-            logits = tail(entering, training=True)
-            value = loss(images, labels, logits)
-        optimizer.apply_gradients(zip(tape.gradient(value, variables), variables, strict=True))
-        count = tf.cast(tf.shape(labels)[0], tf.float32)
-        right = tf.cast(tf.argmax(logits, 1, tf.int32) == labels, tf.float32)
-        return tf.stack([value * count, tf.reduce_sum(right)])
+    def calls(entering: tuple[Any, ...], labels: Any, rate: Any) -> Any:
+        rows = tf.shape(labels)[0]
 
-    compiled_step: Callable[..., Any] = tf.function(
-        step, input_signature=signature, autograph=False
-    )
-    return compiled_step
+        def batch(start: Any, totals: Any, squared: Any) -> Any:
+            stop = tf.minimum(start + batch_size, rows)
+            tensors = [tf.cast(tensor[start:stop], tf.float32) for tensor in entering]
+            answers = labels[start:stop]
+            with tf.GradientTape() as tape:
+                logits = tail(tensors[:inputs], training=True)
+                value = loss(tensors, answers, logits)
+            gradients = tape.gradient(value, state.trained)
+            adam(gradients, rate)
+            count = tf.cast(stop - start, tf.float32)
+            right = tf.cast(tf.argmax(logits, 1, tf.int32) == answers, tf.float32)
+            norms = tf.stack([tf.reduce_sum(tf.square(gradient)) for gradient in gradients])
+            return stop, totals + tf.stack([value * count, tf.reduce_sum(right)]), squared + norms
 
-
-def _epoch(
-    train: Pictures, batch_size: int, augmentation: Augmentation | None, seed: int, epoch: int
-) -> Iterator[tuple[npt.NDArray[Any], ...]]:
-    count = len(train.labels)
-    height, width = train.images.shape[1:3]
-    still = Augmentation(flip=False, shift=0, zoom=0, brightness=0, contrast=0)
-    draws = draw(
-        augmentation or still, count=count, size_px=(height, width), seed=seed, epoch=epoch
-    )
-    order = np.random.default_rng((seed, epoch, 0x0D)).permutation(count)
-    for start in range(0, count, batch_size):
-        rows = np.sort(order[start : start + batch_size])
-        yield (
-            train.images[rows],
-            train.labels[rows],
-            draws.transforms[rows],
-            draws.gain[rows],
-            draws.lift[rows],
+        _, totals, squared = tf.while_loop(
+            lambda start, *_: start < rows,
+            batch,
+            (0, tf.zeros(2), tf.zeros(len(state.trained))),
+            parallel_iterations=1,
         )
+        steps = tf.cast(tf.math.ceil(rows / batch_size), tf.float32)
+        return totals, squared / steps
+
+    signature = [_specification(train), tf.TensorSpec((None,), tf.int32), tf.TensorSpec(())]
+    compiled_calls: Callable[..., Any] = tf.function(
+        calls, input_signature=signature, autograph=False
+    )
+    return compiled_calls
+
+
+def _evaluation(tail: Trainable, inputs: int, feed: Feed) -> Callable[[], npt.NDArray[np.float32]]:
+    def logits(entering: tuple[Any, ...]) -> Any:
+        return tail([tf.cast(tensor, tf.float32) for tensor in entering[:inputs]], training=False)
+
+    batch = tf.function(logits, input_signature=[_specification(feed)], autograph=False)
+    starts = range(0, len(feed.labels), _EVALUATED_ROWS)
+    every = np.arange(len(feed.labels))
+
+    def classify() -> npt.NDArray[np.float32]:
+        feed.prepare(0)
+        parts = (feed.read(0, every[start : start + _EVALUATED_ROWS]) for start in starts)
+        return np.concatenate([batch(part).numpy() for part in parts])
+
+    return classify
+
+
+def _specification(feed: Feed) -> tuple[Any, ...]:
+    return tuple(tf.TensorSpec((None, *shape), feed.dtype) for shape in feed.shapes)
+
+
+def _calls(
+    train: Feed, batch_size: int, seed: int, epoch: int
+) -> Iterator[tuple[tuple[npt.NDArray[Any], ...], npt.NDArray[np.int32]]]:
+    """Yields the rows of an epoch in its order; the first few batches alone, to watch them."""
+    count = len(train.labels)
+    order = np.random.default_rng((seed, epoch, 0x0D)).permutation(count)
+    row_bytes = sum(math.prod(shape) for shape in train.shapes) * train.dtype.itemsize
+    batches = max(1, _CALL_BYTES // (batch_size * row_bytes))
+    start, stop = 0, min(_WATCHED_STEPS, batches) * batch_size
+    while start < count:
+        rows = order[start:stop]
+        yield train.read(epoch, rows), train.labels[rows]
+        start, stop = stop, stop + batches * batch_size
 
 
 def cross_entropy(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> float:
     """Returns the mean natural-log cross-entropy of logits (n, k) against labels (n,)."""
+    return float(cross_entropies(logits, labels).mean())
+
+
+def cross_entropies(
+    logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float64]:
+    """Returns the natural-log cross-entropy of each row of logits (n, k), float64 (n,)."""
     with np.errstate(invalid="ignore"):  # infinite logits give NaN, which the caller refuses
         shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    chosen = shifted[np.arange(len(labels)), labels]
-    return float((np.log(np.exp(shifted).sum(1)) - chosen).mean())
+    chosen: npt.NDArray[np.float64] = shifted[np.arange(len(labels)), labels]
+    losses: npt.NDArray[np.float64] = np.log(np.exp(shifted).sum(1)) - chosen
+    return losses
 
 
 def _finite(value: float) -> float:

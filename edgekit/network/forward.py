@@ -32,10 +32,10 @@ def run(
     for node in nodes:
         inputs = [known[name] for name in node.inputs]
         if ranges is None:
-            known[node.name] = _compute(node, inputs, *_float_weights(node, weights))
+            known[node.name] = compute(node, inputs, *_float_weights(node, weights))
         else:
             constants = _rounded_weights(node, weights, ranges)
-            known[node.name] = quantize(_compute(node, inputs, *constants), ranges[node.name])
+            known[node.name] = quantize(compute(node, inputs, *constants), ranges[node.name])
     return known
 
 
@@ -44,7 +44,15 @@ def quantize(value: Any, span: TensorRange) -> Any:
     return tf.quantization.fake_quant_with_min_max_args(value, span.minimum, span.maximum)
 
 
-def _compute(node: Node, inputs: list[Any], kernel: Any = None, bias: Any = None) -> Any:
+def compute(node: Node, inputs: list[Any], kernel: Any = None, bias: Any = None) -> Any:
+    """Returns the float32 output of one node.
+
+    Args:
+        node: The node.
+        inputs: Its float32 NHWC inputs.
+        kernel: Folded kernel of a node that carries weights. Defaults to None.
+        bias: Its folded bias. Defaults to None.
+    """
     if node.op == "add":
         return tf.add(inputs[0], inputs[1], name=node.name)
     if node.op == "pool":

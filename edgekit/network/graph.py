@@ -154,21 +154,41 @@ def fold(nodes: tuple[Node, ...], arrays: Arrays) -> dict[str, npt.NDArray[np.fl
     """
     folded: dict[str, npt.NDArray[np.float32]] = {}
     for node in weighted(nodes):
-        variable = "depthwise_kernel" if node.op == "depthwise" else "kernel"
-        kernel = arrays[f"{node.name}/{variable}"].astype(np.float64)
-        if node.batch_norm is None:
-            bias = arrays[f"{node.name}/bias"].astype(np.float64)
-        else:
-            statistics = {
-                name: arrays[f"{node.batch_norm}/{name}"].astype(np.float64)
-                for name in ("gamma", "beta", "moving_mean", "moving_variance")
-            }
-            factor = statistics["gamma"] / np.sqrt(statistics["moving_variance"] + 1e-3)
-            bias = statistics["beta"] - statistics["moving_mean"] * factor
-            kernel = kernel * (factor[:, None] if node.op == "depthwise" else factor)
+        kernel = arrays[f"{node.name}/{kernel_variable(node)}"].astype(np.float64)
+        factor, bias = normalization(node, arrays)
+        kernel = kernel * (factor[:, None] if node.op == "depthwise" else factor)
         folded[f"{node.name}/kernel"] = kernel.astype(np.float32)
         folded[f"{node.name}/bias"] = bias.astype(np.float32)
     return folded
+
+
+def kernel_variable(node: Node) -> str:
+    """Returns what Keras calls the kernel of a node that carries weights."""
+    return "depthwise_kernel" if node.op == "depthwise" else "kernel"
+
+
+def normalization(
+    node: Node, arrays: Arrays
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Returns the factor on each output channel of the kernel, and the bias behind it.
+
+    Args:
+        node: A node that carries weights.
+        arrays: As for `fold`, whose formula this is; without a BatchNorm the factor is 1 and the
+            bias the layer's own.
+
+    Returns:
+        float64 arrays of shape (out,) for "conv" and (channels,) for "depthwise".
+    """
+    if node.batch_norm is None:
+        own = arrays[f"{node.name}/bias"].astype(np.float64)
+        return np.ones_like(own), own
+    gamma, beta, mean, variance = (
+        arrays[f"{node.batch_norm}/{name}"].astype(np.float64)
+        for name in ("gamma", "beta", "moving_mean", "moving_variance")
+    )
+    factor = gamma / np.sqrt(variance + 1e-3)
+    return factor, beta - mean * factor
 
 
 def kernel_codes(

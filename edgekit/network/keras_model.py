@@ -1,7 +1,7 @@
 """The Keras side of the network: build, load weights, read and write arrays. Imports TensorFlow."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 from zipfile import BadZipFile
 
@@ -11,9 +11,10 @@ import tensorflow as tf
 import tf_keras
 
 from edgekit.errors import SpecError
-from edgekit.network.graph import LOGITS
+from edgekit.network.graph import INPUT, LOGITS, Node
 from edgekit.network.pretrained import weight_file
 
+_BATCH_NORM = tf_keras.layers.BatchNormalization
 # TensorFlow warns about every newly traced function; each phase needs its own.
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
@@ -22,36 +23,6 @@ def make_deterministic(seed: int) -> None:
     """Seeds Python, NumPy and TensorFlow and asks for deterministic kernels."""
     tf_keras.utils.set_random_seed(seed)
     tf.config.experimental.enable_op_determinism()
-
-
-class ClockedDropout(tf_keras.layers.Layer):  # type: ignore[misc]
-    """Dropout whose mask follows from (seed, clock) alone, so that a resumed run repeats it.
-
-    Args:
-        rate: Fraction of values set to zero while training; the others grow by 1 / (1 - rate).
-        seed: Seed of the recipe.
-        name: Name of the layer.
-    """
-
-    def __init__(self, rate: float, seed: int, name: str) -> None:
-        super().__init__(name=name)
-        self._rate = rate
-        self._seed = seed
-        clock: Any = tf.Variable(0, trainable=False, dtype=tf.int32)
-        # Behind a function Keras does not take it for a weight of the model.
-        self._clock: Callable[[], Any] = lambda: clock
-
-    def set_clock(self, step: int) -> None:
-        """Sets the number of the training step, counted over the whole run."""
-        self._clock().assign(step)
-
-    def call(self, inputs: Any, training: bool | None = None) -> Any:
-        """Returns the inputs, thinned out while training."""
-        if not training or self._rate == 0:
-            return inputs
-        seed = tf.stack([self._seed, self._clock()])
-        drawn = tf.random.stateless_uniform(tf.shape(inputs), seed)
-        return tf.where(drawn < self._rate, 0.0, inputs / (1 - self._rate))
 
 
 def build(
@@ -82,7 +53,7 @@ def build(
     pooled = layers.GlobalAveragePooling2D(keepdims=True, name="global_average_pool")(
         backbone.output
     )
-    dropped = ClockedDropout(dropout, seed, "dropout")(pooled)
+    dropped = layers.Dropout(dropout, name="dropout")(pooled)
     initial = tf_keras.initializers.GlorotUniform(seed=seed)
     # A dense layer written as a 1 x 1 convolution: every runtime quantizes those per channel.
     dense = layers.Conv2D(class_count, 1, kernel_initializer=initial, name=LOGITS)(dropped)
@@ -111,6 +82,24 @@ def _load_backbone(
         ) from error
 
 
+def take_statistics(model: tf_keras.Model, images: npt.NDArray[np.float32]) -> None:
+    """Sets the statistics of every BatchNorm to those of a batch, for weights that are random.
+
+    Without it the signal of a random network shrinks from layer to layer until nothing is left.
+
+    Args:
+        model: The model to change.
+        images: Normalized float32 pictures (n, h, w, 3).
+    """
+    layers = [each for each in model.layers if isinstance(each, _BATCH_NORM)]
+    kept = [layer.momentum for layer in layers]
+    for layer in layers:
+        layer.momentum = 0.0
+    model(images, training=True)
+    for layer, momentum in zip(layers, kept, strict=True):
+        layer.momentum = momentum
+
+
 def arrays_of(model: tf_keras.Model) -> dict[str, npt.NDArray[np.float32]]:
     """Returns every variable of the model as float32, named `layer/variable`."""
     return {weight.name.split(":")[0]: weight.numpy() for weight in model.weights}
@@ -135,3 +124,38 @@ def assign(model: tf_keras.Model, arrays: Mapping[str, npt.NDArray[Any]]) -> Non
             msg = f"{name} has shape {arrays[name].shape}, the network needs {tuple(weight.shape)}"
             raise ValueError(msg)
         weight.assign(arrays[name].astype(np.float32))
+
+
+def tensors_of(
+    model: tf_keras.Model,
+    nodes: tuple[Node, ...],
+    names: Sequence[str],
+    images: npt.NDArray[np.float32],
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Returns what Keras's own layers compute for nodes of the folded network.
+
+    Args:
+        model: The model, as `build` returns it.
+        nodes: The folded network.
+        names: Names of nodes.
+        images: Normalized float32 pictures (n, h, w, 3).
+    """
+    if not names:
+        return {}
+    part = tf_keras.Model(model.input, [_output_of(model, nodes, name) for name in names])
+    results = part(images, training=False)
+    found = results if len(names) > 1 else [results]
+    return {name: value.numpy() for name, value in zip(names, found, strict=True)}
+
+
+def _output_of(model: tf_keras.Model, nodes: tuple[Node, ...], name: str) -> Any:
+    """Returns the Keras tensor that equals the output of a folded node."""
+    if name == INPUT:
+        return model.input
+    node = next(node for node in nodes if node.name == name)
+    if node.op in ("add", "pool"):
+        return model.get_layer(name).output
+    if not node.relu6:
+        return model.get_layer(node.batch_norm or name).output
+    relu = {"Conv_1": "out_relu"}.get(name, f"{name}_relu")
+    return model.get_layer(relu).output

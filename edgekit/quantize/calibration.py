@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from edgekit.fitting.loop import Pictures
+from edgekit.fitting.pictures import Pictures
 from edgekit.network.forward import run
 from edgekit.network.graph import INPUT, Arrays, Node
 from edgekit.network.ranges import from_limits, of_input
@@ -55,7 +55,7 @@ def calibrate(
     """
 
     def limits_of(pixels: Any) -> Any:
-        tensors = run(nodes, weights, {INPUT: pictures.normalize(pixels)})
+        tensors = run(nodes, weights, {INPUT: pictures.normalize(tf.cast(pixels, tf.float32))})
         values = [tensors[node.name] for node in nodes]
         return tf.stack([[tf.reduce_min(v), tf.reduce_max(v)] for v in values])
 

@@ -1,7 +1,7 @@
 """The quantize stage: post-training and quantization-aware int8 of a model, and a choice."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +11,9 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from edgekit.fitting.augment import Augmentation
-from edgekit.fitting.loop import Pictures, compiled, cross_entropy, fit
+from edgekit.fitting.checkpoints import Checkpoints
+from edgekit.fitting.loop import cross_entropy, fit
+from edgekit.fitting.pictures import Pictures, compiled
 from edgekit.network import keras_model, ranges as range_table
 from edgekit.network.forward import logits_function, quantize, run
 from edgekit.network.graph import (
@@ -25,6 +27,10 @@ from edgekit.network.graph import (
     weighted,
 )
 from edgekit.network.ranges import Ranges
+from edgekit.prefix.activations import Shelf
+from edgekit.prefix.frozen import store_levels
+from edgekit.prefix.inference import BATCH_ROWS, in_batches
+from edgekit.prefix.levels import Level, level_digest
 from edgekit.quantize import qat
 from edgekit.quantize.calibration import calibrate, representative_rows
 from edgekit.records import (
@@ -35,8 +41,10 @@ from edgekit.records import (
     QuantizedModelRecord,
     TensorRange,
 )
+from edgekit.store import canonical
 
 Logits = npt.NDArray[np.float32]
+_TEACHER = "teacher"
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class Plan:
         calibration_images: Training pictures that set the ranges.
         batch_size: Pictures per step.
         augmentation: Random changes of training pictures, or None.
+        views: Differently changed versions of each training picture.
         seed: Seed of the recipe.
     """
 
@@ -59,6 +68,7 @@ class Plan:
     calibration_images: int
     batch_size: int
     augmentation: Augmentation | None
+    views: int
     seed: int
 
 
@@ -81,6 +91,8 @@ def quantize_model(
     plan: Plan,
     folder: Path,
     *,
+    checkpoints: Checkpoints,
+    shelf: Shelf,
     say: Callable[[str], None],
     progress: Callable[[int, int], None],
     epoch_done: Callable[[int, EpochRecord], None],
@@ -97,6 +109,8 @@ def quantize_model(
         validation: Pictures that decide which candidate ships.
         plan: What the recipe asks for.
         folder: Where the files go.
+        checkpoints: Keeps the finished epochs of quantization-aware training.
+        shelf: Where the activations of the frozen part are kept.
         say: Called with one line per candidate.
         progress: Called with (pictures done, in all) while calibrating.
         epoch_done: Called after each epoch of quantization-aware training.
@@ -114,8 +128,9 @@ def quantize_model(
     if plan.qat_epochs:
         unfrozen = frozenset(float_model.unfrozen_layers)
         tuned, learned, epochs = _train(
-            nodes, unfrozen, weights, table, train, validation, plan, epoch_done
-        )
+            nodes, unfrozen, weights, table, train, validation, plan,
+            checkpoints, shelf, epoch_done,
+        )  # fmt: skip
         simulated.append(_simulate("qat", nodes, tuned, learned, validation, epochs))
     np.savez(folder / "float.weights.npz", allow_pickle=False, **weights)
     records = []
@@ -151,36 +166,99 @@ def _train(
     train: Pictures,
     validation: Pictures,
     plan: Plan,
+    checkpoints: Checkpoints,
+    shelf: Shelf,
     epoch_done: Callable[[int, EpochRecord], None],
 ) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, TensorRange], tuple[EpochRecord, ...]]:
     prefix_nodes, tail_nodes = split(nodes, unfrozen)
     names = boundary(prefix_nodes, tail_nodes)
-
-    def prefix(images: Any) -> list[Any]:
-        # The frozen part answers as its int8 form will, so that the tail learns to live with it.
-        start = {INPUT: quantize(images, table[INPUT])}
-        tensors = run(prefix_nodes, weights, start, table)
-        return [tensors[name] for name in names]
-
-    height, width = train.images.shape[1:3]
-    shapes = [tuple(t.shape[1:]) for t in prefix(tf.zeros((1, height, width, 3)))]
+    level = _frozen_level(prefix_nodes, names, nodes, weights, table, train)
+    entering = tuple(level.outputs)
+    feeds = store_levels(
+        (level,),
+        entering,
+        train=train,
+        validation=validation,
+        augmentation=plan.augmentation,
+        views=plan.views,
+        epochs=range(plan.qat_epochs),
+        seed=plan.seed,
+        shelf=shelf,
+        keep_anchor=False,
+    )
+    shapes = [level.outputs[name] for name in entering[:-1]]
     tail = qat.wrap(tail_nodes, names, shapes, weights, table)
     result = fit(
-        prefix,
-        tail,
-        _distillation(logits_function(nodes, weights), plan.temperature),
-        train,
-        validation,
+        _OnGrid(tail, [table[name] for name in names]),
+        tail.trainable_variables,
+        len(names),
+        _distillation(plan.temperature),
+        feeds["train"],
+        feeds["validation"],
         learning_rates=cosine(plan.qat_learning_rate, plan.qat_epochs),
         patience=plan.qat_epochs,  # a cosine is run to its end; the best epoch is kept
         batch_size=plan.batch_size,
-        augmentation=plan.augmentation,
         seed=plan.seed,
         first_epoch=0,
+        checkpoints=checkpoints,
         epoch_done=epoch_done,
     )
     tuned, learned = qat.unwrap(tail, tail_nodes)
     return {**weights, **tuned}, {**table, **learned}, result.epochs
+
+
+def _frozen_level(
+    prefix: tuple[Node, ...],
+    names: tuple[str, ...],
+    nodes: tuple[Node, ...],
+    weights: Arrays,
+    table: Ranges,
+    pictures: Pictures,
+) -> Level:
+    """Returns what enters the unfrozen part, and the logits of the float model as teacher."""
+    float_logits = logits_function(nodes, weights)
+
+    def answer(images: Any) -> list[Any]:
+        # The frozen part answers as its int8 form will, so that the tail learns to live with it.
+        start = {INPUT: quantize(images, table[INPUT])}
+        tensors = run(prefix, weights, start, table)
+        return [*(tensors[name] for name in names), float_logits(images)]
+
+    shape = tuple(int(side) for side in pictures.images.shape[1:])
+    signature = [tf.TensorSpec((BATCH_ROWS, *shape), tf.float32)]
+    function = tf.function(answer, input_signature=signature, autograph=False)
+    made = function.get_concrete_function().structured_outputs
+    # What enters is on the int8 grid, not the picture itself, so it gets a name of its own.
+    outputs = {
+        name: tuple(int(side) for side in tensor.shape[1:])
+        for name, tensor in zip((*(f"{n}_int8" for n in names), _TEACHER), made, strict=True)
+    }
+
+    def compute(
+        tensors: Sequence[npt.NDArray[np.float32]],
+    ) -> tuple[npt.NDArray[np.float16], ...]:
+        def numbers(images: Any) -> list[Any]:
+            return [tensor.numpy() for tensor in function(images)]
+
+        return in_batches(numbers, tensors, outputs.values())
+
+    spans = {name: span.model_dump(mode="json") for name, span in table.items()}
+    digest = level_digest(nodes, weights, tuple(outputs), canonical(spans).decode())
+    return Level("int8", (INPUT,), outputs, compute, digest)
+
+
+class _OnGrid:
+    """The tail behind tensors that storing as float16 moved off their int8 grid by a little."""
+
+    def __init__(self, tail: Any, spans: Sequence[TensorRange]) -> None:
+        self._tail = tail
+        self._spans = spans
+        self.variables = tail.variables
+
+    def __call__(self, entering: Sequence[Any], training: bool) -> Any:
+        """Returns the tail's logits for the tensors rounded to their grids again."""
+        pairs = zip(entering, self._spans, strict=True)
+        return self._tail([quantize(value, span) for value, span in pairs], training=training)
 
 
 def cosine(start: float, epochs: int) -> list[float]:
@@ -188,14 +266,14 @@ def cosine(start: float, epochs: int) -> list[float]:
     return [start * 0.5 * (1 + math.cos(math.pi * epoch / epochs)) for epoch in range(epochs)]
 
 
-def _distillation(teacher: Callable[[Any], Any], temperature: float) -> Callable[..., Any]:
+def _distillation(temperature: float) -> Callable[..., Any]:
     """Returns T^2 KL(teacher / T || student / T) plus the cross-entropy of the labels, halved.
 
     Source: Hinton, Vinyals, Dean, arXiv:1503.02531, section 2, with equal weights.
     """
 
-    def loss(images: Any, labels: Any, logits: Any) -> Any:
-        soft = tf.nn.softmax(tf.stop_gradient(teacher(images)) / temperature)
+    def loss(tensors: Sequence[Any], labels: Any, logits: Any) -> Any:
+        soft = tf.nn.softmax(tensors[-1] / temperature)
         student = tf.nn.log_softmax(logits / temperature)
         divergence = tf.reduce_sum(soft * (tf.math.log(soft + 1e-12) - student), axis=1)
         hard = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)

@@ -118,29 +118,83 @@ def _accuracy(accuracy: Accuracy) -> str:
 
 
 def _curve(report: RunReport) -> str:
+    model = report.float_model
     rows = []
-    for number, phase in enumerate(report.float_model.phases, 1):
+    for number, (phase, score) in enumerate(zip(model.phases, model.curve, strict=True), 1):
         best = phase.epochs[phase.best_epoch]
         rows.append(
             (
                 str(number),
-                phase.cut + (" (ships)" if phase.cut == report.float_model.cut else ""),
+                phase.cut + (" (ships)" if phase.cut == model.cut else ""),
                 f"{phase.trainable_parameters:,}",
                 f"{phase.learning_rate:.2e}",
                 str(len(phase.epochs)),
                 f"{best.train_loss:.4f}",
                 f"{best.train_accuracy:.2%}",
                 f"{best.validation_loss:.4f}",
+                f"{score.excess:+.4f} ({score.standard_error:.4f})",
                 f"{best.validation_accuracy:.2%}",
-                "yes" if phase.improved else "no",
-                f"{sum(epoch.seconds for epoch in phase.epochs):.0f}",
             )
         )
     header = ("phase", "unfrozen from", "parameters", "learning rate", "epochs",
-              "train loss", "train top-1", "validation loss", "validation top-1", "better",
-              "seconds")  # fmt: skip
-    note = "Train loss is smoothed cross-entropy on augmented pictures; validation loss is not."
-    return "\n".join(("## Progressive unfreezing", "", table(header, rows), "", note))
+              "train loss", "train top-1", "validation loss", "above the lowest (std. error)",
+              "validation top-1")  # fmt: skip
+    return "\n".join(
+        (
+            "## Progressive unfreezing",
+            "",
+            table(header, rows),
+            "",
+            "Train loss is smoothed cross-entropy on augmented pictures; validation loss is not.",
+            "",
+            f"- Strategy {model.strategy}.",
+            f"- Stopped: {model.stopped_because}.",
+            f"- Shipped: {model.chosen_because}.",
+            *(f"- Warning: {warning}." for warning in model.warnings),
+            "",
+            _speed(report),
+        )
+    )
+
+
+def _speed(report: RunReport) -> str:
+    """Returns what limited the training, and how hard each block was pulled, folded away."""
+    rows = []
+    for phase in report.float_model.phases:
+        prefix = phase.prefix
+        frozen = "-" if prefix.images_per_second is None else f"{prefix.images_per_second:,.0f}"
+        fastest = max(epoch.images_per_second for epoch in phase.epochs)
+        rows.append(
+            (
+                phase.cut,
+                frozen,
+                f"{prefix.seconds:.1f}",
+                f"{fastest:,.0f}",
+                f"{sum(epoch.seconds for epoch in phase.epochs):.1f}",
+                f"{prefix.views_stored}, {prefix.views_at_anchor} of {prefix.views}",
+                ", ".join(f"{size:,}" for size in prefix.bytes_per_image),
+                ", ".join(prefix.tensors),
+                "-" if prefix.departure is None else f"{prefix.departure:.1e}",
+                ", ".join(f"{block} {norm:.2g}" for block, norm in phase.gradient_norms.items()),
+            )
+        )
+    header = ("unfrozen from", "frozen part images/s", "seconds", "unfrozen part images/s",
+              "seconds", "views stored at the cut, at the anchor",
+              "bytes per picture and view at the anchor, at the cut", "tensors at the cut",
+              "relative difference from Keras",
+              "gradient norm of each block, first steps")  # fmt: skip
+    decoded = f"Decoding ran at {report.dataset.images_per_second:,.0f} images/s."
+    return "\n".join(
+        (
+            "<details><summary>Speed and gradients</summary>",
+            "",
+            table(header, rows),
+            "",
+            decoded,
+            "",
+            "</details>",
+        )
+    )
 
 
 def _quantization(report: RunReport) -> str:

@@ -47,16 +47,17 @@ def progressive(
     cuts = []
     names = [node.name for node in weighted(nodes)]
     for name, earlier in zip(reversed(names), [*reversed(names[:-1]), None], strict=True):
-        starts_block = earlier is None or _block_of(earlier) != _block_of(name)
+        starts_block = earlier is None or block_of(earlier) != block_of(name)
         if granularity == "layer" or starts_block:
             cuts.append(cut_at(layers.index(name), layers, nodes))
     return tuple(cuts)
 
 
-def fixed(asked: int | str, layers: Sequence[str], nodes: tuple[Node, ...]) -> Cut:
-    """Returns the cut that a recipe asks for with `unfreeze_from`.
+def fixed(key: str, asked: int | str, layers: Sequence[str], nodes: tuple[Node, ...]) -> Cut:
+    """Returns the cut that a recipe asks for by name or index.
 
     Args:
+        key: The key of the recipe, for messages.
         asked: Index of a Keras layer, name of a layer, "head" or "all".
         layers: Names of the Keras layers in order.
         nodes: The folded network.
@@ -72,7 +73,7 @@ def fixed(asked: int | str, layers: Sequence[str], nodes: tuple[Node, ...]) -> C
     if isinstance(asked, int):
         if not 0 <= asked <= head_index:
             raise SpecError(
-                f"train.unfreeze_from = {asked}",
+                f"{key} = {asked}",
                 f"a layer index from 0 to {head_index} ({LOGITS})",
                 "count from the input, as Keras's model.layers does",
             )
@@ -81,14 +82,15 @@ def fixed(asked: int | str, layers: Sequence[str], nodes: tuple[Node, ...]) -> C
     if asked not in known:
         near = difflib.get_close_matches(asked, known, 3, 0.3) or ["block_13_expand"]
         raise SpecError(
-            f"train.unfreeze_from = {asked!r}: the network has no such layer to train from",
+            f"{key} = {asked!r}: the network has no such layer to train from",
             'a layer index, a layer name, "head" or "all"',
             f"nearest names: {', '.join(near)}",
         )
     return cut_at(layers.index(asked), layers, nodes)
 
 
-def _block_of(name: str) -> str:
+def block_of(name: str) -> str:
+    """Returns the block that a layer belongs to; a layer outside of blocks is its own."""
     if name.startswith("block_"):
         return "_".join(name.split("_")[:2])
     return "expanded_conv" if name.startswith("expanded_conv") else name

@@ -160,7 +160,9 @@ def test_the_bytes_do_not_depend_on_the_run(finished: Finished, tmp_path: Path) 
     moved = tmp_path / "elsewhere"
     shutil.copytree(finished.root, moved)
     record = decoded(moved, tmp_path / "out", max_bad_fraction=ENOUGH)
-    assert record == finished.record
+    assert record.model_copy(update={"images_per_second": 0.0}) == finished.record.model_copy(
+        update={"images_per_second": 0.0}
+    )
     assert digests(tmp_path / "out") == digests(finished.folder)
     # The twin: another seed gives other files.
     decoded(moved, tmp_path / "other", max_bad_fraction=ENOUGH, seed=1)

@@ -218,7 +218,7 @@ def test_the_float_files_answer_as_keras(
         alpha=ALPHA, input_size_px=SIZE_PX, class_count=3, dropout=0.0, weights="none", seed=0
     )
     keras_model.assign(model, trained.arrays)
-    images = pictures[1].normalize(pictures[1].images).numpy()
+    images = pictures[1].normalize(pictures[1].images.astype(np.float32))
     expected = model(images, training=False).numpy()
     session = open_model(exported.folder / name, runtime, 1)
     answers = np.array([session.run(image[None]) for image in images])

@@ -2,20 +2,26 @@
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
-from tiny_network import CLASSES, Untyped, coloured
+from tiny_network import CLASSES, Untyped, checkpoints, coloured, shelf
 
 from edgekit.errors import TrainingError
 from edgekit.records import EpochRecord, Preprocess
 
 tf = pytest.importorskip("tensorflow")
 
-from edgekit.fitting.augment import Augmentation  # noqa: E402 - after the check for TensorFlow
-from edgekit.fitting.loop import Fit, Pictures, compiled, cross_entropy, fit  # noqa: E402
+from edgekit.fitting import loop  # noqa: E402 - after the check for TensorFlow
+from edgekit.fitting.augment import Augmentation  # noqa: E402
+from edgekit.fitting.loop import Fit, cross_entropy, fit  # noqa: E402
+from edgekit.fitting.pictures import Pictures, compiled  # noqa: E402
+from edgekit.network.graph import INPUT  # noqa: E402
+from edgekit.prefix.frozen import CutFeed, store_levels  # noqa: E402
+from edgekit.prefix.levels import Level  # noqa: E402
 
 SIDE = 8
 WOBBLY = Augmentation(flip=True, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1)
@@ -29,21 +35,70 @@ def pictures(folder: Path, count: int, seed: int) -> Pictures:
     return Pictures(np.load(folder / f"{seed}.npy", mmap_mode="r"), labels, contract)
 
 
+def feeds(
+    folder: Path,
+    train: Pictures,
+    validation: Pictures,
+    augmentation: Augmentation | None = WOBBLY,
+) -> tuple[CutFeed, CutFeed]:
+    """Returns feeds of the pictures themselves, those of training in three versions."""
+    found = store_levels(
+        (),
+        (INPUT,),
+        train=train,
+        validation=validation,
+        augmentation=augmentation,
+        views=3,
+        epochs=range(8),
+        seed=1,
+        shelf=shelf(folder / "store"),
+        keep_anchor=False,
+    )
+    return found["train"], found["validation"]
+
+
 def linear() -> Untyped:
     import tf_keras
 
     layers = tf_keras.layers
-    return tf_keras.Sequential(
-        [
-            layers.Input((SIDE, SIDE, 3)),
-            layers.GlobalAveragePooling2D(),
-            layers.Dense(len(CLASSES), kernel_initializer="zeros"),
-        ]
-    )
+    images = layers.Input((SIDE, SIDE, 3))
+    pooled = layers.GlobalAveragePooling2D()(images)
+    dense = layers.Dense(len(CLASSES), kernel_initializer="zeros", name="dense")
+    return tf_keras.Model([images], dense(pooled))
 
 
-def mean_cross_entropy(_images: Untyped, labels: Untyped, logits: Untyped) -> Untyped:
+def mean_cross_entropy(_tensors: Untyped, labels: Untyped, logits: Untyped) -> Untyped:
     return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+
+
+class Watched:
+    """A feed that remembers what was asked of it, in order."""
+
+    def __init__(self, feed: CutFeed) -> None:
+        self.feed = feed
+        self.prepared: list[int] = []
+        self.read_rows: list[tuple[int, npt.NDArray[np.int64]]] = []
+
+    def __getattr__(self, name: str) -> Untyped:
+        return getattr(self.feed, name)
+
+    def prepare(self, epoch: int) -> None:
+        self.prepared.append(epoch)
+        self.feed.prepare(epoch)
+
+    def read(self, epoch: int, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Untyped], ...]:
+        assert self.prepared[-1] == epoch
+        self.read_rows.append((epoch, rows))
+        return self.feed.read(epoch, rows)
+
+    def batches(self, size: int) -> list[tuple[npt.NDArray[Untyped], npt.NDArray[np.int32]]]:
+        """Returns (pictures, labels) of every training step, in order."""
+        return [
+            (self.feed.read(epoch, rows[start : start + size])[0],
+             self.feed.labels[rows[start : start + size]])
+            for epoch, rows in self.read_rows
+            for start in range(0, len(rows), size)
+        ]  # fmt: skip
 
 
 @dataclass
@@ -51,6 +106,8 @@ class Run:
     """A fit of the linear model, and what was seen on the way."""
 
     folder: Path
+    batch_size: int = 16  # 40 is no multiple: the last batch is smaller
+    augmentation: Augmentation | None = WOBBLY
     tail: Untyped = field(default_factory=linear)
     seen: list[EpochRecord] = field(default_factory=list)
     variables: list[list[np.ndarray]] = field(default_factory=list)
@@ -70,8 +127,11 @@ class Run:
         first_epoch: int = 0,
         loss: Untyped = mean_cross_entropy,
     ) -> Fit:
-        train = pictures(self.folder, 40, 1)
-        validation = self.validation()
+        train, validation = feeds(
+            self.folder, pictures(self.folder, 40, 1), self.validation(), self.augmentation
+        )
+        self.train = Watched(train)
+        saved = checkpoints(self.folder / f"run {id(self)}")
 
         def done(epoch: int, record: EpochRecord) -> None:
             assert epoch == len(self.seen)
@@ -79,17 +139,18 @@ class Run:
             self.variables.append([variable.numpy() for variable in self.tail.variables])
 
         return fit(
-            lambda images: [images],
             self.tail,
+            self.tail.trainable_variables,
+            1,
             loss,
-            train,
+            self.train,
             validation,
             learning_rates=rates,
             patience=patience,
-            batch_size=16,  # 40 is no multiple: the last batch is smaller
-            augmentation=WOBBLY,
+            batch_size=self.batch_size,
             seed=seed,
             first_epoch=first_epoch,
+            checkpoints=saved,
             epoch_done=done,
         )
 
@@ -114,6 +175,23 @@ def test_the_record_is_of_the_variables_at_the_end_of_the_epoch(tmp_path: Path) 
     result = run.go([0.1])
     # The same function of the same variables; only float64 sums may be ordered otherwise.
     assert result.epochs[0].validation_loss == pytest.approx(run.validation_loss(), rel=1e-12)
+
+
+def test_the_training_loss_is_the_mean_over_the_changed_pictures(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    random = np.random.default_rng(6)
+    run.tail.set_weights([random.normal(size=(3, 3)), random.normal(size=3)])
+    result = run.go([1e-30])  # steps that change nothing
+    images = run.train.feed.read(0, np.arange(40))[0]
+    logits = run.tail([images], training=False).numpy()
+    (epoch,) = result.epochs
+    # float32 sums of 40 rows.
+    expected = cross_entropy(logits, run.train.labels)
+    assert epoch.train_loss == pytest.approx(expected, rel=1e-5)
+    assert epoch.train_accuracy == (logits.argmax(1) == run.train.labels).mean()
+    # Twin: the pictures of another view.
+    others = run.tail([run.train.feed.read(1, np.arange(40))[0]], training=False).numpy()
+    assert epoch.train_loss != pytest.approx(cross_entropy(others, run.train.labels), rel=1e-5)
 
 
 def test_the_best_epoch_is_restored(tmp_path: Path) -> None:
@@ -157,7 +235,7 @@ def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
 
 def test_only_trainable_variables_change(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    dense = run.tail.layers[-1]
+    dense = run.tail.get_layer("dense")
     dense.add_weight(name="fixed", shape=(2,), initializer="ones", trainable=False)
     run.go([0.1])
     assert dense.non_trainable_weights[0].numpy().tolist() == [1, 1]
@@ -165,7 +243,7 @@ def test_only_trainable_variables_change(tmp_path: Path) -> None:
 
 
 def test_a_loss_that_is_not_a_number_ends_the_training(tmp_path: Path) -> None:
-    def broken(_images: Untyped, _labels: Untyped, logits: Untyped) -> Untyped:
+    def broken(_tensors: Untyped, _labels: Untyped, logits: Untyped) -> Untyped:
         return tf.math.log(-tf.abs(tf.reduce_mean(logits)) - 1.0)
 
     with pytest.raises(TrainingError, match="the loss became nan") as caught:
@@ -177,22 +255,78 @@ def test_weights_that_overflow_in_the_last_step_end_the_training(tmp_path: Path)
     run = Run(tmp_path)
     # float32 ends at 3.4e38. The loss of this only step is still that of the first weights; the
     # validation after it is the first to see infinite logits.
-    one_batch = pictures(tmp_path, 16, 1)
+    loud = Preprocess(height_px=SIDE, width_px=SIDE, scale=(10.0,) * 3, offset=(0.0,) * 3)
+    splits = (replace(pictures(tmp_path, *split), preprocess=loud) for split in ((16, 1), (70, 2)))
     with pytest.raises(TrainingError, match=r"the loss became (nan|inf)"):
         fit(
-            lambda images: [images * 1e3],
             run.tail,
+            run.tail.trainable_variables,
+            1,
             mean_cross_entropy,
-            one_batch,
-            pictures(tmp_path, 70, 2),
+            *feeds(tmp_path, *splits, augmentation=None),
             learning_rates=[3e38],
             patience=1,
             batch_size=16,
-            augmentation=None,
             seed=1,
             first_epoch=0,
+            checkpoints=checkpoints(tmp_path / "store"),
             epoch_done=lambda _epoch, _record: None,
         )
+    assert list((tmp_path / "store").glob("epoch/*")) == []  # and no such epoch is kept
+
+
+def test_the_loss_sees_what_does_not_enter(tmp_path: Path) -> None:
+    import tf_keras
+
+    mixing = np.array([[1, -2, 0], [0, 1, 3], [2, 0, 1]], np.float32)
+
+    def compute(
+        tensors: Sequence[npt.NDArray[np.float32]],
+    ) -> tuple[npt.NDArray[np.float16], ...]:
+        means = tensors[0].mean((1, 2))
+        return means.astype(np.float16), (means @ mixing).astype(np.float16)
+
+    level = Level("means", (INPUT,), {"means": (3,), "mixed": (3,)}, compute, "means")
+
+    def first_loss(names: tuple[str, str]) -> float:
+        entering = tf_keras.layers.Input((3,))
+        dense = tf_keras.layers.Dense(3, kernel_initializer="zeros")
+        tail = tf_keras.Model([entering], dense(entering))
+        found = store_levels(
+            (level,),
+            names,
+            train=pictures(tmp_path, 40, 1),
+            validation=pictures(tmp_path, 70, 2),
+            augmentation=None,
+            views=1,
+            epochs=range(1),
+            seed=1,
+            shelf=shelf(tmp_path / "store"),
+            keep_anchor=False,
+        )
+        result = fit(
+            tail,
+            tail.trainable_variables,
+            1,
+            lambda tensors, _labels, logits: tf.reduce_mean(tf.square(logits - tensors[1])),
+            found["train"],
+            found["validation"],
+            learning_rates=[0.1],
+            patience=1,
+            batch_size=40,
+            seed=1,
+            first_epoch=0,
+            checkpoints=checkpoints(tmp_path / names[0]),
+            epoch_done=lambda _epoch, _record: None,
+        )
+        return result.epochs[0].train_loss
+
+    # The only step starts from logits of zero.
+    (_, mixed) = compute([np.float32(pictures(tmp_path, 40, 1).images) / 128 - 1])
+    expected = np.square(mixed.astype(np.float64)).mean()
+    assert first_loss(("means", "mixed")) == pytest.approx(expected, rel=1e-5)
+    # Twin: the tensors the other way round.
+    assert first_loss(("mixed", "means")) != pytest.approx(expected, rel=1e-5)
 
 
 def test_the_pictures_on_disk_are_left_as_they_were(tmp_path: Path) -> None:
@@ -204,17 +338,19 @@ def test_the_pictures_on_disk_are_left_as_they_were(tmp_path: Path) -> None:
         Pictures(np.load(file, mmap_mode="r+"), split.labels, split.preprocess)
         for file, split in zip(files, (train, validation), strict=True)
     ]
+    tail = linear()
     fit(
-        lambda images: [images],
-        linear(),
+        tail,
+        tail.trainable_variables,
+        1,
         mean_cross_entropy,
-        *writable,
+        *feeds(tmp_path, *writable),
         learning_rates=[0.1],
         patience=1,
         batch_size=16,
-        augmentation=WOBBLY,
         seed=1,
         first_epoch=0,
+        checkpoints=checkpoints(tmp_path / "store"),
         epoch_done=lambda _epoch, _record: None,
     )
     for split in writable:
@@ -222,13 +358,107 @@ def test_the_pictures_on_disk_are_left_as_they_were(tmp_path: Path) -> None:
     assert [hashlib.sha256(file.read_bytes()).digest() for file in files] == before
 
 
-def test_normalizing_follows_the_contract_per_channel() -> None:
-    contract = Preprocess(
-        height_px=1, width_px=1, scale=(0.5, 0.25, 0.125), offset=(-1.0, 0.0, 2.0)
-    )
-    split = Pictures(np.zeros((1, 1, 1, 3), np.uint8), np.zeros(1, np.int32), contract)
-    values = split.normalize(np.full((1, 1, 1, 3), 8, np.uint8)).numpy()
-    assert values.ravel().tolist() == [3.0, 2.0, 3.0]
+def test_every_epoch_reads_every_row_of_its_own_view_once(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.go([0.1] * 3, first_epoch=4)
+    assert run.train.prepared == [4, 5, 6]
+    orders = {
+        epoch: np.concatenate([rows for number, rows in run.train.read_rows if number == epoch])
+        for epoch in (4, 5, 6)
+    }
+    assert all(np.array_equal(np.sort(order), np.arange(40)) for order in orders.values())
+    assert not np.array_equal(orders[4], orders[5])
+    assert not np.array_equal(orders[5], orders[6])
+
+
+def test_the_logits_are_those_before_the_first_step_and_of_the_best_epoch(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    result = run.go([0.1, 0.1, 50.0])
+    labels = run.validation().labels
+    assert result.start.dtype == result.logits.dtype == np.float32
+    assert not result.start.any()  # the model starts from zeros
+    assert cross_entropy(result.logits, labels) == result.epochs[1].validation_loss
+    assert result.logits == pytest.approx(compiled(run.tail, run.validation())(), rel=1e-6)
+
+
+# A row is 768 bytes: one batch in each call or three, instead of 8 and the 12 that are left.
+@pytest.mark.parametrize(("call_bytes", "batches"), [(1, 1), (3 * 2 * 768, 3)])
+def test_batches_are_the_same_however_many_go_into_one_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call_bytes: int, batches: int
+) -> None:
+    usual, split = Run(tmp_path, batch_size=2), Run(tmp_path, batch_size=2)
+    expected = usual.go([0.1, 0.05])
+    monkeypatch.setattr(loop, "_CALL_BYTES", call_bytes)
+    result = split.go([0.1, 0.05])
+    assert [len(rows) for _, rows in usual.train.read_rows] == [8 * 2, 12 * 2] * 2
+    assert [len(rows) for _, rows in split.train.read_rows[:3]] == [batches * 2] * 3
+    assert max(len(rows) for _, rows in split.train.read_rows) == batches * 2
+    for one, other in zip(usual.variables, split.variables, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+    assert np.array_equal(result.logits, expected.logits)
+    # Those of the first call.
+    _, norms = by_keras(usual, [0.1, 0.05], pytest.importorskip("tf_keras").optimizers.Adam())
+    for fitted, count in ((expected, 8), (result, batches)):
+        watched = np.sqrt(np.square(norms[:count]).mean(0))
+        assert fitted.gradient_norms == pytest.approx(watched, rel=1e-5)
+    # The losses of a call are added in float32.
+    for one, other in zip(expected.epochs, result.epochs, strict=True):
+        assert other.train_loss == pytest.approx(one.train_loss, rel=1e-6)
+        assert other.train_accuracy == one.train_accuracy
+        assert other.validation_loss == one.validation_loss
+
+
+def by_keras(
+    run: Run, rates: Sequence[float], optimizer: Untyped
+) -> tuple[list[npt.NDArray[np.float32]], npt.NDArray[np.float64]]:
+    """Returns the variables after the run's batches, and (steps, variables) gradient norms."""
+    tail = linear()
+    batches = run.train.batches(run.batch_size)
+    norms = []
+    for step, (images, labels) in enumerate(batches):
+        with tf.GradientTape() as tape:
+            loss = mean_cross_entropy(None, labels, tail([images], training=True))
+        gradients = tape.gradient(loss, tail.trainable_variables)
+        optimizer.learning_rate = rates[step * len(rates) // len(batches)]
+        optimizer.apply_gradients(zip(gradients, tail.trainable_variables, strict=True))
+        norms.append([float(np.linalg.norm(gradient)) for gradient in gradients])
+    return [variable.numpy() for variable in tail.variables], np.array(norms)
+
+
+def test_the_steps_are_those_of_adam(tmp_path: Path) -> None:
+    adam = pytest.importorskip("tf_keras").optimizers.Adam
+    run, rates = Run(tmp_path, batch_size=4), [0.05, 0.01]  # 10 steps in each epoch
+    result = run.go(rates)
+    expected, norms = by_keras(run, rates, adam())
+    assert len(norms) == 20
+
+    def off(variables: list[npt.NDArray[np.float32]]) -> float:
+        pairs = zip(run.variables[-1], variables, strict=True)
+        return max(float(np.abs(mine - theirs).max()) for mine, theirs in pairs)
+
+    # The same formula in float32. What rounding does to the variables comes back by way of the
+    # gradients: 4e-6 here.
+    assert off(expected) <= 1e-5
+    # Twins: other constants, and one learning rate for both epochs.
+    assert off(by_keras(run, rates, adam(epsilon=1e-3))[0]) > 1e-5
+    assert off(by_keras(run, rates, adam(beta_2=0.99))[0]) > 1e-5
+    assert off(by_keras(run, [0.05, 0.05], adam())[0]) > 1e-5
+    # Of the first 8 steps, the root mean square.
+    watched = np.sqrt(np.square(norms[:8]).mean(0))
+    assert result.gradient_norms == pytest.approx(watched, rel=1e-5)
+    assert result.gradient_norms != pytest.approx(np.sqrt(np.square(norms[:9]).mean(0)), rel=1e-5)
+
+
+def test_of_a_single_batch_the_norms_are_those_of_its_gradient(tmp_path: Path) -> None:
+    run = Run(tmp_path, batch_size=40, augmentation=None)
+    result = run.go([0.1, 0.1])
+    images = pictures(tmp_path, 40, 1).images / np.float64(128) - 1
+    odds = np.full((40, 3), 1 / 3)  # the model starts from zeros
+    wrong = (odds - np.eye(3)[pictures(tmp_path, 40, 1).labels]) / 40
+    kernel = images.mean((1, 2)).T @ wrong
+    by_hand = [np.linalg.norm(kernel), np.linalg.norm(wrong.sum(0))]
+    assert result.gradient_norms == pytest.approx(by_hand, rel=1e-5)
+    assert result.gradient_norms != pytest.approx(by_hand[::-1], rel=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -8,10 +8,14 @@ from tiny_models import shared_file
 from tiny_network import ALPHA, SIZE_PX, Network, arrays_in
 
 from edgekit.errors import SpecError
+from edgekit.network.graph import INPUT, fold, mobilenet_v2
 
 tf_keras = pytest.importorskip("tf_keras")
 
 from edgekit.network import keras_model  # noqa: E402 - after the check that TensorFlow is there
+
+# As in test_graph: what float32 sums of at most 1792 terms lose over 53 layers.
+FLOAT_ROUNDING = 1e-4
 
 
 def build(weights: str, alpha: float = ALPHA, seed: int = 1) -> tf_keras.Model:
@@ -97,6 +101,55 @@ def test_a_cut_short_weight_file_is_refused(starting_weights: Path, tmp_path: Pa
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(SpecError):
         build(str(path))
+
+
+def test_the_tensors_of_all_nodes_are_those_of_the_folded_network(network: Network) -> None:
+    from edgekit.network.forward import run
+
+    model, nodes = network(ALPHA, SIZE_PX), mobilenet_v2(ALPHA)
+    images = np.random.default_rng(1).uniform(-1, 1, (2, SIZE_PX, SIZE_PX, 3)).astype(np.float32)
+    names = [node.name for node in nodes]
+    found = keras_model.tensors_of(model, nodes, names, images)
+    assert list(found) == names
+    folded = run(nodes, fold(nodes, keras_model.arrays_of(model)), {INPUT: images})
+    for node in nodes:
+        expected = folded[node.name].numpy()
+        bound = FLOAT_ROUNDING * np.abs(expected).max()
+        assert found[node.name].shape == expected.shape
+        assert np.abs(found[node.name] - expected).max() <= bound, node.name
+        # Twin: the other picture.
+        assert np.abs(found[node.name][::-1] - expected).max() > bound
+    (alone,) = keras_model.tensors_of(model, nodes, ["block_5_add"], images).values()
+    assert np.array_equal(alone, found["block_5_add"])
+    assert keras_model.tensors_of(model, nodes, [], images) == {}
+    (itself,) = keras_model.tensors_of(model, nodes, [INPUT], images).values()
+    assert np.array_equal(itself, images)
+
+
+def test_statistics_of_a_batch_keep_the_signal_of_a_random_network_alive() -> None:
+    model = build("none")
+    images = np.random.default_rng(1).uniform(-1, 1, (8, SIZE_PX, SIZE_PX, 3)).astype(np.float32)
+    before = keras_model.arrays_of(model)
+    spread = model(images, training=False).numpy().std(0).max()
+    keras_model.take_statistics(model, images)
+    after = keras_model.arrays_of(model)
+    assert model(images, training=False).numpy().std(0).max() > 100 * spread
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert {name.split("/")[1] for name in changed} == {"moving_mean", "moving_variance"}
+    assert len(changed) == 2 * 52
+    first = tf_keras.Model(model.input, model.get_layer("Conv1").output)(images).numpy()
+    # Sums of 8 * 24 * 24 values in float32.
+    assert after["bn_Conv1/moving_mean"] == pytest.approx(first.mean((0, 1, 2)), abs=1e-4)
+    assert after["bn_Conv1/moving_variance"] == pytest.approx(first.var((0, 1, 2)), rel=1e-2)
+    # The same again changes nothing more, and training goes on as slowly as before.
+    keras_model.take_statistics(model, images)
+    again = keras_model.arrays_of(model)
+    assert all(again[name] == pytest.approx(after[name], rel=1e-4, abs=1e-6) for name in after)
+    model(images + 1, training=True)
+    moved = keras_model.arrays_of(model)["bn_Conv1/moving_mean"] - after["bn_Conv1/moving_mean"]
+    whole = tf_keras.Model(model.input, model.get_layer("Conv1").output)(images + 1).numpy()
+    step = whole.mean((0, 1, 2)) - after["bn_Conv1/moving_mean"]
+    assert moved == pytest.approx(0.001 * step, abs=1e-6)
 
 
 def test_published_weights_load_by_path() -> None:

@@ -1,19 +1,22 @@
 """The quantize stage: what is trained, what is calibrated and why, and which candidate ships."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_network import ALPHA, Quantized, Trained, Untyped, arrays_in
+from tiny_network import ALPHA, Quantized, Trained, Untyped, arrays_in, checkpoints, shelf
 
 from edgekit.network.graph import INPUT, fold, mobilenet_v2, weighted
 
 pytest.importorskip("tensorflow")
 
-from edgekit.fitting.loop import compiled, cross_entropy
+from edgekit.fitting.augment import Augmentation
+from edgekit.fitting.loop import cross_entropy
+from edgekit.fitting.pictures import compiled
 from edgekit.network.forward import logits_function
-from edgekit.quantize.candidates import cosine
+from edgekit.quantize.candidates import cosine, quantize_model
 
 NODES = mobilenet_v2(ALPHA)
 WEIGHTED = [node.name for node in weighted(NODES)]
@@ -113,7 +116,7 @@ def test_without_epochs_there_is_one_candidate(
     assert [candidate.name for candidate in only.record.candidates] == ["ptq"]
     assert only.record.shipped == "ptq"
     assert "qat_epochs = 0" in only.record.reason
-    assert {file.name for file in only.folder.iterdir()} == {
+    assert {file.name for file in only.folder.iterdir() if file.is_file()} == {
         "float.weights.npz",
         "ptq.weights.npz",
         "ptq.ranges.json",
@@ -126,3 +129,124 @@ def test_without_epochs_there_is_one_candidate(
 def test_the_learning_rate_falls_along_a_cosine() -> None:
     assert cosine(0.2, 1) == [0.2]
     assert cosine(0.2, 4) == pytest.approx([0.2, 0.1 * (1 + 0.5**0.5), 0.1, 0.1 * (1 - 0.5**0.5)])
+
+
+class InterruptionError(Exception):
+    """What ends a run in the middle, as Ctrl-C does."""
+
+
+@dataclass
+class Training:
+    """Quantization-aware training on changed pictures, with its own store."""
+
+    trained: Trained
+    pictures: Untyped
+    plan: Untyped
+    root: Path
+    budget_bytes: int = 10**9
+    told: list[int] = field(default_factory=list)
+    computed: list[str] = field(default_factory=list)
+
+    def go(self, stop_after: int | None = None) -> Quantized:
+        def done(epoch: int, _record: Untyped) -> None:
+            self.told.append(epoch)
+            if epoch == stop_after:
+                raise InterruptionError
+
+        folder = self.root / f"result {len(self.told)}"
+        folder.mkdir(parents=True)
+        place = shelf(self.root / "store", budget_bytes=self.budget_bytes)
+        record = quantize_model(
+            self.trained.record,
+            self.trained.arrays,
+            *self.pictures,
+            self.plan,
+            folder,
+            checkpoints=checkpoints(self.root / "store"),
+            shelf=replace(place, progress=lambda what, _done, _total: self.computed.append(what)),
+            say=lambda _line: None,
+            progress=lambda _done, _total: None,
+            epoch_done=done,
+        )
+        return Quantized(folder, record)
+
+    def shards(self) -> int:
+        return len(list((self.root / "store").glob("activations-*/*")))
+
+
+@pytest.fixture(scope="module")
+def wobbly_plan(quantize_plan: Untyped) -> Untyped:
+    """Returns a plan with two views of which one is seen twice."""
+    wobbly = Augmentation(flip=True, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1)
+    return replace(quantize_plan, augmentation=wobbly, views=2, qat_epochs=3)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Training that nothing interrupts, with room for everything."""
+
+    training: Training
+    result: Quantized
+
+
+@pytest.fixture(scope="module")
+def stored(
+    trained: Trained,
+    pictures: Untyped,
+    wobbly_plan: Untyped,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Stored:
+    training = Training(trained, pictures, wobbly_plan, tmp_path_factory.mktemp("stored"))
+    return Stored(training, training.go())
+
+
+def told(quantized: Quantized) -> Untyped:
+    """Returns the record without what only says how long it took."""
+    record = quantized.record.model_dump()
+    for candidate in record["candidates"]:
+        for epoch in candidate["epochs"]:
+            del epoch["seconds"], epoch["images_per_second"]
+    return record
+
+
+def check_same(one: Quantized, other: Quantized) -> None:
+    assert told(one) == told(other)
+    for name in ("ptq", "qat"):
+        assert one.ranges(name) == other.ranges(name)
+        weights = other.weights(name)
+        assert one.weights(name).keys() == weights.keys()
+        assert all(np.array_equal(value, weights[k]) for k, value in one.weights(name).items())
+
+
+def test_what_is_stored_changes_no_weight(
+    stored: Stored, trained: Trained, pictures: Untyped, wobbly_plan: Untyped, tmp_path: Path
+) -> None:
+    poor = Training(trained, pictures, wobbly_plan, tmp_path, budget_bytes=0)
+    result = poor.go()
+    assert stored.training.shards() >= 2  # validation, and the view that is seen twice
+    assert poor.shards() == 0
+    check_same(result, stored.result)
+    # Twin: pictures that are not changed.
+    still = Training(
+        trained, pictures, replace(wobbly_plan, augmentation=None), tmp_path / "still"
+    ).go()
+    with pytest.raises(AssertionError):
+        check_same(still, stored.result)
+
+
+def test_interrupted_training_goes_on_behind_its_last_epoch(
+    stored: Stored,
+    trained: Trained,
+    pictures: Untyped,
+    wobbly_plan: Untyped,
+    tmp_path: Path,
+) -> None:
+    training = Training(trained, pictures, wobbly_plan, tmp_path)
+    with pytest.raises(InterruptionError):
+        training.go(stop_after=0)
+    result = training.go()
+    assert training.told == [0, 1, 2]
+    check_same(result, stored.result)
+    computed = [what.partition(":")[0] for what in training.computed]
+    # Once each: what was stored is used again. One of the three epochs sees the second view.
+    assert computed == ["frozen part, validation", "frozen part, train, view 1 of 2"]

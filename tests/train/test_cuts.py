@@ -10,6 +10,7 @@ from edgekit.network.graph import LOGITS, mobilenet_v2, weighted
 from edgekit.train.cuts import Cut, cut_at, fixed, progressive
 
 NODES = mobilenet_v2(1.0)
+KEY = "train.unfreeze_from"
 WEIGHTED = [node.name for node in weighted(NODES)]
 
 
@@ -70,15 +71,15 @@ def test_a_cut_unfreezes_every_later_weighted_layer_and_nothing_else(granularity
 def test_a_fixed_cut_starts_at_the_first_weighted_layer_from_there_on(
     asked: int | str, name: str
 ) -> None:
-    cut = fixed(asked, layers(), NODES)
+    cut = fixed(KEY, asked, layers(), NODES)
     assert cut.name == name
-    assert cut == fixed(cut.name, layers(), NODES)
+    assert cut == fixed(KEY, cut.name, layers(), NODES)
 
 
 def test_index_100_counts_as_keras_does() -> None:
     order = layers()
     assert order[100] == "block_11_expand_relu"  # the layer that Keras's guide unfreezes from
-    cut = fixed(100, order, NODES)
+    cut = fixed(KEY, 100, order, NODES)
     first = WEIGHTED.index("block_11_depthwise")
     expected = frozenset(WEIGHTED[first:])
     assert cut == Cut("block_11_depthwise", order.index("block_11_depthwise"), expected)
@@ -86,13 +87,13 @@ def test_index_100_counts_as_keras_does() -> None:
 
 def test_the_last_index_is_the_head() -> None:
     order = layers()
-    assert fixed(order.index(LOGITS), order, NODES).name == "head"
+    assert fixed(KEY, order.index(LOGITS), order, NODES).name == "head"
 
 
 @pytest.mark.parametrize("asked", [-1, 157, 10_000])
 def test_an_index_out_of_range_names_the_range(asked: int) -> None:
     with pytest.raises(SpecError, match=f"train.unfreeze_from = {asked}\n") as caught:
-        fixed(asked, layers(), NODES)
+        fixed(KEY, asked, layers(), NODES)
     last = layers().index(LOGITS)
     assert f"from 0 to {last} (logits)" in caught.value.expected
     assert caught.value.exit_code == 2
@@ -100,19 +101,25 @@ def test_an_index_out_of_range_names_the_range(asked: int) -> None:
 
 def test_a_misspelt_layer_names_the_nearest() -> None:
     with pytest.raises(SpecError, match="no such layer") as caught:
-        fixed("blok_13_expand", layers(), NODES)
+        fixed(KEY, "blok_13_expand", layers(), NODES)
     assert "'blok_13_expand'" in caught.value.received
     assert caught.value.remedy.startswith("nearest names: block_13_expand")
     assert caught.value.exit_code == 2
 
 
+def test_the_message_names_the_key_of_the_recipe() -> None:
+    with pytest.raises(SpecError) as caught:
+        fixed("train.unfreeze_until", "blok_13_expand", layers(), NODES)
+    assert caught.value.received.startswith("train.unfreeze_until = 'blok_13_expand'")
+
+
 def test_a_name_like_no_layer_still_gets_a_remedy() -> None:
     with pytest.raises(SpecError) as caught:
-        fixed("???", layers(), NODES)
+        fixed(KEY, "???", layers(), NODES)
     assert caught.value.remedy != "nearest names: "
 
 
 def test_a_layer_after_the_last_weights_is_refused() -> None:
     with pytest.raises(SpecError, match="flatten") as caught:
-        fixed("flatten", layers(), NODES)
+        fixed(KEY, "flatten", layers(), NODES)
     assert caught.value.exit_code == 2

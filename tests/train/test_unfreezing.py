@@ -12,15 +12,22 @@ from edgekit.records import FloatModelRecord
 
 pytest.importorskip("tensorflow")
 
-from edgekit.fitting.loop import compiled, cross_entropy
+from edgekit.fitting.loop import cross_entropy
+from edgekit.fitting.pictures import compiled
 from edgekit.network import keras_model
 
 
 @pytest.fixture(scope="module")
 def searched(fine_tune: Callable[[Untyped], Trained], train_plan: Untyped) -> Trained:
-    """Returns three phases of which none after the first counts as better."""
+    """Returns three phases of which the steps of all after the first are far too large."""
     plan = replace(
-        train_plan, unfreeze_from=None, head_epochs=1, phase_epochs=1, patience=2, min_delta=10.0
+        train_plan,
+        strategy="progressive",
+        unfreeze_from=None,
+        head_epochs=1,
+        phase_epochs=1,
+        patience=2,
+        unfreeze_learning_rate=0.5,
     )
     return fine_tune(plan)
 
@@ -53,7 +60,7 @@ def test_a_phase_that_is_not_better_leaves_no_trace(searched: Trained) -> None:
     assert changed(searched) == {"logits"}
     assert searched.record.unfrozen_layers == ("logits",)
     assert searched.record.stopped_because == (
-        "2 phases in a row did not lower the validation loss by 10.0"
+        "2 phases in a row did not lower the validation loss by 0.0"
     )
 
 
@@ -66,13 +73,19 @@ def test_the_search_goes_from_the_head_towards_the_input(searched: Trained) -> N
     last = shapes["Conv_1/kernel"]
     block = sum(size for name, size in shapes.items() if name.endswith("kernel") and "16" in name)
     assert trainable == [head, head + last, head + last + block]
-    assert [phase.learning_rate for phase in phases] == [1e-2, 1e-3, 5e-4]
+    assert [phase.learning_rate for phase in phases] == [1e-2, 0.5, 0.25]
 
 
 def test_each_phase_is_told_in_a_line(searched: Trained) -> None:
-    assert len(searched.said) == 3
-    assert searched.said[1].startswith("phase 2: from Conv_1: ")
-    assert "not better" in searched.said[1]
+    told = [line for line in searched.said if line.startswith("phase ")]
+    assert [line.split(": ")[1] for line in told] == ["from head", "from Conv_1",
+                                                      "from block_16_expand"]  # fmt: skip
+    for line, phase in zip(told, searched.record.phases, strict=True):
+        assert f"{phase.trainable_parameters:,} parameters" in line
+        assert f"validation loss {phase.epochs[phase.best_epoch].validation_loss:.4f}" in line
+        assert ("not better" in line) == (not phase.improved)
+    assert searched.said[1] == "strategy progressive: block after block, as asked"
+    assert searched.said[-1].startswith("ships: head has the lowest validation loss")
 
 
 @pytest.mark.parametrize("name", ["trained", "searched"])
@@ -92,16 +105,18 @@ def test_the_record_is_of_the_weights_that_were_written(
     )
     keras_model.assign(model, result.arrays)
     logits = compiled(lambda images: model(images, training=False), validation)()
-    # The same graph of the same weights on the same machine.
-    assert record.validation_loss == pytest.approx(cross_entropy(logits, validation.labels), 1e-6)
+    # The phase ran its frozen part with BatchNorm folded and rounded its activations to float16,
+    # 2e-4 of their size: a thousandth of the loss. The twin: an epoch more is another loss.
+    loss = cross_entropy(logits, validation.labels)
+    assert record.validation_loss == pytest.approx(loss, rel=1e-3)
+    others = {e.validation_loss for p in record.phases for e in p.epochs} - {record.validation_loss}
+    assert others
+    assert all(other != pytest.approx(loss, rel=1e-3) for other in others)
     assert record.validation_accuracy == (logits.argmax(1) == validation.labels).mean()
-    # The restored weights are those of the best epoch of the best phase. The phase ran its prefix
-    # with BatchNorm folded: float32 rounding apart (see test_graph), so a thousandth of the loss.
+    # The restored weights are those of the best epoch of the phase that ships.
     best = next(phase for phase in record.phases if phase.cut == record.cut)
     lowest = min(epoch.validation_loss for epoch in best.epochs)
-    assert best.epochs[best.best_epoch].validation_loss == lowest
-    assert record.validation_loss == pytest.approx(lowest, rel=1e-3)
-    assert min(e.validation_loss for p in record.phases if p.improved for e in p.epochs) == lowest
+    assert best.epochs[best.best_epoch].validation_loss == lowest == record.validation_loss
 
 
 def test_unfreezing_lowered_the_loss(trained: Trained) -> None:
@@ -113,8 +128,8 @@ def test_unfreezing_lowered_the_loss(trained: Trained) -> None:
 def without_times(record: FloatModelRecord) -> Untyped:
     told = record.model_dump()
     for phase in told["phases"]:
-        for epoch in phase["epochs"]:
-            del epoch["seconds"]
+        for timed in (*phase["epochs"], phase["prefix"]):
+            del timed["seconds"], timed["images_per_second"]
     return told
 
 
@@ -129,7 +144,7 @@ def test_the_same_plan_gives_the_same_bits(
 def test_another_seed_gives_another_network(
     trained: Trained, fine_tune: Callable[[Untyped], Trained], train_plan: Untyped
 ) -> None:
-    plan = replace(train_plan, seed=6, unfreeze_from="head", head_epochs=1)
+    plan = replace(train_plan, seed=6, strategy="head", unfreeze_from=None, head_epochs=1)
     other = fine_tune(plan)
     assert [phase.cut for phase in other.record.phases] == ["head"]
     assert not np.array_equal(other.arrays["logits/kernel"], trained.arrays["logits/kernel"])
@@ -138,9 +153,7 @@ def test_another_seed_gives_another_network(
 def test_a_cut_inside_a_residual_block_trains_its_second_half(
     fine_tune: Callable[[Untyped], Trained], train_plan: Untyped
 ) -> None:
-    plan = replace(
-        train_plan, unfreeze_from="block_15_project", head_epochs=1, phase_epochs=1, min_delta=-10.0
-    )
+    plan = replace(train_plan, unfreeze_from="block_15_project", head_epochs=1, phase_epochs=1)
     result = fine_tune(plan)
     names = [node.name for node in weighted(mobilenet_v2(ALPHA))]
     expected = names[names.index("block_15_project") :]

@@ -1,0 +1,69 @@
+"""Decoded pictures of one split, and answering all of them. Imports TensorFlow."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tensorflow as tf
+
+from edgekit.records import Preprocess, SplitName
+
+_EVALUATION_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """One decoded split.
+
+    Args:
+        images: uint8 (n, h, w, 3), usually memory-mapped.
+        labels: int32 (n,).
+        preprocess: The contract that turns pixels into real values.
+    """
+
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int32]
+    preprocess: Preprocess
+
+    @staticmethod
+    def load(folder: Path, split: SplitName, preprocess: Preprocess) -> "Pictures":
+        """Opens a split that the data stage wrote."""
+        return Pictures(
+            np.load(folder / f"{split}.images.npy", mmap_mode="r"),
+            np.load(folder / f"{split}.labels.npy"),
+            preprocess,
+        )
+
+    def normalize(self, pixels: Any) -> Any:
+        """Returns the real values of float32 pixels (..., 3) under the contract, float32.
+
+        Args:
+            pixels: A NumPy array or a tensor; the result is of the same kind.
+        """
+        scale = np.array(self.preprocess.scale, np.float32)
+        return pixels * scale + np.array(self.preprocess.offset, np.float32)
+
+    def batches(self) -> Iterator[npt.NDArray[np.uint8]]:
+        """Yields the pictures in order, 64 at a time."""
+        for start in range(0, len(self.images), _EVALUATION_BATCH):
+            yield np.ascontiguousarray(self.images[start : start + _EVALUATION_BATCH])
+
+
+def compiled(
+    function: Callable[[Any], Any], pictures: Pictures
+) -> Callable[[], npt.NDArray[np.float32]]:
+    """Returns a call that answers all pictures with the function's current variables.
+
+    Args:
+        function: Normalized float32 images (n, h, w, 3) to float32 logits (n, classes).
+        pictures: What to answer; read 64 at a time.
+    """
+    batch = tf.function(
+        lambda pixels: function(pictures.normalize(tf.cast(pixels, tf.float32))),
+        input_signature=[tf.TensorSpec((None, *pictures.images.shape[1:]), tf.uint8)],
+        autograph=False,
+    )
+    return lambda: np.concatenate([batch(pixels).numpy() for pixels in pictures.batches()])
