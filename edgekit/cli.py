@@ -218,6 +218,8 @@ def run(
     overrides = {key: value for key, value in overrides.items() if value is not None}
     if strategy not in (None, "fixed"):  # a cut that the recipe fixes ends with its strategy
         overrides["train.unfreeze_from"] = _cut(unfreeze_from)
+    if overrides.get("train.strategy") in ("head", "fixed"):  # nor does the limit of a search
+        overrides["train.unfreeze_until"] = None
     wanted = _recipe(recipe, data, overrides)
     stage = _stage(until)
     with working() as work:

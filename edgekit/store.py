@@ -201,6 +201,10 @@ class Store:
         """Returns the bytes that are free where the store lies."""
         return shutil.disk_usage(self.root).free
 
+    def has(self, key: StageKey) -> bool:
+        """Returns whether there is a result, without verifying it."""
+        return (self.root / key.stage / key.digest).is_dir()
+
     def remove(self, key: StageKey) -> None:
         """Deletes one result, if it is there."""
         shutil.rmtree(self.root / key.stage / key.digest, ignore_errors=True)

@@ -70,7 +70,10 @@ class Activations:
         views: Number of differently changed versions of each picture.
         seed: Seed of the recipe.
         shelf: Where they are kept.
-        stored: For each view, which levels are kept.
+
+    Attributes:
+        stored: For each view, which levels are to be kept; at first none.
+        refused: Views of which something is not kept for lack of room.
     """
 
     def __init__(
@@ -83,11 +86,10 @@ class Activations:
         views: int,
         seed: int,
         shelf: Shelf,
-        stored: Sequence[frozenset[int]],
     ) -> None:
         self.pictures = pictures
         self.levels = tuple(levels)
-        self.stored = list(stored)
+        self.stored: list[frozenset[int]] = [frozenset()] * views
         self.views = views
         self.refused: set[int] = set()
         self.computed_rows = 0
@@ -193,6 +195,11 @@ class Activations:
         """Returns how many views of a level lie on the disk by now."""
         return sum(level == number for level, _ in self._maps)
 
+    def lies(self, number: int, view: int) -> bool:
+        """Returns whether all shards of a view are on the disk, perhaps damaged."""
+        keys = (self._key(number, view, rows) for rows in self._shards())
+        return all(map(self._shelf.store.has, keys))
+
     def planned(self) -> list[StageKey]:
         """Returns the keys of all shards that are to be stored."""
         return [
@@ -288,7 +295,7 @@ def plan_storage(
     rows: Sequence[int],
     reads: Sequence[int],
     room_bytes: int,
-    keep_anchor: bool,
+    at_anchor: Sequence[bool],
 ) -> tuple[tuple[frozenset[int], ...], frozenset[int]]:
     """Returns which levels of each view are stored, and the views for which there was no room.
 
@@ -301,7 +308,7 @@ def plan_storage(
         rows: Rows of each view; who comes first gets room first.
         reads: How often the phase reads each view.
         room_bytes: Bytes that may be used.
-        keep_anchor: Whether further cuts will be derived from the anchor.
+        at_anchor: For each view, whether to keep it at the anchor even if nothing is read twice.
     """
     stored: list[set[int]] = [set() for _ in rows]
     refused: set[int] = set()
@@ -310,7 +317,7 @@ def plan_storage(
         size = bytes_per_row(chain[number])
         for view, (count, times) in enumerate(zip(rows, reads, strict=True)):
             again = times > 1 and top not in stored[view]
-            wanted = again or (keep_anchor and number == 0)
+            wanted = again or (number == 0 and at_anchor[view])
             if wanted and count * size <= room_bytes:
                 stored[view].add(number)
                 room_bytes -= count * size

@@ -196,35 +196,41 @@ def store_levels(
         keep_anchor: Whether further cuts will be derived from the anchor.
     """
     views = views if augmentation else 1
-    # Every epoch reads the validation split; the views follow in the order of their turns.
-    turns = [(epochs.start + turn) % views for turn in range(views)]
-    stored, refused = plan_storage(
-        chain,
-        rows=[len(validation.labels), *[len(train.labels)] * views],
-        reads=[len(epochs) + 1, *(sum(e % views == view for e in epochs) for view in turns)],
-        room_bytes=shelf.room(),
-        keep_anchor=keep_anchor,
-    )
-    of_view = dict(zip(turns, stored[1:], strict=True))
 
-    def feed(pictures: Pictures, split: SplitName, kept: Sequence[frozenset[int]]) -> CutFeed:
+    def feed(pictures: Pictures, split: SplitName, views: int) -> CutFeed:
         activations = Activations(
             pictures,
             split,
             chain,
             augmentation=augmentation if split == "train" else None,
-            views=len(kept),
+            views=views,
             seed=seed,
             shelf=shelf,
-            stored=kept,
         )
         return CutFeed(activations, names)
 
     feeds: dict[SplitName, CutFeed] = {
-        "train": feed(train, "train", [of_view[view] for view in range(views)]),
-        "validation": feed(validation, "validation", stored[:1]),
+        "train": feed(train, "train", views),
+        "validation": feed(validation, "validation", 1),
     }
-    feeds["train"].activations.refused = {turns[turn - 1] for turn in refused if turn > 0}
+    # Every epoch reads the validation split; the views follow in the order of their turns.
+    turns = [(epochs.start + turn) % views for turn in range(views)]
+    order = [(feeds["validation"].activations, 0)]
+    order += [(feeds["train"].activations, view) for view in turns]
+    stored, refused = plan_storage(
+        chain,
+        rows=[len(activations.pictures.labels) for activations, _ in order],
+        reads=[len(epochs) + 1, *(sum(e % views == view for e in epochs) for view in turns)],
+        room_bytes=shelf.room(),
+        at_anchor=[
+            bool(chain) and (keep_anchor or activations.lies(0, view))
+            for activations, view in order
+        ],
+    )
+    for place, (activations, view) in enumerate(order):
+        activations.stored[view] = stored[place]
+        if place in refused:
+            activations.refused.add(view)
     # Those of other cuts, and of a recipe that was changed, would exceed the budget.
     planned = [key for each in feeds.values() for key in each.activations.planned()]
     shelf.store.discard(f"{STAGE}-*", keep=planned)

@@ -300,7 +300,8 @@ class _Search:
             return record
 
         kept = self._keeping.store.build(key, PhaseRecord, make)
-        self._keeping.store.discard(EPOCH_STAGE)
+        if not kept.reused:  # else they are those of a later phase, which was interrupted
+            self._keeping.store.discard(EPOCH_STAGE)
         self._previous = kept.digest
         self._epochs_run += len(kept.record.epochs)
         self._folders.append(kept.folder)

@@ -71,8 +71,8 @@ class Made:
             views=len(self.stored),
             seed=self.seed,
             shelf=place,
-            stored=self.stored,
         )  # fmt: skip
+        self.activations.stored = list(self.stored)
 
     def _first(
         self, tensors: Sequence[npt.NDArray[np.float32]]
@@ -328,8 +328,8 @@ class Real:
             views=2,
             seed=5,
             shelf=shelf(self.root),
-            stored=[frozenset(stored)] * 2,
         )
+        activations.stored = [frozenset(stored)] * 2
         activations.prepare(view)
         return list(activations.tensors(view, rows, tuple(self.chain[-1].outputs)))
 
@@ -393,7 +393,7 @@ def test_the_room_is_never_exceeded_and_never_left_empty(
 ) -> None:
     rows, reads = [count for count, _ in view], [times for _, times in view]
     stored, refused = plan_storage(
-        chain, rows=rows, reads=reads, room_bytes=room, keep_anchor=keep_anchor
+        chain, rows=rows, reads=reads, room_bytes=room, at_anchor=[keep_anchor] * len(rows)
     )
     assert len(stored) == len(rows)
     taken = sum(
@@ -423,9 +423,10 @@ def test_the_last_level_comes_first(
 ) -> None:
     rows, reads = [count for count, _ in view], [times for _, times in view]
     stored, _ = plan_storage(
-        chain, rows=rows, reads=reads, room_bytes=room, keep_anchor=keep_anchor
+        chain, rows=rows, reads=reads, room_bytes=room, at_anchor=[keep_anchor] * len(rows)
     )
-    alone, _ = plan_storage(chain[-1:], rows=rows, reads=reads, room_bytes=room, keep_anchor=False)
+    never = [False] * len(rows)
+    alone, _ = plan_storage(chain[-1:], rows=rows, reads=reads, room_bytes=room, at_anchor=never)
     top = len(chain) - 1
     if top:  # a single level is the last and the anchor at once
         assert [top in kept for kept in stored] == [0 in kept for kept in alone]
@@ -453,7 +454,7 @@ def test_the_cut_first_then_anchors(
     room: int, keep_anchor: bool, expected: list[set[int]], refused: set[int]
 ) -> None:
     found = plan_storage(
-        TWO, rows=[10] * 4, reads=[5, 2, 2, 1], room_bytes=room, keep_anchor=keep_anchor
+        TWO, rows=[10] * 4, reads=[5, 2, 2, 1], room_bytes=room, at_anchor=[keep_anchor] * 4
     )
     assert ([set(kept) for kept in found[0]], set(found[1])) == (expected, refused)
 

@@ -137,7 +137,7 @@ def test_what_no_later_cut_needs_is_deleted(search: Search) -> None:
     assert kept == [
         {"activations-block_9_add", "activations-global_average_pool"},
         {"activations-block_9_add", "activations-block_15_add"},
-        {"activations-block_15_depthwise"},  # the last cut behind block_10_expand
+        {"activations-block_9_add", "activations-block_15_depthwise"},  # the last behind it
         {"activations-block_8_depthwise"},  # the only cut behind block_6_expand
         {"activations-block_2_depthwise"},
         {"activations-expanded_conv_project"},
