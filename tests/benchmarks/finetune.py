@@ -1,0 +1,359 @@
+"""Fine-tuning as the guides write it against edgekit: seconds, accuracy, memory, growth.
+
+    python tests/benchmarks/finetune.py --data DIR --weights FILE --alpha 1.0 --input-size 160 \
+        --seeds 1 2 3
+
+Same decoded pictures, schedule, batch size, seed and kinds of augmentation. The baseline is
+tf_keras: the whole network in every step, BatchNorm in inference mode (as in the guides, gamma and
+beta of unfrozen layers train; in edgekit they are frozen), `tf.data` from memory with parallel
+augmentation and prefetch; the epoch with the lowest validation loss is kept. edgekit is its train
+stage with everything that belongs to it: building the model, converting and checking the frozen
+part, writing activations, checkpoints, the choice by one standard error. Decoding and the final
+test are outside of both. Every measurement is a process of its own.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import edgekit  # noqa: F401 - sets what TensorFlow reads from the environment
+
+BATCH = 32
+SMOOTHING = 0.1
+HEAD_RATE, RATE, DECAY = 1e-3, 3e-4, 0.8
+CHANGES = {"flip": True, "shift": 0.08, "zoom": 0.12, "brightness": 0.15, "contrast": 0.15}
+BLOCKS = ["Conv_1", *(f"block_{number}_expand" for number in range(16, 10, -1))]
+SEARCH = {"head_epochs": 5, "phase_epochs": 3, "cuts": BLOCKS, "augment": True, "times": 1}
+CASES = {
+    "head": {"head_epochs": 20, "phase_epochs": 1, "cuts": [], "augment": False, "times": 1},
+    "head, views": {"head_epochs": 20, "phase_epochs": 1, "cuts": [], "augment": True, "times": 1},
+    "search": SEARCH,
+    **{
+        f"growth {times}x": {
+            "head_epochs": 1,
+            "phase_epochs": 1,
+            "cuts": ["Conv_1"],
+            "augment": True,
+            "times": times,
+        }
+        for times in (1, 2, 4)
+    },
+}
+
+
+def main() -> None:
+    """Runs the cases and prints the tables; or, with --one, measures one and prints JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=_Raw)
+    parser.add_argument("--data", type=Path, required=True, help="folder with three split folders")
+    parser.add_argument("--weights", required=True, help="MobileNetV2 no-top weight file")
+    parser.add_argument("--alpha", type=float, default=1.0)
+    parser.add_argument("--input-size", type=int, default=160)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--views", type=int, default=16, help="edgekit's train.views")
+    parser.add_argument("--cache", type=Path, help="keep decoded pictures in this folder")
+    parser.add_argument("--one", nargs=2, metavar=("WAY", "SEED"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        way, seed = options.one
+        run = {"plain": plain, "edgekit": with_edgekit}[way]
+        print(json.dumps(run(options, CASES[options.cases[0]], int(seed))))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        options.cache = (options.cache or Path(folder)) / f"{options.input_size}px"
+        decode(options)
+        for case in options.cases:
+            seeds = options.seeds if case == "search" else options.seeds[:1]
+            show(case, [(seed, measured(options, case, seed)) for seed in seeds])
+
+
+class _Raw(argparse.RawDescriptionHelpFormatter):
+    pass
+
+
+def measured(options: argparse.Namespace, case: str, seed: int) -> dict[str, dict[str, Any]]:
+    """Returns what both ways gave, each in a process of its own, one after the other."""
+    results = {}
+    arguments = sys.argv[1:]
+    for way in ("edgekit", "plain"):
+        command = [sys.executable, __file__, *arguments, "--cases", case, "--one", way, str(seed)]
+        command += ["--cache", str(options.cache)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        results[way] = json.loads(done.stdout.splitlines()[-1])
+        print(f"  {case}, seed {seed}, {way}: {results[way]}", file=sys.stderr, flush=True)
+    return results
+
+
+def show(case: str, results: list[tuple[int, dict[str, dict[str, Any]]]]) -> None:
+    """Prints one case: a line for each seed, then the phases of the first."""
+    print(f"\n{case}: seconds, ratio, test top-1, peak memory (plain / edgekit)")
+    for seed, found in results:
+        slow, fast = found["plain"], found["edgekit"]
+        print(
+            f"  seed {seed}: {slow['seconds']:.1f} / {fast['seconds']:.1f} s = "
+            f"{slow['seconds'] / fast['seconds']:.1f}x; {slow['test']:.2%} / {fast['test']:.2%}; "
+            f"{slow['peak_bytes'] / 1e6:.0f} / {fast['peak_bytes'] / 1e6:.0f} MB"
+        )
+    for way in ("plain", "edgekit"):
+        tests = [found[way]["test"] for _, found in results]
+        phases = ", ".join(f"{name} {s:.1f}" for name, s in results[0][1][way]["phases"])
+        print(f"  {way}: mean test top-1 {sum(tests) / len(tests):.2%}; seconds: {phases}")
+    sys.stdout.flush()
+
+
+def decode(options: argparse.Namespace) -> None:
+    """Decodes the pictures once, as edgekit's data stage does, into the cache folder."""
+    from edgekit.data.decode import decode as decode_pictures
+    from edgekit.data.scan import scan
+
+    done = options.cache / "decoded"
+    if done.is_file():
+        return
+    options.cache.mkdir(parents=True, exist_ok=True)
+    decode_pictures(
+        scan(options.data, lambda *_: None),
+        _contract(options),
+        options.cache,
+        validation_fraction=0.15,
+        test_fraction=0.15,
+        min_images_per_class=1,
+        max_bad_fraction=0.01,
+        seed=1,
+        progress=lambda *_: None,
+    )
+    done.touch()
+
+
+def _contract(options: argparse.Namespace) -> Any:
+    from edgekit.records import Preprocess
+
+    return Preprocess(height_px=options.input_size, width_px=options.input_size)
+
+
+def _splits(options: argparse.Namespace, times: int) -> Iterator[tuple[Any, Any]]:
+    import numpy as np
+
+    for split in ("train", "validation", "test"):
+        images = np.load(options.cache / f"{split}.images.npy", mmap_mode="r")
+        labels = np.load(options.cache / f"{split}.labels.npy")
+        if split == "train" and times > 1:
+            path = options.cache / f"train.{times}.npy"
+            if not path.is_file():
+                draft = path.with_suffix(".tmp.npy")
+                grown = np.lib.format.open_memmap(
+                    draft, mode="w+", dtype=np.uint8, shape=(times * len(images), *images.shape[1:])
+                )
+                for part in range(times):
+                    grown[part * len(images) : (part + 1) * len(images)] = images
+                grown.flush()
+                draft.rename(path)
+            images, labels = np.load(path, mmap_mode="r"), np.tile(labels, times)
+        yield images, labels
+
+
+def _peak_bytes() -> int:
+    # Not ru_maxrss, which a child inherits from its parent.
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def plain(options: argparse.Namespace, case: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Fine-tunes as the transfer-learning guides do."""
+    import numpy as np
+    import tensorflow as tf
+    import tf_keras
+
+    (x, y), (vx, vy), (tx, ty) = _splits(options, case["times"])
+    classes = int(y.max()) + 1
+    started = time.perf_counter()
+    tf_keras.utils.set_random_seed(seed)
+    layers = tf_keras.layers
+    change = tf_keras.Sequential(
+        [
+            layers.RandomFlip("horizontal", seed=seed),
+            layers.RandomTranslation(CHANGES["shift"], CHANGES["shift"], seed=seed),
+            layers.RandomZoom(CHANGES["zoom"], seed=seed),
+            layers.RandomBrightness(CHANGES["brightness"], seed=seed),
+            layers.RandomContrast(CHANGES["contrast"], seed=seed),
+        ]
+    )
+
+    def ready(images: Any, labels: Any) -> Any:
+        return tf.cast(images, tf.float32) / 128 - 1, tf.one_hot(labels, classes)
+
+    def changed(images: Any, labels: Any) -> Any:
+        return change(tf.cast(images, tf.float32), training=True), labels
+
+    def batches(images: Any, labels: Any, train: bool) -> Any:
+        # Rows are shuffled, not pictures: they come class by class, so all of them must be mixed.
+        pictures, answers = tf.constant(np.asarray(images)), tf.constant(labels)
+        data = tf.data.Dataset.range(len(labels))
+        if train:
+            data = data.shuffle(len(labels), seed=seed)
+        data = data.batch(BATCH).map(
+            lambda rows: (tf.gather(pictures, rows), tf.gather(answers, rows)),
+            num_parallel_calls=tf.data.AUTOTUNE,
+        )
+        if train and case["augment"]:
+            data = data.map(changed, num_parallel_calls=tf.data.AUTOTUNE)
+        return data.map(ready, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+
+    train, validation = batches(x, y, True), batches(vx, vy, False)
+    base = tf_keras.applications.MobileNetV2(
+        input_shape=x.shape[1:], alpha=options.alpha, include_top=False, weights=options.weights
+    )
+    image = tf_keras.Input(x.shape[1:])
+    features = layers.GlobalAveragePooling2D()(base(image, training=False))
+    logits = layers.Dense(classes)(layers.Dropout(0.2)(features))
+    model = tf_keras.Model(image, logits)
+    names = [layer.name for layer in base.layers]
+    best = _Best(validation)
+    phases: list[tuple[str, float]] = []
+    rates = [HEAD_RATE, *(RATE * DECAY**number for number in range(len(case["cuts"])))]
+    for cut, rate in zip(["head", *case["cuts"]], rates, strict=True):
+        begun = time.perf_counter() if phases else started
+        base.trainable = cut != "head"
+        for layer in base.layers[: names.index(cut) if cut != "head" else 0]:
+            layer.trainable = False
+        best.restore(model)
+        model.compile(
+            tf_keras.optimizers.Adam(rate),
+            tf_keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=SMOOTHING),
+            metrics=[tf_keras.metrics.CategoricalCrossentropy("plain", from_logits=True)],
+        )
+        epochs = case["head_epochs"] if cut == "head" else case["phase_epochs"]
+        best.phase(model, train, epochs)
+        phases.append((cut, time.perf_counter() - begun))
+    best.restore(model)
+    seconds = time.perf_counter() - started
+    peak = _peak_bytes()
+    return {
+        "seconds": seconds,
+        "phases": phases,
+        "peak_bytes": peak,
+        "test": _accuracy(lambda images: model.predict(images, verbose=0), tx, ty),
+    }
+
+
+class _Best:
+    """The weights with the lowest validation loss, cross-entropy without smoothing."""
+
+    def __init__(self, validation: Any) -> None:
+        self._validation = validation
+        self._weights: list[Any] | None = None
+        self._lowest = float("inf")
+
+    def restore(self, model: Any) -> None:
+        if self._weights is not None:
+            model.set_weights(self._weights)
+
+    def phase(self, model: Any, train: Any, epochs: int) -> None:
+        for _ in range(epochs):
+            history = model.fit(train, epochs=1, verbose=0, validation_data=self._validation)
+            loss = history.history["val_plain"][0]
+            if loss < self._lowest:
+                self._lowest, self._weights = loss, model.get_weights()
+
+
+def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -> dict[str, Any]:
+    """Fine-tunes with edgekit's train stage."""
+    from edgekit.network.native_log import load_tensorflow
+
+    load_tensorflow()
+    import numpy as np
+
+    from edgekit.fitting.augment import Augmentation
+    from edgekit.fitting.pictures import Pictures
+    from edgekit.network import keras_model
+    from edgekit.prefix.activations import Shelf
+    from edgekit.store import StageKey, Store
+    from edgekit.train.unfreezing import Keeping, Plan, train
+
+    contract = _contract(options)
+    (x, y), (vx, vy), (tx, ty) = _splits(options, case["times"])
+    classes = int(y.max()) + 1
+    plan = Plan(
+        alpha=options.alpha,
+        dropout=0.2,
+        weights=options.weights,
+        batch_size=BATCH,
+        head_epochs=case["head_epochs"],
+        head_learning_rate=HEAD_RATE,
+        phase_epochs=case["phase_epochs"],
+        unfreeze_learning_rate=RATE,
+        learning_rate_decay=DECAY,
+        granularity="block",
+        strategy="progressive" if case["cuts"] else "head",
+        unfreeze_from=None,
+        unfreeze_until=case["cuts"][-1] if case["cuts"] else None,
+        epoch_patience=100,
+        min_delta=0.0,
+        patience=100,
+        label_smoothing=SMOOTHING,
+        augmentation=Augmentation(**CHANGES) if case["augment"] else None,
+        head_views=min(2, options.views),
+        views=options.views,
+        seed=seed,
+    )
+    marks: list[tuple[str, float]] = []
+
+    def say(line: str) -> None:
+        if line.startswith("phase "):
+            marks.append((line.split("from ")[1].split(":")[0], time.perf_counter()))
+
+    with tempfile.TemporaryDirectory(dir=options.cache) as folder:
+        store = Store(Path(folder), say)
+        shelf = Shelf(store, "pictures", 4_000_000_000, say, lambda *_: None)
+        key = StageKey("train", 1, {}, {}, (), seed)
+        started = time.perf_counter()
+        train(
+            Pictures(x, y, contract),
+            Pictures(vx, vy, contract),
+            classes,
+            plan,
+            Path(folder),
+            keeping=Keeping(store, key, shelf),
+            say=say,
+            epoch_done=lambda *_: None,
+        )
+        seconds = time.perf_counter() - started
+        peak = _peak_bytes()
+        with np.load(Path(folder) / "weights.npz") as stored:
+            arrays = {name: stored[name] for name in stored.files}
+    model = keras_model.build(
+        alpha=options.alpha,
+        input_size_px=options.input_size,
+        class_count=classes,
+        dropout=0.2,
+        weights="none",
+        seed=seed,
+    )
+    keras_model.assign(model, arrays)
+    times = [started, *(mark for _, mark in marks)]
+    phases = [(name, mark - before) for (name, mark), before in zip(marks, times, strict=False)]
+    phases.append(("choice", started + seconds - times[-1]))
+    return {
+        "seconds": seconds,
+        "phases": phases,
+        "peak_bytes": peak,
+        "test": _accuracy(lambda images: model.predict(images, verbose=0), tx, ty),
+    }
+
+
+def _accuracy(predict: Callable[[Any], Any], images: Any, labels: Any) -> float:
+    import numpy as np
+
+    answers = predict(np.asarray(images, np.float32) / 128 - 1).argmax(1)
+    return float((answers == labels).mean())
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    main()
