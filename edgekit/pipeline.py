@@ -47,7 +47,7 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-_CODE = {"data": 2, "train": 2, "quantize": 2, "export": 1, "validate": 1}
+_CODE = {"data": 2, "train": 3, "quantize": 2, "export": 1, "validate": 1}
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
 
@@ -270,11 +270,9 @@ def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelReco
         )
 
     stored = state.stage("train", FloatModelRecord, make, params=params, inputs=inputs, tools=tools)
-    forgotten = ["train-phase", "train-epoch"]
+    state.store.discard("train-*")  # its phases and epochs
     if not stored.reused:  # else they may be those of an interrupted quantization
-        forgotten.append("activations-*")
-    for stage in forgotten:
-        state.store.discard(stage)
+        state.store.discard("activations-*")
     return stored
 
 
@@ -355,7 +353,7 @@ def _quantize(
     stored = state.stage(
         "quantize", QuantizedModelRecord, make, params=params, inputs=inputs, tools=tools
     )
-    for stage in ("quantize-epoch", "activations-*"):
+    for stage in ("quantize-*", "activations-*"):
         state.store.discard(stage)
     state.telling.say(f"int8: {stored.record.reason}")
     return stored

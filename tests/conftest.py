@@ -57,7 +57,6 @@ def network() -> Network:
                 alpha=alpha,
                 input_size_px=size_px,
                 class_count=len(CLASSES),
-                dropout=0.1,
                 weights="none",
                 seed=3,
             )

@@ -136,6 +136,7 @@ def test_the_version_of_a_tool_counts(tmp_path: Path, monkeypatch: pytest.Monkey
         info.mkdir(parents=True)
         (info / "METADATA").write_text(f"Name: edgekit-made-up-tool\nVersion: {number}\n")
         monkeypatch.syspath_prepend(info.parent)
+        tool_version.cache_clear()  # as in a new process
         assert tool_version("edgekit-made-up-tool") == number
         digests.append(key.digest)
     assert len(set(digests)) == 3

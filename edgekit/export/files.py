@@ -226,7 +226,6 @@ def _references(
         alpha=float_model.alpha,
         input_size_px=float_model.input_size_px,
         class_count=float_model.class_count,
-        dropout=0.0,
         weights="none",
         seed=0,
     )

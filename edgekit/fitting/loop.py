@@ -122,11 +122,12 @@ def fit(
     state = _State(tail, trained)
     step = _training_calls(tail, inputs, loss, train, state, batch_size)
     classify = _evaluation(tail, inputs, validation)
+    validation.prepare(0)
     kept = checkpoints.latest(len(learning_rates))
     if kept is None:
         records: list[EpochRecord] = []
         best, norms = 0, tuple[float, ...]()
-        state.remember("start", classify())
+        state.remember("start", classify()[0])
     else:
         state.load(kept.arrays)
         records, best = list(kept.record.epochs), kept.record.best_epoch
@@ -145,9 +146,7 @@ def fit(
             totals += seen.numpy()
             norms = norms or tuple(float(norm) for norm in np.sqrt(squared_norms.numpy()))
             stepping += time.monotonic() - begun
-        begun = time.monotonic()
-        answers = classify()
-        validating = time.monotonic() - begun
+        answers, validating = classify()
         record = EpochRecord(
             train_loss=_finite(totals[0] / len(train.labels)),
             train_accuracy=totals[1] / len(train.labels),
@@ -268,7 +267,11 @@ def _training_calls(
     return compiled_calls
 
 
-def _evaluation(tail: Trainable, inputs: int, feed: Feed) -> Callable[[], npt.NDArray[np.float32]]:
+def _evaluation(
+    tail: Trainable, inputs: int, feed: Feed
+) -> Callable[[], tuple[npt.NDArray[np.float32], float]]:
+    """Returns a function that gives the logits of all rows, and the seconds spent in the tail."""
+
     def logits(entering: tuple[Any, ...]) -> Any:
         return tail([tf.cast(tensor, tf.float32) for tensor in entering[:inputs]], training=False)
 
@@ -276,10 +279,14 @@ def _evaluation(tail: Trainable, inputs: int, feed: Feed) -> Callable[[], npt.ND
     starts = range(0, len(feed.labels), _EVALUATED_ROWS)
     every = np.arange(len(feed.labels))
 
-    def classify() -> npt.NDArray[np.float32]:
-        feed.prepare(0)
-        parts = (feed.read(0, every[start : start + _EVALUATED_ROWS]) for start in starts)
-        return np.concatenate([batch(part).numpy() for part in parts])
+    def classify() -> tuple[npt.NDArray[np.float32], float]:
+        answers, seconds = [], 0.0
+        for start in starts:
+            part = feed.read(0, every[start : start + _EVALUATED_ROWS])
+            begun = time.monotonic()
+            answers.append(batch(part).numpy())
+            seconds += time.monotonic() - begun
+        return np.concatenate(answers), seconds
 
     return classify
 

@@ -26,15 +26,14 @@ def make_deterministic(seed: int) -> None:
 
 
 def build(
-    *, alpha: float, input_size_px: int, class_count: int, dropout: float, weights: str, seed: int
+    *, alpha: float, input_size_px: int, class_count: int, weights: str, seed: int
 ) -> tf_keras.Model:
-    """Returns MobileNetV2 with a new head of global average pooling, dropout and dense logits.
+    """Returns MobileNetV2 with a new head of global average pooling and dense logits.
 
     Args:
         alpha: Width multiplier.
         input_size_px: Side of the square input, at least 32.
         class_count: Number of logits.
-        dropout: Fraction of pooled features dropped while training.
         weights: "imagenet", "none", or the path of a `.h5` weight file of
             `MobileNetV2(include_top=False)` or of an `.npz` with arrays named `layer/variable`.
         seed: Seed of the head's initial weights.
@@ -53,10 +52,9 @@ def build(
     pooled = layers.GlobalAveragePooling2D(keepdims=True, name="global_average_pool")(
         backbone.output
     )
-    dropped = layers.Dropout(dropout, name="dropout")(pooled)
     initial = tf_keras.initializers.GlorotUniform(seed=seed)
     # A dense layer written as a 1 x 1 convolution: every runtime quantizes those per channel.
-    dense = layers.Conv2D(class_count, 1, kernel_initializer=initial, name=LOGITS)(dropped)
+    dense = layers.Conv2D(class_count, 1, kernel_initializer=initial, name=LOGITS)(pooled)
     logits = layers.Reshape((class_count,), name="flatten")(dense)
     return tf_keras.Model(backbone.input, logits, name="mobilenet_v2")
 

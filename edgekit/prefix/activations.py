@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from edgekit.fitting.augment import Augmentation, Draws, apply, draw
 from edgekit.fitting.pictures import Pictures
 from edgekit.network.graph import INPUT
 from edgekit.prefix import cores
+from edgekit.prefix.inference import BATCH_ROWS
 from edgekit.prefix.levels import Level
 from edgekit.records import ShardRecord
 from edgekit.store import StageKey, Store
@@ -23,7 +24,8 @@ from edgekit.store import StageKey, Store
 STAGE = "activations"
 _CODE = 1
 _SHARD_ROWS = 1024
-_CHUNK_ROWS = 64
+# Between two chunks the cores wait for one another, and the display is told.
+_CHUNK_ROWS = 256
 _TOOLS = ("tensorflow", "ai-edge-litert", "numpy")
 Rows = npt.NDArray[np.int64]
 Halves = dict[str, npt.NDArray[np.float16]]
@@ -125,57 +127,67 @@ class Activations:
             rows: Row numbers (n,), in any order.
             names: Outputs of the last level, float16; or `graph.INPUT` alone, float32.
         """
-        if INPUT in names:
-            return (self._images(view, rows),)
         top = len(self.levels) - 1
-        if (top, view) in self._maps:
-            found = self._values(top, view, rows, names)
+        if INPUT in names:
+            found: dict[str, npt.NDArray[Any]] = {
+                INPUT: np.empty((len(rows), *self.pictures.images.shape[1:]), np.float32)
+            }
+            self._spread(lambda part: {INPUT: self._images(view, part)}, view, rows, found)
+        elif (top, view) in self._maps:
+            found = self._read(top, view, rows, names)
         else:
-            # In slices: behind a late cut, many rows are little, but as pictures they are much.
-            outputs = self.levels[top].outputs
-            found = {n: np.empty((len(rows), *outputs[n]), np.float16) for n in names}
-            for start in range(0, len(rows), _CHUNK_ROWS):
-                part = self._timed(top, view, rows[start : start + _CHUNK_ROWS])
-                for name, values in found.items():
-                    values[start : start + _CHUNK_ROWS] = part[name]
+            found = self._timed(top, view, rows)
         return tuple(found[name] for name in names)
 
-    def _values(self, number: int, view: int, rows: Rows, names: Sequence[str]) -> Halves:
-        maps = self._maps.get((number, view))
-        if maps is None:
-            return self._computed(number, view, rows)
+    def _read(self, number: int, view: int, rows: Rows, names: Sequence[str]) -> dict[str, Any]:
         shard, row = rows // _SHARD_ROWS, rows % _SHARD_ROWS
         result = {}
         for name in names:
             values = np.empty((len(rows), *self.levels[number].outputs[name]), np.float16)
             for place in np.unique(shard):
                 here = shard == place
-                values[here] = maps[place][name][row[here]]
+                values[here] = self._maps[number, view][place][name][row[here]]
             result[name] = values
         return result
 
+    def _spread(
+        self,
+        answer: Callable[[Rows], Mapping[str, npt.NDArray[Any]]],
+        view: int,
+        rows: Rows,
+        results: Mapping[str, npt.NDArray[Any]],
+    ) -> None:
+        """Fills `results` by all cores, each of which takes a few pictures all the way."""
+        self._drawn(view)  # here, or every core would
+
+        def part(start: int) -> None:
+            stop = start + BATCH_ROWS
+            for name, values in answer(rows[start:stop]).items():
+                results[name][start:stop] = values
+
+        cores.each(part, range(0, len(rows), BATCH_ROWS))
+
     def _computed(self, number: int, view: int, rows: Rows) -> Halves:
+        """Computes a few rows on one core."""
         level = self.levels[number]
         if number == 0:
             before = [self._images(view, rows)]
+        elif (number - 1, view) in self._maps:
+            found = self._read(number - 1, view, rows, level.inputs)
+            before = [found[name].astype(np.float32) for name in level.inputs]
         else:
-            found = self._values(number - 1, view, rows, level.inputs)
+            found = self._computed(number - 1, view, rows)
             before = [found[name].astype(np.float32) for name in level.inputs]
         return dict(zip(level.outputs, level.compute(before), strict=True))
 
     def _images(self, view: int, rows: Rows) -> npt.NDArray[np.float32]:
-        pixels = self.pictures.images[rows]
+        """Returns a few pictures as they enter, changed on one core."""
         draws = self._drawn(view)
-        images = np.empty(pixels.shape, np.float32)
-
-        def one(place: int) -> None:
-            if draws is None:
-                values = pixels[place].astype(np.float32)
-            else:
-                values = apply(pixels[place], draws, int(rows[place]))
-            images[place] = self.pictures.normalize(values)
-
-        cores.each(one, range(len(rows)))
+        images = np.empty((len(rows), *self.pictures.images.shape[1:]), np.float32)
+        for place, row in enumerate(rows):
+            pixels = self.pictures.images[row]
+            changed = apply(pixels, draws, int(row)) if draws else pixels.astype(np.float32)
+            images[place] = self.pictures.normalize(changed)
         return images
 
     def _drawn(self, view: int) -> Draws | None:
@@ -260,7 +272,9 @@ class Activations:
 
     def _timed(self, number: int, view: int, rows: Rows) -> Halves:
         started = time.monotonic()
-        values = self._computed(number, view, rows)
+        outputs = self.levels[number].outputs
+        values = {name: np.empty((len(rows), *outputs[name]), np.float16) for name in outputs}
+        self._spread(partial(self._computed, number, view), view, rows, values)
         if number == len(self.levels) - 1:
             self.computed_rows += len(rows)
         self.computed_seconds += time.monotonic() - started

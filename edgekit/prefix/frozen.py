@@ -40,12 +40,16 @@ class CutFeed:
     The tensors are float16, or float32 where pictures enter.
 
     Args:
-        activations: What to read from.
-        names: The tensors, in order; epoch e sees view e % views of them.
+        activations: What to read from; epoch e sees view e % views.
     """
 
     activations: Activations
-    names: tuple[str, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tensors, in order: outputs of the last level, or the pictures if there is none."""
+        levels = self.activations.levels
+        return tuple(levels[-1].outputs) if levels else (INPUT,)
 
     @property
     def labels(self) -> npt.NDArray[np.int32]:
@@ -55,20 +59,18 @@ class CutFeed:
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the tensors without the batch."""
-        known = {INPUT: self.activations.pictures.images.shape[1:]}
-        for level in self.activations.levels:
-            known.update(level.outputs)
-        return tuple(known[name] for name in self.names)
+        levels = self.activations.levels
+        pictures = self.activations.pictures.images
+        return tuple(levels[-1].outputs.values()) if levels else (pictures.shape[1:],)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of all tensors."""
-        return np.dtype(np.float32 if INPUT in self.names else np.float16)
+        return np.dtype(np.float16 if self.activations.levels else np.float32)
 
     def prepare(self, epoch: int) -> None:
         """Computes and stores the epoch's view as far as it is to be stored."""
-        if INPUT not in self.names:
-            self.activations.prepare(epoch % self.activations.views)
+        self.activations.prepare(epoch % self.activations.views)
 
     def read(self, epoch: int, rows: Rows) -> tuple[npt.NDArray[Any], ...]:
         """Returns the tensors of the given rows."""
@@ -78,8 +80,9 @@ class CutFeed:
 class Frozen:
     """Gives the feeds of every cut of a search whose frozen part never changes.
 
-    What a view's pictures become at an anchor is stored, and every cut behind it is derived from
-    there; when the search moves in front of the anchor, that is deleted and the next one is made.
+    Where several cuts of the search lie behind one anchor, what a view's pictures become there is
+    stored, and every such cut is derived from it; when the search moves in front of the anchor,
+    that is deleted and the next one is made.
     What enters at the cut itself is stored too where a phase reads it more than once.
 
     Args:
@@ -120,14 +123,11 @@ class Frozen:
         # Of the last cut, see `PrefixRecord`.
         self.departure: float | None = None
 
-    def feeds(
-        self, place: str, names: tuple[str, ...], *, views: int, epochs: range
-    ) -> dict[SplitName, CutFeed]:
+    def feeds(self, place: str, *, views: int, epochs: range) -> dict[SplitName, CutFeed]:
         """Returns what enters at a cut, for the training and the validation split.
 
         Args:
             place: First unfrozen layer.
-            names: The tensors that enter there.
             views: How many views of each training picture to take turns with.
             epochs: Numbers of the phase's epochs in the whole run, at most.
 
@@ -135,15 +135,17 @@ class Frozen:
             ConversionError: If the frozen part answers otherwise than the reference.
         """
         height, width = self._train.images.shape[1:3]
+        size_px = (height, width)
         mine = anchor(self._nodes, place)
         if mine not in self._anchors:
-            level = anchor_level(self._nodes, self._weights, place, (height, width))
+            # Of a single cut it would only be one more network to convert.
+            shared = sum(anchor(self._nodes, other) == mine for other in self._places) > 1
+            level = anchor_level(self._nodes, self._weights, place, size_px) if shared else None
             self._anchors = {mine: level}
-        chain = chain_to(self._nodes, self._weights, place, (height, width), self._anchors[mine])
+        chain = chain_to(self._nodes, self._weights, place, size_px, self._anchors[mine])
         self._check(chain)
         return store_levels(
             chain,
-            names,
             train=self._train,
             validation=self._validation,
             augmentation=self._augmentation,
@@ -170,7 +172,6 @@ class Frozen:
 
 def store_levels(
     chain: Sequence[Level],
-    names: tuple[str, ...],
     *,
     train: Pictures,
     validation: Pictures,
@@ -185,7 +186,6 @@ def store_levels(
 
     Args:
         chain: The levels.
-        names: The tensors to feed.
         train: Training pictures.
         validation: Validation pictures; they are never changed, and every epoch reads them.
         augmentation: Random changes of training pictures, or None.
@@ -207,7 +207,7 @@ def store_levels(
             seed=seed,
             shelf=shelf,
         )
-        return CutFeed(activations, names)
+        return CutFeed(activations)
 
     feeds: dict[SplitName, CutFeed] = {
         "train": feed(train, "train", views),

@@ -173,10 +173,8 @@ def _train(
     prefix_nodes, tail_nodes = split(nodes, unfrozen)
     names = boundary(prefix_nodes, tail_nodes)
     level = _frozen_level(prefix_nodes, names, nodes, weights, table, train)
-    entering = tuple(level.outputs)
     feeds = store_levels(
         (level,),
-        entering,
         train=train,
         validation=validation,
         augmentation=plan.augmentation,
@@ -186,8 +184,8 @@ def _train(
         shelf=shelf,
         keep_anchor=False,
     )
-    shapes = [level.outputs[name] for name in entering[:-1]]
-    tail = qat.wrap(tail_nodes, names, shapes, weights, table)
+    shapes = feeds["train"].shapes
+    tail = qat.wrap(tail_nodes, names, shapes[: len(names)], weights, table)
     result = fit(
         _OnGrid(tail, [table[name] for name in names]),
         tail.trainable_variables,

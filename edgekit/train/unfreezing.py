@@ -16,7 +16,7 @@ from edgekit.fitting.checkpoints import Checkpoints
 from edgekit.fitting.loop import Fit, cross_entropies, fit
 from edgekit.fitting.pictures import Pictures
 from edgekit.network import keras_model
-from edgekit.network.graph import LOGITS, Arrays, boundary, fold, mobilenet_v2, split
+from edgekit.network.graph import LOGITS, Arrays, fold, mobilenet_v2, split
 from edgekit.network.tail import Tail
 from edgekit.prefix.activations import Shelf
 from edgekit.prefix.frozen import CHECKED_PICTURES, Frozen, describe
@@ -142,7 +142,6 @@ def train(
         alpha=plan.alpha,
         input_size_px=size,
         class_count=class_count,
-        dropout=plan.dropout,
         weights=plan.weights,
         seed=plan.seed,
     )
@@ -315,12 +314,12 @@ class _Search:
     ) -> tuple[PhaseRecord, npt.NDArray[np.float32], Arrays]:
         """Trains from the best phase so far; returns the record, the logits and the weights."""
         before = {**self.start, **(self.weights(self._best) if self.phases else {})}
-        prefix_nodes, tail_nodes = split(self._nodes, cut.unfrozen)
-        names = boundary(prefix_nodes, tail_nodes)
+        tail_nodes = split(self._nodes, cut.unfrozen)[1]
         views = self._plan.views if self.phases else self._plan.head_views
         first = self._epochs_run
         epochs = range(first, first + len(learning_rates))
-        feeds = self._frozen.feeds(self._place(cut), names, views=views, epochs=epochs)
+        feeds = self._frozen.feeds(tail_nodes[0].name, views=views, epochs=epochs)
+        names = feeds["train"].names
         tail = Tail(tail_nodes, names, before, dropout=self._plan.dropout, seed=self._plan.seed)
         result = fit(
             tail,

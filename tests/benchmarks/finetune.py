@@ -331,7 +331,6 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
         alpha=options.alpha,
         input_size_px=options.input_size,
         class_count=classes,
-        dropout=0.2,
         weights="none",
         seed=seed,
     )

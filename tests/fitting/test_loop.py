@@ -1,9 +1,11 @@
 """The training loop: it learns, stops, restores the best epoch and repeats itself bit for bit."""
 
 import hashlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +23,7 @@ from edgekit.fitting.loop import Fit, cross_entropy, fit  # noqa: E402
 from edgekit.fitting.pictures import Pictures, compiled  # noqa: E402
 from edgekit.network.graph import INPUT  # noqa: E402
 from edgekit.prefix.frozen import CutFeed, store_levels  # noqa: E402
-from edgekit.prefix.levels import Level  # noqa: E402
+from edgekit.prefix.levels import Compute, Level  # noqa: E402
 
 SIDE = 8
 WOBBLY = Augmentation(flip=True, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1)
@@ -44,7 +46,6 @@ def feeds(
     """Returns feeds of the pictures themselves, those of training in three versions."""
     found = store_levels(
         (),
-        (INPUT,),
         train=train,
         validation=validation,
         augmentation=augmentation,
@@ -275,6 +276,44 @@ def test_weights_that_overflow_in_the_last_step_end_the_training(tmp_path: Path)
     assert list((tmp_path / "store").glob("epoch/*")) == []  # and no such epoch is kept
 
 
+def test_the_seconds_of_an_epoch_leave_the_frozen_part_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = itertools.count()  # every look at the clock finds it one second later
+    monkeypatch.setattr("edgekit.fitting.loop.time", SimpleNamespace(monotonic=seconds.__next__))
+
+    class Slow(Watched):
+        def prepare(self, epoch: int) -> None:
+            next(itertools.islice(seconds, 1000, None))
+            super().prepare(epoch)
+
+        def read(self, epoch: int, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Untyped], ...]:
+            next(itertools.islice(seconds, 100, None))
+            return super().read(epoch, rows)
+
+    train, validation = feeds(tmp_path, pictures(tmp_path, 40, 1), pictures(tmp_path, 70, 2))
+    tail = linear()
+    result = fit(
+        tail,
+        tail.trainable_variables,
+        1,
+        mean_cross_entropy,
+        Slow(train),
+        Slow(validation),
+        learning_rates=[0.1, 0.1],
+        patience=2,
+        batch_size=40,
+        seed=1,
+        first_epoch=0,
+        checkpoints=checkpoints(tmp_path / "run"),
+        epoch_done=lambda _epoch, _record: None,
+    )
+    # One call of the training steps, and two of validation: 64 rows and 6.
+    assert [record.seconds for record in result.epochs] == [3, 3]
+    assert [record.images_per_second for record in result.epochs] == [40, 40]
+    assert next(seconds) > 2 * (1000 + 3 * 100)
+
+
 def test_the_loss_sees_what_does_not_enter(tmp_path: Path) -> None:
     import tf_keras
 
@@ -286,15 +325,18 @@ def test_the_loss_sees_what_does_not_enter(tmp_path: Path) -> None:
         means = tensors[0].mean((1, 2))
         return means.astype(np.float16), (means @ mixing).astype(np.float16)
 
-    level = Level("means", (INPUT,), {"means": (3,), "mixed": (3,)}, compute, "means")
+    def the_other_way_round(
+        tensors: Sequence[npt.NDArray[np.float32]],
+    ) -> tuple[npt.NDArray[np.float16], ...]:
+        return compute(tensors)[::-1]
 
-    def first_loss(names: tuple[str, str]) -> float:
+    def first_loss(answer: Compute, *names: str) -> float:
+        level = Level(names[0], (INPUT,), dict.fromkeys(names, (3,)), answer, names[0])
         entering = tf_keras.layers.Input((3,))
         dense = tf_keras.layers.Dense(3, kernel_initializer="zeros")
         tail = tf_keras.Model([entering], dense(entering))
         found = store_levels(
             (level,),
-            names,
             train=pictures(tmp_path, 40, 1),
             validation=pictures(tmp_path, 70, 2),
             augmentation=None,
@@ -324,9 +366,10 @@ def test_the_loss_sees_what_does_not_enter(tmp_path: Path) -> None:
     # The only step starts from logits of zero.
     (_, mixed) = compute([np.float32(pictures(tmp_path, 40, 1).images) / 128 - 1])
     expected = np.square(mixed.astype(np.float64)).mean()
-    assert first_loss(("means", "mixed")) == pytest.approx(expected, rel=1e-5)
+    assert first_loss(compute, "means", "mixed") == pytest.approx(expected, rel=1e-5)
     # Twin: the tensors the other way round.
-    assert first_loss(("mixed", "means")) != pytest.approx(expected, rel=1e-5)
+    found = first_loss(the_other_way_round, "mixed", "means")
+    assert found != pytest.approx(expected, rel=1e-5)
 
 
 def test_the_pictures_on_disk_are_left_as_they_were(tmp_path: Path) -> None:

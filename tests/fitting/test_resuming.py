@@ -58,7 +58,6 @@ def feeds(root: Path) -> tuple[CutFeed, CutFeed]:
     validation.labels[:5] = (validation.labels[:5] + 1) % 3  # being too sure costs there
     found = store_levels(
         (level,),
-        (POOLED,),
         train=train,
         validation=validation,
         augmentation=WOBBLY,

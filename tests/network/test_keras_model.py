@@ -23,7 +23,6 @@ def build(weights: str, alpha: float = ALPHA, seed: int = 1) -> tf_keras.Model:
         alpha=alpha,
         input_size_px=SIZE_PX,
         class_count=3,
-        dropout=0.2,
         weights=weights,
         seed=seed,
     )

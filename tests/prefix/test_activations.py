@@ -1,5 +1,6 @@
 """Stored activations: the same values wherever they come from, and what is stored when."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -51,6 +52,7 @@ class Made:
     said: list[str] = field(default_factory=list)
     told: list[tuple[str, int, int]] = field(default_factory=list)
     computed: list[int] = field(default_factory=lambda: [0, 0])
+    counting: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         place = shelf(self.root, self.said.append)
@@ -77,13 +79,15 @@ class Made:
     def _first(
         self, tensors: Sequence[npt.NDArray[np.float32]]
     ) -> tuple[npt.NDArray[np.float16], ...]:
-        self.computed[0] += len(tensors[0])
+        with self.counting:
+            self.computed[0] += len(tensors[0])
         return ((tensors[0] / 3).astype(np.float16),)
 
     def _second(
         self, tensors: Sequence[npt.NDArray[np.float32]]
     ) -> tuple[npt.NDArray[np.float16], ...]:
-        self.computed[1] += len(tensors[0])
+        with self.counting:
+            self.computed[1] += len(tensors[0])
         values = tensors[0] * 7
         return values.sum((1, 2)).astype(np.float16), values.max(1).astype(np.float16)
 

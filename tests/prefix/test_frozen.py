@@ -22,8 +22,8 @@ from edgekit.prefix.levels import CLOSE
 NODES = mobilenet_v2(ALPHA)
 NAMES = [node.name for node in NODES]
 WOBBLY = Augmentation(flip=True, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1)
-# From the head to the input: three cuts behind block_10_expand, one behind block_6_expand, two
-# before the first anchor, and the input.
+# From the head to the input: three cuts behind block_10_expand, which they share as anchor, one
+# behind block_6_expand, two before the first anchor, and the input.
 PLACES = (
     LOGITS,
     "block_16_expand",
@@ -74,7 +74,7 @@ class Search:
 
     def feeds(self, place: str, views: int = 2, epochs: int = 4) -> dict[str, CutFeed]:
         """Returns the feeds of a cut after an epoch of each view."""
-        feeds = self.frozen.feeds(place, entering(place), views=views, epochs=range(epochs))
+        feeds = self.frozen.feeds(place, views=views, epochs=range(epochs))
         for epoch in range(views):
             feeds["train"].prepare(epoch)
         feeds["validation"].prepare(0)
@@ -114,7 +114,7 @@ def test_what_enters_is_what_keras_computes(
             assert np.sqrt(np.square(np.roll(tensor, 1, 0) - value).mean()) > CLOSE * size
     assert feed.dtype == np.float32  # the last were the pictures themselves
     # Keras is asked once for each cut: for what its anchor and its last level make.
-    anchors = [["block_9_add"]] * 3 + [["block_5_add"]] + [[]] * 3
+    anchors = [["block_9_add"]] * 3 + [[]] * 4
     made = [[name for name in entering(place) if name != INPUT] for place in PLACES]
     assert search.asked == [[*one, *other] for one, other in zip(anchors, made, strict=True)]
 
@@ -214,7 +214,9 @@ def test_of_a_single_cut_no_anchor_is_kept(
     network: Network, pictures: Untyped, tmp_path: Path
 ) -> None:
     alone = Search(network(ALPHA, SIZE_PX), pictures, tmp_path, places=(LOGITS,))
-    assert alone.feeds(LOGITS)["train"].activations.stored == [frozenset({1})] * 2
+    activations = alone.feeds(LOGITS)["train"].activations
+    assert [level.name for level in activations.levels] == ["global_average_pool"]
+    assert activations.stored == [frozenset({0})] * 2
     assert set(alone.shards()) == {"activations-global_average_pool"}
 
 
@@ -252,7 +254,7 @@ def test_the_record_says_how_the_tensors_came_about(
 
 def test_views_without_an_epoch_are_not_in_the_record(search: Search) -> None:
     place = "block_16_expand"
-    feeds = search.frozen.feeds(place, entering(place), views=3, epochs=range(1, 7))
+    feeds = search.frozen.feeds(place, views=3, epochs=range(1, 7))
     for view, count in ((1, 1), (2, 2), (0, 3)):
         feeds["train"].prepare(view)
         record = describe(feeds, None)
@@ -268,8 +270,8 @@ def test_room_goes_to_validation_and_then_to_the_view_whose_turn_is_next(
         network(ALPHA, SIZE_PX), pictures, tmp_path, budget_bytes=budget_bytes, places=(LOGITS,)
     )
     epochs = range(start, start + 4)
-    feeds = alone.frozen.feeds(LOGITS, entering(LOGITS), views=2, epochs=epochs)
-    expected = [frozenset({1}), frozenset()]
+    feeds = alone.frozen.feeds(LOGITS, views=2, epochs=epochs)
+    expected = [frozenset({0}), frozenset()]
     assert feeds["validation"].activations.stored == expected[:1]
     assert feeds["train"].activations.stored == expected[:: -1 if start % 2 else 1]
     assert feeds["train"].activations.refused == {(start + 1) % 2}

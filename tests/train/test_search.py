@@ -217,6 +217,20 @@ def test_steps_that_are_too_large_are_told_as_forgetting(ruined: Trained, traine
     assert not any(line.startswith("warning") for line in trained.said)
 
 
+def test_forgetting_that_a_phase_makes_up_for_is_recorded_but_not_warned_of(
+    fine_tune: FineTune, train_plan: Untyped, ruined: Trained
+) -> None:
+    plan = replace(train_plan, unfreeze_learning_rate=0.02, phase_epochs=12, epoch_patience=12)
+    result = fine_tune(plan)
+    asked = result.record.phases[1]
+    assert asked.epochs[0].validation_loss > 2 * asked.start_loss
+    assert (asked.forgetting, asked.improved) == (True, True)
+    assert result.record.warnings == ()
+    assert not any(line.startswith("warning") for line in result.said)
+    # Twin: larger steps, of which it does not recover.
+    assert (ruined.record.phases[1].forgetting, len(ruined.record.warnings)) == (True, 1)
+
+
 def blocks(first: str) -> list[str]:
     """Returns the blocks from a layer on, as the gradient norms name them."""
     names = [node.name for node in weighted(mobilenet_v2(ALPHA))]
@@ -252,7 +266,7 @@ def test_the_gradient_norm_is_that_of_the_loss(
     )
     result = fine_tune(plan)
     model = keras_model.build(
-        alpha=ALPHA, input_size_px=SIZE_PX, class_count=3, dropout=0.0, weights="none", seed=9
+        alpha=ALPHA, input_size_px=SIZE_PX, class_count=3, weights="none", seed=9
     )
     keras_model.assign(model, result.arrays)
     split = pictures[0]
@@ -344,7 +358,7 @@ class CountedImages:
 
     def __getitem__(self, rows: Untyped) -> Untyped:
         found = self.images[rows]
-        self.read += len(found)
+        self.read += len(found) if np.ndim(rows) else 1
         return found
 
 

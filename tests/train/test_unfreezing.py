@@ -99,7 +99,6 @@ def test_the_record_is_of_the_weights_that_were_written(
         alpha=ALPHA,
         input_size_px=SIZE_PX,
         class_count=len(CLASSES),
-        dropout=0.0,
         weights="none",
         seed=99,
     )
