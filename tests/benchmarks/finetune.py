@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,10 @@ SMOOTHING = 0.1
 HEAD_RATE, RATE, DECAY = 1e-3, 3e-4, 0.8
 CHANGES = {"flip": True, "shift": 0.08, "zoom": 0.12, "brightness": 0.15, "contrast": 0.15}
 BLOCKS = ["Conv_1", *(f"block_{number}_expand" for number in range(16, 10, -1))]
-SEARCH = {"head_epochs": 5, "phase_epochs": 3, "cuts": BLOCKS, "augment": True, "times": 1}
 CASES = {
     "head": {"head_epochs": 20, "phase_epochs": 1, "cuts": [], "augment": False, "times": 1},
     "head, views": {"head_epochs": 20, "phase_epochs": 1, "cuts": [], "augment": True, "times": 1},
-    "search": SEARCH,
+    "search": {"head_epochs": 5, "phase_epochs": 3, "cuts": BLOCKS, "augment": True, "times": 1},
     **{
         f"growth {times}x": {
             "head_epochs": 1,
@@ -105,6 +104,12 @@ def show(case: str, results: list[tuple[int, dict[str, dict[str, Any]]]]) -> Non
         tests = [found[way]["test"] for _, found in results]
         phases = ", ".join(f"{name} {s:.1f}" for name, s in results[0][1][way]["phases"])
         print(f"  {way}: mean test top-1 {sum(tests) / len(tests):.2%}; seconds: {phases}")
+    fast = results[0][1]["edgekit"]
+    parts = ", ".join(
+        f"{part} {fast['spent'][part]:.1f} s (at least {fast['floor'][part]:.1f} s)"
+        for part in ("frozen part", "tail")
+    )
+    print(f"  edgekit: {parts}, at {fast['rate'] / 1e9:.0f} G multiply-adds/s of a matrix product")
     sys.stdout.flush()
 
 
@@ -312,8 +317,9 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
         store = Store(Path(folder), say)
         shelf = Shelf(store, "pictures", 4_000_000_000, say, lambda *_: None)
         key = StageKey("train", 1, {}, {}, (), seed)
+        rate = _rate()
         started = time.perf_counter()
-        train(
+        record = train(
             Pictures(x, y, contract),
             Pictures(vx, vy, contract),
             classes,
@@ -338,12 +344,63 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
     times = [started, *(mark for _, mark in marks)]
     phases = [(name, mark - before) for (name, mark), before in zip(marks, times, strict=False)]
     phases.append(("choice", started + seconds - times[-1]))
+    steps = [epoch.seconds for phase in record.phases for epoch in phase.epochs]
     return {
+        "spent": {
+            "frozen part": sum(phase.prefix.seconds for phase in record.phases),
+            "tail": sum(steps),
+        },
+        "floor": {
+            part: len(y) * count / rate
+            for part, count in _multiply_adds(model, record.phases, options.alpha).items()
+        },
+        "rate": rate,
         "seconds": seconds,
         "phases": phases,
         "peak_bytes": peak,
         "test": _accuracy(lambda images: model.predict(images, verbose=0), tx, ty),
     }
+
+
+def _rate() -> float:
+    """Returns the multiply-adds a second of a large float32 matrix product on all cores."""
+    import tensorflow as tf
+
+    side = 2048
+    matrix = tf.random.stateless_uniform((side, side), (1, 2))
+    best = float("inf")
+    for _ in range(5):
+        begun = time.perf_counter()
+        tf.matmul(matrix, matrix).numpy()
+        best = min(best, time.perf_counter() - begun)
+    return side**3 / best
+
+
+def _multiply_adds(model: Any, phases: Sequence[Any], alpha: float) -> dict[str, int]:
+    """Returns how many a training picture costs in a search, if nothing is computed twice."""
+    import numpy as np
+
+    from edgekit.network.graph import LOGITS, mobilenet_v2, weighted
+    from edgekit.prefix.levels import anchor
+
+    nodes = mobilenet_v2(alpha)
+    order = [node.name for node in weighted(nodes)]
+    layers = [model.get_layer(name) for name in order]
+    costs = [int(np.prod(n.weights[0].shape) * np.prod(n.output_shape[1:3])) for n in layers]
+    shared: set[tuple[str | None, int]] = set()
+    frozen = tail = number = 0
+    for phase in phases:
+        place = LOGITS if phase.cut == "head" else phase.cut
+        epochs, number = range(number, number + len(phase.epochs)), number + len(phase.epochs)
+        views = {epoch % phase.prefix.views for epoch in epochs}
+        first = anchor(nodes, place)
+        start, stop = order.index(first) if first else 0, order.index(place)
+        shared |= {(first, view) for view in views}
+        frozen += len(views) * sum(costs[start:stop])
+        # Forward, then the gradients of what enters and of the kernels.
+        tail += len(epochs) * 3 * sum(costs[stop:])
+    frozen += sum(sum(costs[: order.index(first)]) for first, _ in shared if first)
+    return {"frozen part": frozen, "tail": tail}
 
 
 def _accuracy(predict: Callable[[Any], Any], images: Any, labels: Any) -> float:
