@@ -52,7 +52,8 @@ class Session:
     Args:
         input: The one input, NHWC with three channels.
         output: The one output; its last dimension counts the classes.
-        version: Runtime with its version, such as "onnxruntime 1.31.1".
+        version: Runtime with its version and options, such as "onnxruntime 1.31.1,
+            session.x64quantprecision=1".
         run: Takes one tensor of shape `(1, height, width, 3)` in the dtype of `input`, returns the
             raw scores of shape `(classes,)` in the dtype of `output`.
     """

@@ -10,6 +10,7 @@ from tiny_network import ALPHA, SIZE_PX, Exported, Trained, Untyped
 from edgekit.network.graph import INPUT, LOGITS, Arrays, Node, mobilenet_v2
 from edgekit.network.ranges import Ranges, from_limits
 from edgekit.runtimes import open_model
+from edgekit.runtimes.onnx_runtime import EXACT
 
 pytest.importorskip("tensorflow")
 
@@ -97,8 +98,10 @@ def seen_by_onnxruntime(
                 onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UINT8, None)
             )
     assert names == [INPUT, *(node.name for node in NODES)]
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(*EXACT)
     session = onnxruntime.InferenceSession(
-        model.SerializeToString(), providers=["CPUExecutionProvider"]
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     codes: dict[str, list[npt.NDArray[np.int64]]] = {}
     for picture in pixels:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from tiny_models import (
     SIZE,
     colour_images,
@@ -19,6 +19,9 @@ from tiny_models import (
 
 from edgekit.errors import IntegrityError, SpecError
 from edgekit.runtimes import RuntimeName, open_model
+
+_CPUINFO = Path("/proc/cpuinfo")
+PROCESSOR = _CPUINFO.read_text() if _CPUINFO.is_file() else ""
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
@@ -47,6 +50,60 @@ def test_onnxruntime_answers_with_the_mean_of_each_channel(
     answer = session.run(image).astype(float)
     np.testing.assert_allclose(answer, image.mean(axis=(0, 1, 2))[::-1], atol=1e-6)
     assert session.version.startswith("onnxruntime ")
+
+
+def large_products_onnx(path: Path) -> Path:
+    """Writes a float ONNX classifier: a third, two thirds, all of the brightness, in int8."""
+    count = SIZE * SIZE * 3
+    weights = np.tile(np.array([42, 85, 127], np.int8), (count, 1))
+    constants = {
+        "one": np.float32(1),
+        "zero": np.uint8(0),
+        "weight_scale": np.float32(1 / 127),
+        "weight_zero": np.int8(0),
+        "weights": weights,
+        "scale": np.float32(count),  # so that the answers are those of one pixel
+        "shape": np.array([1, count], np.int64),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["image", "one", "zero"], ["pixels"]),
+        helper.make_node("Reshape", ["pixels", "shape"], ["row"]),
+        helper.make_node(
+            "QLinearMatMul",
+            ["row", "one", "zero", "weights", "weight_scale", "weight_zero", "scale", "zero"],
+            ["codes"],
+        ),
+        helper.make_node("DequantizeLinear", ["codes", "one", "zero"], ["scores"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "large products",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, (1, SIZE, SIZE, 3))],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 3])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    save_onnx(onnx, graph, path)
+    return path
+
+
+WHITE = np.full((1, SIZE, SIZE, 3), 255, np.float32)
+
+
+def test_int8_arithmetic_of_onnxruntime_is_exact(tmp_path: Path) -> None:
+    session = open_model(large_products_onnx(tmp_path / "m.onnx"), "onnxruntime", threads=1)
+    assert session.run(WHITE).tolist() == [84, 171, 255]
+    assert session.version.endswith("session.x64quantprecision=1")
+
+
+@pytest.mark.skipif(
+    "avx2" not in PROCESSOR or "vnni" in PROCESSOR, reason="needs an x86 processor without VNNI"
+)
+def test_the_default_of_onnxruntime_is_not_exact_without_vnni(tmp_path: Path) -> None:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(large_products_onnx(tmp_path / "m.onnx"))
+    (answer,) = session.run(None, {"image": WHITE})
+    assert answer.tolist() != [[84, 171, 255]]
 
 
 def test_answers_survive_the_next_call(tmp_path: Path) -> None:
