@@ -22,6 +22,7 @@ from edgekit.network.graph import INPUT, LOGITS, Arrays, Node, kernel_codes, wei
 from edgekit.network.native_log import muted
 from edgekit.network.ranges import Ranges
 from edgekit.records import Preprocess, TensorRange
+from edgekit.runtimes.onnx_runtime import EXACT
 
 # 13 is the first with per-channel DequantizeLinear; 17 is what tf2onnx 1.17 tests most.
 OPSET = 17
@@ -83,7 +84,8 @@ def quantized_model(model: Any, nodes: tuple[Node, ...], weights: Arrays, ranges
 
     Activations: uint8, affine, per tensor, the scales of the table. Kernels: int8, symmetric, per
     output channel. Biases: int32 at input scale times kernel scale. A ReLU6 whose range lies in
-    0..6 is dropped, since saturation to the range computes it.
+    0..6 is dropped, since saturation to the range computes it. The metadata name, as
+    `edgekit.session_options`, what onnxruntime needs to compute exactly on every processor.
 
     Args:
         model: Float ONNX model; left unchanged.
@@ -141,6 +143,8 @@ class _Rewriter:
         del quantized.graph.node[:], quantized.graph.initializer[:], quantized.graph.value_info[:]
         quantized.graph.node.extend(self._emitted)
         quantized.graph.initializer.extend(_used(self._initializers, self._emitted))
+        entry = quantized.metadata_props.add()
+        entry.key, entry.value = "edgekit.session_options", json.dumps(dict([EXACT]))
         return quantized
 
     def _copy(self, operation: Any, tensor: str) -> None:

@@ -61,6 +61,8 @@ def test_the_metadata_say_how_to_use_it(
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert Preprocess.model_validate_json(metadata["edgekit.preprocess"]) == contract
     assert tuple(json.loads(metadata["edgekit.labels"])) == CLASSES
+    options = metadata.get("edgekit.session_options")
+    assert options == ('{"session.x64quantprecision": "1"}' if "int8" in name else None)
 
 
 def graph_that_runs(path: Path, folder: Path) -> Iterator[Untyped]:
