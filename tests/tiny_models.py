@@ -84,6 +84,16 @@ def mean_onnx(
     return path
 
 
+def classifier(nodes: list[Untyped], constants: list[Untyped], dtype: str = "FLOAT") -> Untyped:
+    """Returns a graph from "image" (1, SIZE, SIZE, 3) to "scores" (1, 3), float32 by default."""
+    from onnx import TensorProto, helper
+
+    kind = TensorProto.DataType.Value(dtype)
+    image = helper.make_tensor_value_info("image", kind, (1, SIZE, SIZE, 3))
+    scores = helper.make_tensor_value_info("scores", kind, (1, 3))
+    return helper.make_graph(nodes, "classifier", [image], [scores], constants)
+
+
 def save_onnx(
     onnx: Untyped, graph: Untyped, path: Path, metadata: dict[str, str] | None = None
 ) -> None:
@@ -125,14 +135,7 @@ def endless_onnx(path: Path) -> Path:
         numpy_helper.from_array(np.array(2**62, np.int64), "turns"),
         numpy_helper.from_array(np.array(True), "yes"),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "endless",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, (1, SIZE, SIZE, 3))],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 3])],
-        constants,
-    )
-    save_onnx(onnx, graph, path)
+    save_onnx(onnx, classifier(nodes, constants), path)
     return path
 
 
@@ -142,7 +145,7 @@ def quantized_onnx(path: Path, dequantize: bool = True) -> Path:
     Without `dequantize` the data of the Conv come from a Transpose, not a DequantizeLinear.
     """
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper, numpy_helper
 
     kernel = np.eye(3, dtype=np.float32)[::-1].reshape(3, 3, 1, 1).copy()
     constants = [
@@ -159,14 +162,40 @@ def quantized_onnx(path: Path, dequantize: bool = True) -> Path:
         helper.make_node("ReduceMean", ["c"], ["mean"], axes=[2, 3], keepdims=0),
         helper.make_node("QuantizeLinear", ["mean", "scale", "zero"], ["scores"]),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "quantized",
-        [helper.make_tensor_value_info("image", TensorProto.UINT8, (1, SIZE, SIZE, 3))],
-        [helper.make_tensor_value_info("scores", TensorProto.UINT8, [1, 3])],
-        constants,
-    )
-    save_onnx(onnx, graph, path)
+    save_onnx(onnx, classifier(nodes, constants, "UINT8"), path)
+    return path
+
+
+def large_products_onnx(path: Path) -> Path:
+    """Writes a float ONNX classifier: a third, two thirds, all of the brightness, in int8."""
+    import onnx
+    from onnx import helper, numpy_helper
+
+    count = SIZE * SIZE * 3
+    weights = np.tile(np.array([42, 85, 127], np.int8), (count, 1))
+    constants = {
+        "one": np.float32(1),
+        "zero": np.uint8(0),
+        "weight_scale": np.float32(1 / 127),
+        "weight_zero": np.int8(0),
+        "weights": weights,
+        "scale": np.float32(count),  # so that the answers are those of one pixel
+        "shape": np.array([1, count], np.int64),
+    }
+    nodes = [
+        helper.make_node("QuantizeLinear", ["image", "one", "zero"], ["pixels"]),
+        helper.make_node("Reshape", ["pixels", "shape"], ["row"]),
+        helper.make_node(
+            "QLinearMatMul",
+            ["row", "one", "zero", "weights", "weight_scale", "weight_zero", "scale", "zero"],
+            ["codes"],
+        ),
+        helper.make_node("DequantizeLinear", ["codes", "one", "zero"], ["scores"]),
+    ]
+    tensors = [
+        numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()
+    ]
+    save_onnx(onnx, classifier(nodes, tensors), path)
     return path
 
 

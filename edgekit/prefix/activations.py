@@ -129,9 +129,9 @@ class Activations:
         """
         top = len(self.levels) - 1
         if INPUT in names:
-            found: dict[str, npt.NDArray[Any]] = {
-                INPUT: np.empty((len(rows), *self.pictures.images.shape[1:]), np.float32)
-            }
+            shape = self.pictures.images.shape[1:]
+            found: Mapping[str, npt.NDArray[Any]]
+            found = {INPUT: np.empty((len(rows), *shape), np.float32)}
             self._spread(lambda part: {INPUT: self._images(view, part)}, view, rows, found)
         elif (top, view) in self._maps:
             found = self._read(top, view, rows, names)
@@ -139,7 +139,7 @@ class Activations:
             found = self._timed(top, view, rows)
         return tuple(found[name] for name in names)
 
-    def _read(self, number: int, view: int, rows: Rows, names: Sequence[str]) -> dict[str, Any]:
+    def _read(self, number: int, view: int, rows: Rows, names: Sequence[str]) -> Halves:
         shard, row = rows // _SHARD_ROWS, rows % _SHARD_ROWS
         result = {}
         for name in names:
@@ -172,11 +172,11 @@ class Activations:
         level = self.levels[number]
         if number == 0:
             before = [self._images(view, rows)]
-        elif (number - 1, view) in self._maps:
-            found = self._read(number - 1, view, rows, level.inputs)
-            before = [found[name].astype(np.float32) for name in level.inputs]
         else:
-            found = self._computed(number - 1, view, rows)
+            if (number - 1, view) in self._maps:
+                found = self._read(number - 1, view, rows, level.inputs)
+            else:
+                found = self._computed(number - 1, view, rows)
             before = [found[name].astype(np.float32) for name in level.inputs]
         return dict(zip(level.outputs, level.compute(before), strict=True))
 

@@ -79,7 +79,7 @@ def chain_to(
         weights: Folded weights of its frozen part.
         place: First unfrozen layer.
         size_px: (height, width) of the pictures.
-        before: What `anchor_level` returned for the place.
+        before: What `anchor_level` returned for the place, or None to round at no anchor.
 
     Returns:
         No level if only pictures enter; otherwise one, or two with an anchor between.

@@ -377,7 +377,10 @@ def _rate() -> float:
 
 
 def _multiply_adds(model: Any, phases: Sequence[Any], alpha: float) -> dict[str, int]:
-    """Returns how many a training picture costs in a search, if nothing is computed twice."""
+    """Returns how many each part of a search costs a training picture, if none is done twice.
+
+    Convolutions only; `phases` are the records of the search, in order.
+    """
     import numpy as np
 
     from edgekit.network.graph import LOGITS, mobilenet_v2, weighted
@@ -397,8 +400,8 @@ def _multiply_adds(model: Any, phases: Sequence[Any], alpha: float) -> dict[str,
         start, stop = order.index(first) if first else 0, order.index(place)
         shared |= {(first, view) for view in views}
         frozen += len(views) * sum(costs[start:stop])
-        # Forward, then the gradients of what enters and of the kernels.
-        tail += len(epochs) * 3 * sum(costs[stop:])
+        # Forward, then the gradients of the kernels and, but for the first, of what enters.
+        tail += len(epochs) * (3 * sum(costs[stop:]) - costs[stop])
     frozen += sum(sum(costs[: order.index(first)]) for first, _ in shared if first)
     return {"frozen part": frozen, "tail": tail}
 

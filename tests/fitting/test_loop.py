@@ -72,6 +72,34 @@ def mean_cross_entropy(_tensors: Untyped, labels: Untyped, logits: Untyped) -> U
     return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
 
 
+def fitted(
+    tail: Untyped,
+    loss: Untyped,
+    train: Untyped,
+    validation: Untyped,
+    folder: Path,
+    *,
+    rates: Sequence[float],
+    batch_size: int,
+) -> Fit:
+    """Returns a fit to its last epoch, with what is of no matter to the test."""
+    return fit(
+        tail,
+        tail.trainable_variables,
+        1,
+        loss,
+        train,
+        validation,
+        learning_rates=rates,
+        patience=len(rates),
+        batch_size=batch_size,
+        seed=1,
+        first_epoch=0,
+        checkpoints=checkpoints(folder),
+        epoch_done=lambda _epoch, _record: None,
+    )
+
+
 class Watched:
     """A feed that remembers what was asked of it, in order."""
 
@@ -259,19 +287,13 @@ def test_weights_that_overflow_in_the_last_step_end_the_training(tmp_path: Path)
     loud = Preprocess(height_px=SIDE, width_px=SIDE, scale=(10.0,) * 3, offset=(0.0,) * 3)
     splits = (replace(pictures(tmp_path, *split), preprocess=loud) for split in ((16, 1), (70, 2)))
     with pytest.raises(TrainingError, match=r"the loss became (nan|inf)"):
-        fit(
+        fitted(
             run.tail,
-            run.tail.trainable_variables,
-            1,
             mean_cross_entropy,
             *feeds(tmp_path, *splits, augmentation=None),
-            learning_rates=[3e38],
-            patience=1,
+            tmp_path / "store",
+            rates=[3e38],
             batch_size=16,
-            seed=1,
-            first_epoch=0,
-            checkpoints=checkpoints(tmp_path / "store"),
-            epoch_done=lambda _epoch, _record: None,
         )
     assert list((tmp_path / "store").glob("epoch/*")) == []  # and no such epoch is kept
 
@@ -292,21 +314,14 @@ def test_the_seconds_of_an_epoch_leave_the_frozen_part_out(
             return super().read(epoch, rows)
 
     train, validation = feeds(tmp_path, pictures(tmp_path, 40, 1), pictures(tmp_path, 70, 2))
-    tail = linear()
-    result = fit(
-        tail,
-        tail.trainable_variables,
-        1,
+    result = fitted(
+        linear(),
         mean_cross_entropy,
         Slow(train),
         Slow(validation),
-        learning_rates=[0.1, 0.1],
-        patience=2,
+        tmp_path / "run",
+        rates=[0.1, 0.1],
         batch_size=40,
-        seed=1,
-        first_epoch=0,
-        checkpoints=checkpoints(tmp_path / "run"),
-        epoch_done=lambda _epoch, _record: None,
     )
     # One call of the training steps, and two of validation: 64 rows and 6.
     assert [record.seconds for record in result.epochs] == [3, 3]
@@ -346,20 +361,14 @@ def test_the_loss_sees_what_does_not_enter(tmp_path: Path) -> None:
             shelf=shelf(tmp_path / "store"),
             keep_anchor=False,
         )
-        result = fit(
+        result = fitted(
             tail,
-            tail.trainable_variables,
-            1,
             lambda tensors, _labels, logits: tf.reduce_mean(tf.square(logits - tensors[1])),
             found["train"],
             found["validation"],
-            learning_rates=[0.1],
-            patience=1,
+            tmp_path / names[0],
+            rates=[0.1],
             batch_size=40,
-            seed=1,
-            first_epoch=0,
-            checkpoints=checkpoints(tmp_path / names[0]),
-            epoch_done=lambda _epoch, _record: None,
         )
         return result.epochs[0].train_loss
 

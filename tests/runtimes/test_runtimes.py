@@ -5,11 +5,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from tiny_models import (
     SIZE,
     colour_images,
     digest,
+    large_products_onnx,
     mean_onnx,
     mean_tflite,
     quantized_onnx,
@@ -50,40 +51,6 @@ def test_onnxruntime_answers_with_the_mean_of_each_channel(
     answer = session.run(image).astype(float)
     np.testing.assert_allclose(answer, image.mean(axis=(0, 1, 2))[::-1], atol=1e-6)
     assert session.version.startswith("onnxruntime ")
-
-
-def large_products_onnx(path: Path) -> Path:
-    """Writes a float ONNX classifier: a third, two thirds, all of the brightness, in int8."""
-    count = SIZE * SIZE * 3
-    weights = np.tile(np.array([42, 85, 127], np.int8), (count, 1))
-    constants = {
-        "one": np.float32(1),
-        "zero": np.uint8(0),
-        "weight_scale": np.float32(1 / 127),
-        "weight_zero": np.int8(0),
-        "weights": weights,
-        "scale": np.float32(count),  # so that the answers are those of one pixel
-        "shape": np.array([1, count], np.int64),
-    }
-    nodes = [
-        helper.make_node("QuantizeLinear", ["image", "one", "zero"], ["pixels"]),
-        helper.make_node("Reshape", ["pixels", "shape"], ["row"]),
-        helper.make_node(
-            "QLinearMatMul",
-            ["row", "one", "zero", "weights", "weight_scale", "weight_zero", "scale", "zero"],
-            ["codes"],
-        ),
-        helper.make_node("DequantizeLinear", ["codes", "one", "zero"], ["scores"]),
-    ]
-    graph = helper.make_graph(
-        nodes,
-        "large products",
-        [helper.make_tensor_value_info("image", TensorProto.FLOAT, (1, SIZE, SIZE, 3))],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, [1, 3])],
-        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
-    )
-    save_onnx(onnx, graph, path)
-    return path
 
 
 WHITE = np.full((1, SIZE, SIZE, 3), 255, np.float32)

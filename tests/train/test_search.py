@@ -220,7 +220,15 @@ def test_steps_that_are_too_large_are_told_as_forgetting(ruined: Trained, traine
 def test_forgetting_that_a_phase_makes_up_for_is_recorded_but_not_warned_of(
     fine_tune: FineTune, train_plan: Untyped, ruined: Trained
 ) -> None:
-    plan = replace(train_plan, unfreeze_learning_rate=0.02, phase_epochs=12, epoch_patience=12)
+    # With seeds 5 to 8 the first epoch raises the loss 3.6 to 10 times; the best is a tenth of it.
+    plan = replace(
+        train_plan,
+        head_epochs=1,
+        head_learning_rate=1e-5,
+        unfreeze_learning_rate=5e-3,
+        phase_epochs=20,
+        epoch_patience=20,
+    )
     result = fine_tune(plan)
     asked = result.record.phases[1]
     assert asked.epochs[0].validation_loss > 2 * asked.start_loss
