@@ -47,7 +47,7 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-_CODE = {"data": 2, "train": 3, "quantize": 2, "export": 2, "validate": 2}
+_CODE = {"data": 2, "train": 4, "quantize": 2, "export": 2, "validate": 2}
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
 

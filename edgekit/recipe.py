@@ -218,15 +218,15 @@ class TrainSpec(Spec):
         default=2,
         ge=1,
         le=1000,
-        description="Varied versions of each training picture in the first phase, taken in turn "
+        description='Varied versions of each training picture with strategy "head", taken in turn '
         "epoch after epoch; what the frozen layers make of each is computed once.",
     )
     views: int = Field(
         default=16,
         ge=1,
         le=1000,
-        description="The same in the unfreezing phases and in quantization-aware training. As many "
-        "as there are epochs: a new one in every epoch.",
+        description="The same with the other strategies, and in quantization-aware training. As "
+        "many as there are epochs: a new one in every epoch.",
     )
     activations_budget_bytes: int = Field(
         default=4_000_000_000,

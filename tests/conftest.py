@@ -139,7 +139,7 @@ def train_plan(starting_weights: Path) -> Untyped:
         patience=1,
         label_smoothing=0.1,
         augmentation=Augmentation(flip=True, shift=0.05, zoom=0.05, brightness=0.05, contrast=0.05),
-        head_views=2,
+        head_views=1,
         views=2,
         seed=5,
     )

@@ -37,7 +37,6 @@ phase_epochs = {phase_epochs}
 epoch_patience = 9
 patience = 2
 min_delta = 9.0
-head_views = 2
 views = 3
 [quantize]
 qat_epochs = {qat_epochs}
@@ -160,7 +159,7 @@ def test_an_uninterrupted_run_leaves_no_steps(whole: Path) -> None:
     phases = trained["record"]["phases"]
     assert [phase["cut"] for phase in phases] == ["head", "Conv_1", "block_16_expand"]
     assert [len(phase["epochs"]) for phase in phases] == [2, PHASE_EPOCHS, PHASE_EPOCHS]
-    assert [phase["prefix"]["views_stored"] for phase in phases[1:]] == [3, 3]
+    assert [phase["prefix"]["views_at_anchor"] for phase in phases] == [2, 3, 3]
 
 
 def test_interrupted_run_says_how_to_continue(pictures: Path, tmp_path: Path) -> None:

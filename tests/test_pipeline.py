@@ -196,7 +196,7 @@ def test_room_for_activations_is_no_reason_to_train_again(
     for stage in ("data", "train", "quantize", "export"):
         assert f"{stage}: unchanged, reused" in done.stderr
     # The twin: other views of the pictures are.
-    write_recipe(recipe, pictures, training="head_views = 3")
+    write_recipe(recipe, pictures, training="views = 3")
     done = run(recipe, other, "--until", "train")
     assert done.returncode == 0, done.stderr
     assert "data: unchanged, reused" in done.stderr

@@ -58,8 +58,8 @@ class Plan:
         patience: Phases without improvement before the search ends.
         label_smoothing: Share of the label's mass that is spread over all classes.
         augmentation: Random changes of training pictures, or None.
-        head_views: Differently changed versions of each training picture in the head phase.
-        views: The same in later phases.
+        head_views: Differently changed versions of each training picture if only the head trains.
+        views: The same in every phase of the other strategies.
         seed: Seed of the recipe.
     """
 
@@ -315,7 +315,8 @@ class _Search:
         """Trains from the best phase so far; returns the record, the logits and the weights."""
         before = {**self.start, **(self.weights(self._best) if self.phases else {})}
         tail_nodes = split(self._nodes, cut.unfrozen)[1]
-        views = self._plan.views if self.phases else self._plan.head_views
+        # Every phase of a search reads the same views at an anchor, so the head's are nearly free.
+        views = self._plan.head_views if self._plan.strategy == "head" else self._plan.views
         first = self._epochs_run
         epochs = range(first, first + len(learning_rates))
         feeds = self._frozen.feeds(tail_nodes[0].name, views=views, epochs=epochs)

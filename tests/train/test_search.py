@@ -303,7 +303,7 @@ def test_the_gradient_norm_is_that_of_the_loss(
 def test_another_view_is_another_epoch(
     fine_tune: FineTune, train_plan: Untyped, trained: Trained
 ) -> None:
-    plan = replace(train_plan, strategy="head", unfreeze_from=None, head_views=1)
+    plan = replace(train_plan, strategy="head", unfreeze_from=None)
     result = fine_tune(plan)
     assert [phase.cut for phase in result.record.phases] == ["head"]
     assert result.record.strategy == "head: feature extraction alone, as asked"
@@ -316,9 +316,7 @@ def test_another_view_is_another_epoch(
 
 
 def test_still_pictures_have_one_view(fine_tune: FineTune, train_plan: Untyped) -> None:
-    plan = replace(
-        train_plan, strategy="head", unfreeze_from=None, augmentation=None, head_views=3, views=5
-    )
+    plan = replace(train_plan, strategy="head", unfreeze_from=None, augmentation=None, head_views=3)
     prefix = fine_tune(plan).record.phases[0].prefix
     assert (prefix.views, prefix.views_stored, prefix.views_refused) == (1, 1, 0)
 
@@ -375,9 +373,7 @@ def test_all_cuts_behind_an_anchor_share_one_pass_over_the_pictures(
 ) -> None:
     images = CountedImages(pictures[0].images)
     counted = Pictures(images, pictures[0].labels, pictures[0].preprocess)
-    plan = replace(
-        train_plan, **{**SEARCH, "phase_epochs": 2}, unfreeze_until="Conv_1", head_views=1, views=1
-    )
+    plan = replace(train_plan, **{**SEARCH, "phase_epochs": 2}, unfreeze_until="Conv_1", views=1)
     result = tune(plan, (counted, pictures[1]), tmp_path / "counted")
     assert [phase.cut for phase in result.record.phases] == ["head", "Conv_1"]
     assert images.read == 48
