@@ -47,7 +47,7 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-_CODE = {"data": 2, "train": 4, "quantize": 2, "export": 2, "validate": 2}
+_CODE = {"data": 2, "train": 4, "quantize": 3, "export": 3, "validate": 2}
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
 
@@ -324,6 +324,8 @@ def _quantize(
             qat_learning_rate=spec.qat_learning_rate,
             temperature=spec.temperature,
             calibration_images=spec.calibration_images,
+            calibration=None if spec.calibration == "auto" else spec.calibration,
+            granularity=spec.granularity,
             batch_size=recipe.train.batch_size,
             augmentation=_augmentation(recipe.train),
             views=recipe.train.views,
@@ -380,7 +382,7 @@ def _export(
             arrays=_arrays(float_model.folder / "weights.npz"),
             float_weights=_arrays(quantized.folder / "float.weights.npz"),
             int8_weights=_arrays(quantized.folder / f"{shipped}.weights.npz"),
-            ranges=read(quantized.folder / f"{shipped}.ranges.json"),
+            table=read(quantized.folder / f"{shipped}.ranges.json"),
         )
         contract = dataset.record.preprocess
         return export_files(

@@ -290,6 +290,16 @@ class QuantizeSpec(Spec):
         le=100_000,
         description="Training images that the activation ranges are measured on.",
     )
+    calibration: Literal["auto", "min-max", "percentile", "mse"] = Field(
+        default="auto",
+        description="How a range follows from the values seen; auto takes for each tensor what "
+        "moves the answers to held-out training images least.",
+    )
+    granularity: Literal["channel", "tensor"] = Field(
+        default="channel",
+        description="One int8 grid for each output channel of a kernel, or one for the whole "
+        'kernel ("tensor"), as some accelerators want.',
+    )
 
 
 class ValidateSpec(Spec):

@@ -31,6 +31,8 @@ SplitName = Literal["train", "validation", "test"]
 Format = Literal["tflite", "onnx"]
 Variant = Literal["float32", "float16", "dynamic", "int8"]
 IoType = Literal["float32", "uint8", "int8"]
+Granularity = Literal["channel", "tensor"]
+CalibrationMethod = Literal["min-max", "percentile", "mse"]
 
 
 class Preprocess(Record):
@@ -259,6 +261,16 @@ class TensorRange(Record):
     """Range of one activation tensor and the affine quantization that follows from it.
 
     `real = scale * (code_int8 - zero_point)`; zero is exactly representable.
+
+    Args:
+        minimum: Real value of code -128.
+        maximum: Real value of code 127.
+        scale: Distance of neighbouring codes.
+        zero_point: Code of zero.
+        source: "trained" with the weights, "calibrated" on training pictures, or what the
+            preprocessing "contract" makes of the pixels 0 and 255.
+        method: How a calibrated range was found; that of its start if it was trained. None for the
+            contract's.
     """
 
     minimum: float
@@ -266,6 +278,20 @@ class TensorRange(Record):
     scale: float = Field(gt=0)
     zero_point: int = Field(ge=-128, le=127)
     source: Literal["trained", "calibrated", "contract"]
+    method: CalibrationMethod | None = None
+
+
+class RangeTable(Record):
+    """Everything that turns a folded network into int8; both formats are written from it.
+
+    Args:
+        activations: Range of every tensor, in network order, the input first.
+        kernels: Largest magnitude of each output channel of every folded kernel, or a single one
+            for the whole kernel.
+    """
+
+    activations: dict[str, TensorRange]
+    kernels: dict[str, tuple[float, ...]]
 
 
 class LayerQuantization(Record):

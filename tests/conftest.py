@@ -189,7 +189,9 @@ def quantize_plan() -> Untyped:
         qat_epochs=2,
         qat_learning_rate=3e-4,
         temperature=2.0,
-        calibration_images=48,
+        calibration_images=36,
+        calibration=None,
+        granularity="channel",
         batch_size=16,
         augmentation=None,
         views=1,
@@ -237,7 +239,7 @@ def sources(trained: Trained, quantized: Quantized) -> Untyped:
         arrays=trained.arrays,
         float_weights=arrays_in(quantized.folder / "float.weights.npz"),
         int8_weights=quantized.weights("qat"),
-        ranges=quantized.ranges("qat"),
+        table=quantized.table("qat"),
     )
 
 

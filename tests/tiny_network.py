@@ -3,7 +3,7 @@
 The fixtures of `conftest` make the objects. Nothing here imports TensorFlow.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -12,7 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.network.ranges import read
-from edgekit.records import ExportRecord, FloatModelRecord, QuantizedModelRecord
+from edgekit.records import (
+    ExportRecord,
+    FloatModelRecord,
+    QuantizedModelRecord,
+    RangeTable,
+    TensorRange,
+)
 from edgekit.store import StageKey, Store
 
 # Keras models and edgekit types whose modules import TensorFlow.
@@ -46,7 +52,7 @@ class Quantized:
     def weights(self, name: str) -> Arrays:
         return arrays_in(self.folder / f"{name}.weights.npz")
 
-    def ranges(self, name: str) -> Untyped:
+    def table(self, name: str) -> RangeTable:
         return read(self.folder / f"{name}.ranges.json")
 
 
@@ -56,6 +62,11 @@ class Exported:
 
     folder: Path
     record: ExportRecord
+
+
+def altered(table: RangeTable, spans: Mapping[str, TensorRange]) -> RangeTable:
+    """Returns the table with other ranges for some tensors."""
+    return table.model_copy(update={"activations": {**table.activations, **spans}})
 
 
 def arrays_in(path: Path) -> Arrays:

@@ -18,7 +18,6 @@ from edgekit.fitting.pictures import Pictures, compiled
 from edgekit.network import keras_model, ranges as range_table
 from edgekit.network.forward import logits_function
 from edgekit.network.graph import Arrays, Node, mobilenet_v2
-from edgekit.network.ranges import Ranges
 from edgekit.records import (
     Artifact,
     ExportRecord,
@@ -26,6 +25,7 @@ from edgekit.records import (
     Format,
     IoType,
     Parity,
+    RangeTable,
     Variant,
 )
 from edgekit.runtimes.inspect import inspect_model
@@ -81,13 +81,13 @@ class Sources:
         arrays: Float arrays of the Keras model, `layer/variable`.
         float_weights: Its folded weights.
         int8_weights: Folded weights of the candidate that ships.
-        ranges: Its range table.
+        table: Its range table.
     """
 
     arrays: Arrays
     float_weights: Arrays
     int8_weights: Arrays
-    ranges: Ranges
+    table: RangeTable
 
 
 def export_files(
@@ -125,7 +125,7 @@ def export_files(
         (folder / request.name).write_bytes(content)
         artifacts.append(_audited(folder / request.name, request))
         gc.collect()  # each conversion leaves graphs behind that refer to themselves
-    range_table.write(folder / "ranges.json", sources.ranges)
+    range_table.write(folder / "ranges.json", sources.table)
     (folder / "labels.txt").write_text("".join(f"{name}\n" for name in class_names))
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         images = Path(scratch) / "images.npy"
@@ -160,11 +160,11 @@ def _content(
     if request.format == "tflite":
         weights = sources.int8_weights if request.variant == "int8" else sources.float_weights
         return tflite.convert(
-            nodes, weights, sources.ranges, variant=request.variant, io=request.io, size_px=size
+            nodes, weights, sources.table, variant=request.variant, io=request.io, size_px=size
         )
     model = onnx_file.float_model(nodes, sources.float_weights, size, contract, class_names)
     if request.variant == "int8":
-        model = onnx_file.quantized_model(model, nodes, sources.int8_weights, sources.ranges)
+        model = onnx_file.quantized_model(model, nodes, sources.int8_weights, sources.table)
     return bytes(model.SerializeToString(deterministic=True))
 
 
@@ -230,7 +230,7 @@ def _references(
         seed=0,
     )
     keras_model.assign(model, sources.arrays)
-    simulated = logits_function(nodes, sources.int8_weights, sources.ranges)
+    simulated = logits_function(nodes, sources.int8_weights, sources.table)
     pictures = Pictures(np.load(images), np.zeros(0, np.int32), validation.preprocess)
 
     return {

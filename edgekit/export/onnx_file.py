@@ -20,8 +20,7 @@ from edgekit.errors import ConversionError
 from edgekit.network.forward import logits_function
 from edgekit.network.graph import INPUT, LOGITS, Arrays, Node, kernel_codes, weighted
 from edgekit.network.native_log import muted
-from edgekit.network.ranges import Ranges
-from edgekit.records import Preprocess, TensorRange
+from edgekit.records import Preprocess, RangeTable, TensorRange
 from edgekit.runtimes.onnx_runtime import EXACT
 
 # 13 is the first with per-channel DequantizeLinear; 17 is what tf2onnx 1.17 tests most.
@@ -79,11 +78,11 @@ def float_model(
     return model
 
 
-def quantized_model(model: Any, nodes: tuple[Node, ...], weights: Arrays, ranges: Ranges) -> Any:
+def quantized_model(model: Any, nodes: tuple[Node, ...], weights: Arrays, table: RangeTable) -> Any:
     """Returns the QDQ int8 form of a model that `float_model` made from the same nodes.
 
-    Activations: uint8, affine, per tensor, the scales of the table. Kernels: int8, symmetric, per
-    output channel. Biases: int32 at input scale times kernel scale. A ReLU6 whose range lies in
+    Activations: uint8, affine, per tensor. Kernels: int8, symmetric. All scales are the table's.
+    Biases: int32 at input scale times kernel scale. A ReLU6 whose range lies in
     0..6 is dropped, since saturation to the range computes it. The metadata name, as
     `edgekit.session_options`, what onnxruntime needs to compute exactly on every processor.
 
@@ -91,24 +90,25 @@ def quantized_model(model: Any, nodes: tuple[Node, ...], weights: Arrays, ranges
         model: Float ONNX model; left unchanged.
         nodes: The network.
         weights: Folded kernels and biases that ship as int8; may differ from the float model's.
-        ranges: Range of every tensor.
+        table: Grids of every tensor and kernel.
 
     Raises:
         ConversionError: If the graph is not the one that `nodes` describes.
     """
-    return _Rewriter(model, nodes, weights, ranges).rewritten()
+    return _Rewriter(model, nodes, weights, table).rewritten()
 
 
 class _Rewriter:
     """Walks a float graph in order and emits its quantized form."""
 
     def __init__(
-        self, model: Any, nodes: tuple[Node, ...], weights: Arrays, ranges: Ranges
+        self, model: Any, nodes: tuple[Node, ...], weights: Arrays, table: RangeTable
     ) -> None:
         self._source = model
         self._nodes = nodes
         self._weights = weights
-        self._ranges = ranges
+        self._ranges = table.activations
+        self._limits = table.kernels
         self._constants = {t.name: t for t in model.graph.initializer}
         self._initializers: list[Any] = []
         self._emitted: list[Any] = []
@@ -153,7 +153,8 @@ class _Rewriter:
         self._quantize(operation.output[0], self._ranges[tensor], tensor)
 
     def _convolve(self, operation: Any, node: Node) -> None:
-        codes, scales = kernel_codes(node, self._weights[f"{node.name}/kernel"])
+        kernel = self._weights[f"{node.name}/kernel"]
+        codes, scales = kernel_codes(node, kernel, self._limits[node.name])
         laid_out = codes.transpose((2, 3, 0, 1) if node.op == "depthwise" else (3, 2, 0, 1))
         if tuple(self._constants[operation.input[1]].dims) != laid_out.shape:
             found = list(self._constants[operation.input[1]].dims)
@@ -225,11 +226,14 @@ class _Rewriter:
 
     def _constant(self, name: str, codes: npt.NDArray[Any], scales: npt.NDArray[np.float32]) -> str:
         stored = self._initializer(f"{name}/codes", codes)
-        scale = self._initializer(f"{name}/scale", scales)
-        zero = self._initializer(f"{name}/zero_point", np.zeros(len(scales), codes.dtype))
+        whole = len(scales) == 1  # one scale for the whole tensor is a scalar
+        scale = self._initializer(f"{name}/scale", scales.reshape(()) if whole else scales)
+        zeros = np.zeros(() if whole else scales.shape, codes.dtype)
+        zero = self._initializer(f"{name}/zero_point", zeros)
+        axis = {} if whole else {"axis": 0}
         self._emitted.append(
             helper.make_node(
-                "DequantizeLinear", [stored, scale, zero], [name], f"{name}/dequantize", axis=0
+                "DequantizeLinear", [stored, scale, zero], [name], f"{name}/dequantize", **axis
             )
         )
         return name

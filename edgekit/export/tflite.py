@@ -8,8 +8,7 @@ from edgekit.errors import ConversionError
 from edgekit.network.forward import logits_function
 from edgekit.network.graph import Arrays, Node
 from edgekit.network.native_log import muted
-from edgekit.network.ranges import Ranges
-from edgekit.records import IoType, Variant
+from edgekit.records import IoType, RangeTable, Variant
 
 _TYPES = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
 
@@ -17,7 +16,7 @@ _TYPES = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
 def convert(
     nodes: tuple[Node, ...],
     weights: Arrays,
-    ranges: Ranges | None,
+    table: RangeTable | None,
     *,
     variant: Variant,
     io: IoType,
@@ -32,7 +31,7 @@ def convert(
     Args:
         nodes: The network.
         weights: Folded kernels and biases.
-        ranges: The range table; needed for "int8", unused otherwise.
+        table: The range table; needed for "int8", unused otherwise.
         variant: What to make.
         io: Type of input and output; other than "float32" only for "int8".
         size_px: (height, width) of the input.
@@ -41,7 +40,7 @@ def convert(
         ConversionError: If the converter refuses the graph.
     """
     function = tf.function(
-        logits_function(nodes, weights, ranges if variant == "int8" else None),
+        logits_function(nodes, weights, table if variant == "int8" else None),
         input_signature=[tf.TensorSpec((1, *size_px, 3), tf.float32, name="image")],
         autograph=False,
     )

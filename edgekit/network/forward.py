@@ -1,6 +1,6 @@
 """Running the folded network in TensorFlow, in float or with simulated int8. Imports TensorFlow."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from edgekit.network.graph import INPUT, Arrays, Node, kernel_codes
-from edgekit.records import TensorRange
+from edgekit.records import RangeTable, TensorRange
 
 Tensors = dict[str, Any]
 
@@ -17,7 +17,7 @@ def run(
     nodes: tuple[Node, ...],
     weights: Arrays,
     tensors: Tensors,
-    ranges: Mapping[str, TensorRange] | None = None,
+    table: RangeTable | None = None,
 ) -> Tensors:
     """Computes the nodes and returns all tensors, the given ones included.
 
@@ -25,17 +25,17 @@ def run(
         nodes: Nodes in topological order; every input must be in `tensors` or computed before.
         weights: Folded kernels and biases.
         tensors: float32 NHWC tensors by name; the network input is named `graph.INPUT`.
-        ranges: If given, kernels and every output are fake-quantized to int8 with them: kernels
-            symmetric per output channel, activations affine per tensor. Defaults to float.
+        table: If given, kernels and every output are fake-quantized to int8 with it: kernels
+            symmetric, activations affine per tensor. Defaults to float.
     """
     known = dict(tensors)
     for node in nodes:
         inputs = [known[name] for name in node.inputs]
-        if ranges is None:
+        if table is None:
             known[node.name] = compute(node, inputs, *_float_weights(node, weights))
         else:
-            constants = _rounded_weights(node, weights, ranges)
-            known[node.name] = quantize(compute(node, inputs, *constants), ranges[node.name])
+            value = compute(node, inputs, *_rounded_weights(node, weights, table))
+            known[node.name] = quantize(value, table.activations[node.name])
     return known
 
 
@@ -72,22 +72,36 @@ def _float_weights(node: Node, weights: Arrays) -> tuple[Any, ...]:
     return tf.constant(weights[f"{node.name}/kernel"]), tf.constant(weights[f"{node.name}/bias"])
 
 
-def _rounded_weights(
-    node: Node, weights: Arrays, ranges: Mapping[str, TensorRange]
-) -> tuple[Any, ...]:
+def _rounded_weights(node: Node, weights: Arrays, table: RangeTable) -> tuple[Any, ...]:
     if node.op in ("add", "pool"):
         return ()
-    codes, scales = kernel_codes(node, weights[f"{node.name}/kernel"])
-    # TensorFlow's per-channel fake quantization works on the last axis only.
-    last = codes.transpose(0, 1, 3, 2) if node.op == "depthwise" else codes
+    kernel = weights[f"{node.name}/kernel"]
+    codes, scales = kernel_codes(node, kernel, table.kernels[node.name])
     limit = scales * np.float32(127)
-    rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(
-        tf.constant(last * scales), -limit, limit, narrow_range=True
-    )
-    if node.op == "depthwise":
-        rounded = tf.transpose(rounded, (0, 1, 3, 2))
-    bias = round_bias(weights[f"{node.name}/bias"], scales, ranges[node.inputs[0]].scale)
+    laid_out = scales[:, None] if node.op == "depthwise" else scales
+    rounded = quantize_kernel(tf.constant(codes * laid_out), limit, node.op == "depthwise")
+    bias = round_bias(weights[f"{node.name}/bias"], scales, table.activations[node.inputs[0]].scale)
     return rounded, tf.constant(bias)
+
+
+def quantize_kernel(kernel: Any, limit: Any, depthwise: bool) -> Any:
+    """Returns the float32 kernel rounded to the codes -127..127.
+
+    Args:
+        kernel: (h, w, in, out), or (h, w, channels, 1) of a depthwise convolution.
+        limit: (1,) what code 127 stands for, or one such value for each output channel.
+        depthwise: Whether it is a depthwise kernel.
+    """
+    if limit.shape[0] == 1:
+        return tf.quantization.fake_quant_with_min_max_vars(
+            kernel, -limit[0], limit[0], narrow_range=True
+        )
+    # TensorFlow's per-channel fake quantization works on the last axis only.
+    last = tf.transpose(kernel, (0, 1, 3, 2)) if depthwise else kernel
+    rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(
+        last, -limit, limit, narrow_range=True
+    )
+    return tf.transpose(rounded, (0, 1, 3, 2)) if depthwise else rounded
 
 
 def round_bias(
@@ -105,13 +119,13 @@ def round_bias(
 def logits_function(
     nodes: tuple[Node, ...],
     weights: Arrays,
-    ranges: Mapping[str, TensorRange] | None = None,
+    table: RangeTable | None = None,
 ) -> Callable[[Any], Any]:
     """Returns a function from float32 (n, h, w, 3) to float32 logits (n, classes)."""
 
     def logits(images: Any) -> Any:
-        start = images if ranges is None else quantize(images, ranges[INPUT])
-        last = run(nodes, weights, {INPUT: start}, ranges)[nodes[-1].name]
+        start = images if table is None else quantize(images, table.activations[INPUT])
+        last = run(nodes, weights, {INPUT: start}, table)[nodes[-1].name]
         return tf.reshape(last, (-1, last.shape[-1]))
 
     return logits

@@ -5,12 +5,14 @@ quantization-aware training, TFLite, ONNX) uses this list, so that what is simul
 compute the same thing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from edgekit.records import Granularity
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
 
@@ -191,27 +193,41 @@ def normalization(
     return factor, beta - mean * factor
 
 
-def kernel_codes(
-    node: Node, kernel: npt.NDArray[np.float32]
-) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Returns the int8 codes of a kernel and the scale of each output channel.
-
-    Symmetric: scale = largest magnitude of the channel / 127, codes -127..127. A channel of zeros
-    gets a scale of 2**-23, so that its codes are 0 and nothing divides by zero. Both exporters and
-    the simulation take the codes from here, so that no tie is rounded differently.
+def kernel_limits(
+    node: Node, kernel: npt.NDArray[np.float32], granularity: Granularity
+) -> tuple[float, ...]:
+    """Returns the largest magnitude of each output channel of a kernel, or of the whole kernel.
 
     Args:
         node: The node that the kernel belongs to.
         kernel: Folded kernel as `fold` returns it.
-
-    Returns:
-        int8 codes of the kernel's shape, and float32 scales of shape (out,) for "conv" or
-        (channels,) for "depthwise".
+        granularity: "channel" for one limit per output channel, "tensor" for a single one.
     """
+    if granularity == "tensor":
+        return (float(np.abs(kernel).max()),)
     channel_axis = 2 if node.op == "depthwise" else 3
     others = tuple(axis for axis in range(4) if axis != channel_axis)
-    largest = np.abs(kernel).max(axis=others)
-    scales = np.maximum(largest / 127, 2.0**-23).astype(np.float32)
+    return tuple(float(limit) for limit in np.abs(kernel).max(axis=others))
+
+
+def kernel_codes(
+    node: Node, kernel: npt.NDArray[np.float32], limits: Sequence[float]
+) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Returns the int8 codes of a kernel and their scales.
+
+    Symmetric: scale = limit / 127, codes -127..127. A channel of zeros gets a scale of 2**-23, so
+    that its codes are 0 and nothing divides by zero. Both exporters and the simulation take the
+    codes from here, so that no tie is rounded differently.
+
+    Args:
+        node: The node that the kernel belongs to.
+        kernel: Folded kernel as `fold` returns it.
+        limits: What `kernel_limits` returned: one per output channel, or one for all.
+
+    Returns:
+        int8 codes of the kernel's shape, and as many float32 scales as there are limits.
+    """
+    scales = np.maximum(np.array(limits, np.float32) / 127, 2.0**-23).astype(np.float32)
     laid_out = scales[:, None] if node.op == "depthwise" else scales
     codes = np.clip(np.round(kernel / laid_out), -127, 127).astype(np.int8)
     return codes, scales

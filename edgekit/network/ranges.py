@@ -1,4 +1,4 @@
-"""The range table: the int8 grid of every activation tensor, read by both exporters. numpy only."""
+"""The range table: int8 grids of activations and kernels, read by both exporters. numpy only."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from edgekit.records import Preprocess, TensorRange
+from edgekit.network.graph import Arrays, Node, kernel_limits, weighted
+from edgekit.records import CalibrationMethod, Granularity, Preprocess, RangeTable, TensorRange
 
 Ranges = Mapping[str, TensorRange]
 
@@ -16,7 +17,10 @@ _SMALLEST_SPAN = 1e-6
 
 
 def from_limits(
-    minimum: float, maximum: float, source: Literal["trained", "calibrated", "contract"]
+    minimum: float,
+    maximum: float,
+    source: Literal["trained", "calibrated", "contract"],
+    method: CalibrationMethod | None = None,
 ) -> TensorRange:
     """Returns the 8-bit grid that covers the limits and represents zero exactly.
 
@@ -28,6 +32,7 @@ def from_limits(
         minimum: Smallest real value; widened to 0 if above.
         maximum: Largest real value; widened to 0 if below.
         source: Where the limits come from.
+        method: How they were found. Defaults to None.
     """
     low, high = min(minimum, 0.0), max(maximum, 0.0)
     high = max(high, low + _SMALLEST_SPAN)
@@ -39,6 +44,7 @@ def from_limits(
         scale=scale,
         zero_point=code - 128,
         source=source,
+        method=method,
     )
 
 
@@ -49,12 +55,37 @@ def of_input(preprocess: Preprocess) -> TensorRange:
     return from_limits(min(ends), max(ends), "contract")
 
 
-def write(path: Path, ranges: Ranges) -> None:
-    """Writes the table as JSON, one tensor a line, in network order."""
-    lines = [f" {json.dumps(name)}: {span.model_dump_json()}" for name, span in ranges.items()]
-    path.write_text("{\n" + ",\n".join(lines) + "\n}\n")
+def table_of(
+    nodes: tuple[Node, ...], weights: Arrays, activations: Ranges, granularity: Granularity
+) -> RangeTable:
+    """Returns the table of a network whose kernels use their whole grids.
+
+    Args:
+        nodes: The network.
+        weights: Folded kernels.
+        activations: Range of every tensor.
+        granularity: One grid for each output channel of a kernel, or one for the whole kernel.
+    """
+    limits = {
+        node.name: kernel_limits(node, weights[f"{node.name}/kernel"], granularity)
+        for node in weighted(nodes)
+    }
+    return RangeTable(activations=dict(activations), kernels=limits)
 
 
-def read(path: Path) -> dict[str, TensorRange]:
+def write(path: Path, table: RangeTable) -> None:
+    """Writes the table as JSON in network order, one tensor or kernel a line."""
+    spans = {name: span.model_dump_json() for name, span in table.activations.items()}
+    kernels = {name: json.dumps(limits) for name, limits in table.kernels.items()}
+    path.write_text(
+        f'{{"activations": {{\n{_lines(spans)}\n}},\n"kernels": {{\n{_lines(kernels)}\n}}}}\n'
+    )
+
+
+def _lines(values: Mapping[str, str]) -> str:
+    return ",\n".join(f" {json.dumps(name)}: {value}" for name, value in values.items())
+
+
+def read(path: Path) -> RangeTable:
     """Reads a table that `write` wrote."""
-    return {name: TensorRange(**span) for name, span in json.loads(path.read_text()).items()}
+    return RangeTable.model_validate_json(path.read_bytes())

@@ -26,7 +26,7 @@ from edgekit.network.graph import (
     split,
     weighted,
 )
-from edgekit.network.ranges import Ranges
+from edgekit.network.ranges import table_of
 from edgekit.prefix.activations import Shelf
 from edgekit.prefix.frozen import store_levels
 from edgekit.prefix.inference import BATCH_ROWS, in_batches
@@ -34,11 +34,14 @@ from edgekit.prefix.levels import Level, level_digest
 from edgekit.quantize import qat
 from edgekit.quantize.calibration import calibrate, representative_rows
 from edgekit.records import (
+    CalibrationMethod,
     CandidateRecord,
     EpochRecord,
     FloatModelRecord,
+    Granularity,
     LayerQuantization,
     QuantizedModelRecord,
+    RangeTable,
     TensorRange,
 )
 from edgekit.store import canonical
@@ -56,6 +59,8 @@ class Plan:
         qat_learning_rate: Adam's learning rate at the start; falls to zero along a cosine.
         temperature: Softening of both outputs in the distillation loss.
         calibration_images: Training pictures that set the ranges.
+        calibration: How, or None for the best method of each tensor.
+        granularity: One grid for each output channel of a kernel, or one for the whole kernel.
         batch_size: Pictures per step.
         augmentation: Random changes of training pictures, or None.
         views: Differently changed versions of each training picture.
@@ -66,6 +71,8 @@ class Plan:
     qat_learning_rate: float
     temperature: float
     calibration_images: int
+    calibration: CalibrationMethod | None
+    granularity: Granularity
     batch_size: int
     augmentation: Augmentation | None
     views: int
@@ -78,7 +85,7 @@ class _Simulated:
 
     name: Literal["ptq", "qat"]
     weights: Arrays
-    ranges: Ranges
+    table: RangeTable
     logits: Logits
     epochs: tuple[EpochRecord, ...]
 
@@ -122,7 +129,8 @@ def quantize_model(
     nodes = mobilenet_v2(float_model.alpha)
     weights = fold(nodes, arrays)
     rows = representative_rows(train.labels, plan.calibration_images, plan.seed)
-    table = calibrate(nodes, weights, train, rows, progress)
+    found = calibrate(nodes, weights, train, rows, progress, plan.calibration)
+    table = table_of(nodes, weights, found, plan.granularity)
     float_logits = compiled(logits_function(nodes, weights), validation)()
     simulated = [_simulate("ptq", nodes, weights, table, validation, ())]
     if plan.qat_epochs:
@@ -136,8 +144,10 @@ def quantize_model(
     records = []
     for item in simulated:
         np.savez(folder / f"{item.name}.weights.npz", allow_pickle=False, **item.weights)
-        range_table.write(folder / f"{item.name}.ranges.json", item.ranges)
-        records.append(_record(item, nodes, float_model, float_logits, validation, len(rows)))
+        range_table.write(folder / f"{item.name}.ranges.json", item.table)
+        records.append(
+            _record(item, nodes, float_model, float_logits, validation, len(rows.calibration))
+        )
         say(
             f"{item.name}: validation top-1 {records[-1].validation_accuracy:.2%}, "
             f"loss {records[-1].validation_loss:.4f}, "
@@ -150,26 +160,26 @@ def _simulate(
     name: Literal["ptq", "qat"],
     nodes: tuple[Node, ...],
     weights: Arrays,
-    ranges: Ranges,
+    table: RangeTable,
     validation: Pictures,
     epochs: tuple[EpochRecord, ...],
 ) -> _Simulated:
-    logits = compiled(logits_function(nodes, weights, ranges), validation)()
-    return _Simulated(name, weights, ranges, logits, epochs)
+    logits = compiled(logits_function(nodes, weights, table), validation)()
+    return _Simulated(name, weights, table, logits, epochs)
 
 
 def _train(
     nodes: tuple[Node, ...],
     unfrozen: frozenset[str],
     weights: Arrays,
-    table: Ranges,
+    table: RangeTable,
     train: Pictures,
     validation: Pictures,
     plan: Plan,
     checkpoints: Checkpoints,
     shelf: Shelf,
     epoch_done: Callable[[int, EpochRecord], None],
-) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, TensorRange], tuple[EpochRecord, ...]]:
+) -> tuple[Arrays, RangeTable, tuple[EpochRecord, ...]]:
     prefix_nodes, tail_nodes = split(nodes, unfrozen)
     names = boundary(prefix_nodes, tail_nodes)
     level = _frozen_level(prefix_nodes, names, nodes, weights, table, train)
@@ -185,9 +195,10 @@ def _train(
         keep_anchor=False,
     )
     shapes = feeds["train"].shapes
-    tail = qat.wrap(tail_nodes, names, shapes[: len(names)], weights, table)
+    spans = table.activations
+    tail = qat.wrap(tail_nodes, names, shapes[: len(names)], weights, spans, plan.granularity)
     result = fit(
-        _OnGrid(tail, [table[name] for name in names]),
+        _OnGrid(tail, [spans[name] for name in names]),
         tail.trainable_variables,
         len(names),
         _distillation(plan.temperature),
@@ -201,8 +212,13 @@ def _train(
         checkpoints=checkpoints,
         epoch_done=epoch_done,
     )
-    tuned, learned = qat.unwrap(tail, tail_nodes)
-    return {**weights, **tuned}, {**table, **learned}, result.epochs
+    tuned, learned = qat.unwrap(tail, tail_nodes, spans)
+    trained = {**weights, **tuned}
+    return (
+        trained,
+        table_of(nodes, trained, {**spans, **learned}, plan.granularity),
+        result.epochs,
+    )
 
 
 def _frozen_level(
@@ -210,7 +226,7 @@ def _frozen_level(
     names: tuple[str, ...],
     nodes: tuple[Node, ...],
     weights: Arrays,
-    table: Ranges,
+    table: RangeTable,
     pictures: Pictures,
 ) -> Level:
     """Returns what enters the unfrozen part, and the logits of the float model as teacher."""
@@ -218,7 +234,7 @@ def _frozen_level(
 
     def answer(images: Any) -> list[Any]:
         # The frozen part answers as its int8 form will, so that the tail learns to live with it.
-        start = {INPUT: quantize(images, table[INPUT])}
+        start = {INPUT: quantize(images, table.activations[INPUT])}
         tensors = run(prefix, weights, start, table)
         return [*(tensors[name] for name in names), float_logits(images)]
 
@@ -240,8 +256,8 @@ def _frozen_level(
 
         return in_batches(numbers, tensors, outputs.values())
 
-    spans = {name: span.model_dump(mode="json") for name, span in table.items()}
-    digest = level_digest(nodes, weights, tuple(outputs), canonical(spans).decode())
+    grids = canonical(table.model_dump(mode="json")).decode()
+    digest = level_digest(nodes, weights, tuple(outputs), grids)
     return Level("int8", (INPUT,), outputs, compute, digest)
 
 

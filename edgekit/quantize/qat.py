@@ -2,8 +2,8 @@
 
 tfmot's defaults are not used: its ranges start at -6..6 and forget slowly, and it gives a depthwise
 kernel one range for all channels. Here every layer of the tail gets its own `QuantizeConfig`:
-kernels are quantized symmetrically per output channel from their current values, activation ranges
-start from a calibration pass, and no layer is moved or fused, since BatchNorm is already folded.
+kernels are quantized symmetrically from their current values, activation ranges start from a
+calibration pass, and no layer is moved or fused, since BatchNorm is already folded.
 """
 
 from collections.abc import Sequence
@@ -15,34 +15,33 @@ import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
 
+from edgekit.network.forward import quantize_kernel
 from edgekit.network.graph import Arrays, Node
 from edgekit.network.ranges import Ranges, from_limits
-from edgekit.records import TensorRange
+from edgekit.records import Granularity, TensorRange
 
 _OUTPUT = "_output"
 
 
 class _KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):  # type: ignore[misc]
-    """Symmetric int8 grid per output channel, from the kernel's current largest magnitudes."""
+    """Symmetric int8 grid from the kernel's current largest magnitudes."""
 
-    def __init__(self, depthwise: bool) -> None:
+    def __init__(self, depthwise: bool, granularity: Granularity) -> None:
         self.depthwise = depthwise
+        self.granularity = granularity
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
         return {}
 
     def __call__(self, inputs: Any, training: bool, weights: Any, **kwargs: Any) -> Any:
-        # The per-channel op works on the last axis; a depthwise kernel has its channels before it.
-        last = tf.transpose(inputs, (0, 1, 3, 2)) if self.depthwise else inputs
-        limit = tf.stop_gradient(tf.reduce_max(tf.abs(last), axis=(0, 1, 2)))
-        limit = tf.maximum(limit, 127 * 2.0**-23)  # as graph.kernel_codes
-        rounded = tf.quantization.fake_quant_with_min_max_vars_per_channel(
-            last, -limit, limit, narrow_range=True
-        )
-        return tf.transpose(rounded, (0, 1, 3, 2)) if self.depthwise else rounded
+        channels = (0, 1, 3) if self.depthwise else (0, 1, 2)
+        axes = channels if self.granularity == "channel" else None
+        limit = tf.stop_gradient(tf.reduce_max(tf.abs(inputs), axis=axes))
+        limit = tf.maximum(tf.reshape(limit, (-1,)), 127 * 2.0**-23)  # as graph.kernel_codes
+        return quantize_kernel(inputs, limit, self.depthwise)
 
     def get_config(self) -> dict[str, Any]:
-        return {"depthwise": self.depthwise}
+        return {"depthwise": self.depthwise, "granularity": self.granularity}
 
 
 class _LayerConfig(tfmot.quantization.keras.QuantizeConfig):  # type: ignore[misc]
@@ -51,16 +50,20 @@ class _LayerConfig(tfmot.quantization.keras.QuantizeConfig):  # type: ignore[mis
     Args:
         kernel: Name of the kernel attribute, or None.
         output: Whether the output is rounded to its range.
+        granularity: One grid for each output channel of the kernel, or one for the whole kernel.
     """
 
-    def __init__(self, kernel: str | None, output: bool) -> None:
+    def __init__(
+        self, kernel: str | None, output: bool, granularity: Granularity = "channel"
+    ) -> None:
         self.kernel = kernel
         self.output = output
+        self.granularity = granularity
 
     def get_weights_and_quantizers(self, layer: Any) -> list[tuple[Any, Any]]:
         if self.kernel is None:
             return []
-        quantizer = _KernelQuantizer(self.kernel == "depthwise_kernel")
+        quantizer = _KernelQuantizer(self.kernel == "depthwise_kernel", self.granularity)
         return [(getattr(layer, self.kernel), quantizer)]
 
     def set_quantize_weights(self, layer: Any, quantize_weights: Sequence[Any]) -> None:
@@ -81,7 +84,7 @@ class _LayerConfig(tfmot.quantization.keras.QuantizeConfig):  # type: ignore[mis
         return [moving] if self.output else []
 
     def get_config(self) -> dict[str, Any]:
-        return {"kernel": self.kernel, "output": self.output}
+        return {"kernel": self.kernel, "output": self.output, "granularity": self.granularity}
 
 
 class _AsIs(tfmot.quantization.keras.QuantizeScheme):  # type: ignore[misc]
@@ -111,6 +114,7 @@ def wrap(
     shapes: Sequence[tuple[int, ...]],
     weights: Arrays,
     ranges: Ranges,
+    granularity: Granularity,
 ) -> tf_keras.Model:
     """Returns the tail as a Keras model whose every layer tfmot quantizes.
 
@@ -120,6 +124,7 @@ def wrap(
         shapes: Their shapes without the batch, (h, w, c).
         weights: Folded float weights to start from.
         ranges: Ranges of the tail's tensors to start from.
+        granularity: One grid for each output channel of a kernel, or one for the whole kernel.
 
     Returns:
         Model from the entering float32 tensors, already rounded to their ranges, to float32 logits
@@ -143,7 +148,7 @@ def wrap(
             pool = layers.GlobalAveragePooling2D(keepdims=True, name=f"{node.name}{_OUTPUT}")
             tensors[node.name] = annotate(pool, _LayerConfig(None, True))(sources[0])
         else:
-            tensors[node.name] = _convolution(node, sources[0], weights)
+            tensors[node.name] = _convolution(node, sources[0], weights, granularity)
     last = tensors[tail[-1].name]
     logits = layers.Reshape((int(last.shape[-1]),), name="flatten")(last)
     annotated = tf_keras.Model(entering, logits)
@@ -164,16 +169,22 @@ def wrap(
 
 
 def unwrap(
-    model: tf_keras.Model, tail: tuple[Node, ...]
+    model: tf_keras.Model, tail: tuple[Node, ...], start: Ranges
 ) -> tuple[dict[str, npt.NDArray[np.float32]], dict[str, TensorRange]]:
-    """Returns the trained kernels, biases and ranges of a model that `wrap` made."""
+    """Returns the trained kernels, biases and ranges of a model that `wrap` made.
+
+    Args:
+        model: The model.
+        tail: Its nodes.
+        start: The ranges it started from.
+    """
     weights: dict[str, npt.NDArray[np.float32]] = {}
     ranges: dict[str, TensorRange] = {}
     for node in tail:
         low, high = (
             float(limit.numpy()) for limit in _limits(model.get_layer(_output_layer(node)))
         )
-        ranges[node.name] = from_limits(low, high, "trained")
+        ranges[node.name] = from_limits(low, high, "trained", start[node.name].method)
         if node.op in ("conv", "depthwise"):
             kernel, bias = _kernel_and_bias(model.get_layer(_kernel_layer(node)))
             weights[f"{node.name}/kernel"] = kernel.numpy()
@@ -181,7 +192,7 @@ def unwrap(
     return weights, ranges
 
 
-def _convolution(node: Node, source: Any, weights: Arrays) -> Any:
+def _convolution(node: Node, source: Any, weights: Arrays, granularity: Granularity) -> Any:
     layers = tf_keras.layers
     annotate = tfmot.quantization.keras.quantize_annotate_layer
     kernel = weights[f"{node.name}/kernel"]
@@ -189,10 +200,10 @@ def _convolution(node: Node, source: Any, weights: Arrays) -> Any:
     # Without a ReLU6 the convolution's own output is what the next layer reads.
     if node.op == "depthwise":
         layer = layers.DepthwiseConv2D(size, node.stride, "same", name=name)
-        config = _LayerConfig("depthwise_kernel", not node.relu6)
+        config = _LayerConfig("depthwise_kernel", not node.relu6, granularity)
     else:
         layer = layers.Conv2D(kernel.shape[3], size, node.stride, "same", name=name)
-        config = _LayerConfig("kernel", not node.relu6)
+        config = _LayerConfig("kernel", not node.relu6, granularity)
     value = annotate(layer, config)(source)
     if not node.relu6:
         return value

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_network import CLASSES, Exported, Trained, Untyped
+from tiny_network import CLASSES, Exported, Trained, Untyped, altered
 
 from edgekit.errors import ConversionError
 from edgekit.network.ranges import from_limits, read
+from edgekit.records import RangeTable
 
 pytest.importorskip("tensorflow")
 
@@ -58,7 +59,7 @@ def test_the_files_are_those_of_the_record(exported: Exported) -> None:
 def test_labels_and_ranges_lie_beside_the_files(exported: Exported, sources: Untyped) -> None:
     assert (exported.folder / "labels.txt").read_text() == "blue\ngreen\nred\n"
     assert exported.record.class_names == CLASSES
-    assert read(exported.folder / "ranges.json") == sources.ranges
+    assert read(exported.folder / "ranges.json") == sources.table
 
 
 def test_every_file_was_compared_with_its_source(exported: Exported) -> None:
@@ -129,15 +130,16 @@ def test_an_onnx_file_with_altered_scales_is_refused(
 ) -> None:
     honest = onnx_file.quantized_model
 
-    def altered(model: Untyped, nodes: Untyped, weights: Untyped, ranges: Untyped) -> Untyped:
+    def dishonest(model: Untyped, nodes: Untyped, weights: Untyped, table: RangeTable) -> Untyped:
         """Writes a real file, but with other ranges than the table's for two tensors."""
+        highest = table.activations["Conv_1"].maximum
         wrong = {
-            "Conv_1": from_limits(0.0, 0.05 * ranges["Conv_1"].maximum, "trained"),
+            "Conv_1": from_limits(0.0, 0.05 * highest, "trained"),
             "global_average_pool": from_limits(0.0, 40.0, "trained"),
         }
-        return honest(model, nodes, weights, {**ranges, **wrong})
+        return honest(model, nodes, weights, altered(table, wrong))
 
-    monkeypatch.setattr(onnx_file, "quantized_model", altered)
+    monkeypatch.setattr(onnx_file, "quantized_model", dishonest)
     with pytest.raises(ConversionError, match=r"model_int8.onnx differs from the simulated int8"):
         export(trained, sources, pictures, tmp_path, INT8_PAIR)
     # Twin: with the table's own ranges the same two files pass.

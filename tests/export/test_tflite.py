@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from tiny_network import ALPHA, SIZE_PX, Exported, Untyped
+from tiny_network import ALPHA, SIZE_PX, Exported, Untyped, altered
 
 from edgekit.errors import ConversionError
 from edgekit.network.graph import INPUT, Arrays, kernel_codes, mobilenet_v2
-from edgekit.network.ranges import Ranges
-from edgekit.records import TensorRange
+from edgekit.network.ranges import table_of
+from edgekit.records import RangeTable, TensorRange
 from edgekit.runtimes.inspect import inspect_model
 
 pytest.importorskip("tensorflow")
@@ -61,9 +61,9 @@ def layers_in(content: bytes) -> list[list[Stored]]:
     return found
 
 
-def differences(content: bytes, weights: Arrays, ranges: Ranges) -> list[str]:
+def differences(content: bytes, weights: Arrays, table: RangeTable) -> list[str]:
     """Returns what in a file is not the table's or the kernels' own quantization."""
-    layers = layers_in(content)
+    layers, ranges = layers_in(content), table.activations
     assert len(layers) == len(NODES)
     wrong = []
     for node, (output, *inputs) in zip(NODES, layers, strict=True):
@@ -76,7 +76,7 @@ def differences(content: bytes, weights: Arrays, ranges: Ranges) -> list[str]:
         wrong += [f"{node.name} input"] * (not all(same_grid(a, b) for a, b in pairs))
         if node.op not in ("conv", "depthwise"):
             continue
-        codes, scales = kernel_codes(node, weights[f"{node.name}/kernel"])
+        codes, scales = kernel_codes(node, weights[f"{node.name}/kernel"], table.kernels[node.name])
         # (out, h, w, in) for a convolution, (1, h, w, channels) for a depthwise one.
         laid_out = codes.transpose((3, 0, 1, 2))
         kernel, bias = inputs[1:]
@@ -109,25 +109,43 @@ def test_every_scale_in_the_file_is_the_tables(
     exported: Exported, sources: Untyped, io: str
 ) -> None:
     content = (exported.folder / f"model_int8_{io}_io.tflite").read_bytes()
-    weights, ranges = sources.int8_weights, sources.ranges
-    assert differences(content, weights, ranges) == []
-    # Twins: one entry of the table, one zero point, one kernel, one bias.
-    span = ranges["block_5_add"]
-    altered = {**ranges, "block_5_add": span.model_copy(update={"scale": span.scale * 1.00001})}
-    found = differences(content, weights, altered)
+    weights, table = sources.int8_weights, sources.table
+    assert differences(content, weights, table) == []
+    # Twins: one entry of the table, one zero point, one limit, one kernel, one bias.
+    span = table.activations["block_5_add"]
+    wider = {"block_5_add": span.model_copy(update={"scale": span.scale * 1.00001})}
+    found = differences(content, weights, altered(table, wider))
     assert found[:2] == ["block_5_add output", "block_6_expand input"]
     assert set(found[2:]) <= {"block_6_expand bias"}
-    moved = {**ranges, LAST: ranges[LAST].model_copy(update={"zero_point": 0})}
-    assert differences(content, weights, moved) == [f"{LAST} output"]
+    moved = {LAST: table.activations[LAST].model_copy(update={"zero_point": 0})}
+    assert differences(content, weights, altered(table, moved)) == [f"{LAST} output"]
+    first, *others = table.kernels["block_9_depthwise"]
+    limits = {**table.kernels, "block_9_depthwise": (1.00001 * first, *others)}
+    found = differences(content, weights, table.model_copy(update={"kernels": limits}))
+    assert found[0] == "block_9_depthwise kernel scale"
     kernel = weights["block_9_depthwise/kernel"].copy()
     kernel[0, 0, 0, 0] += 0.6 * np.abs(kernel[:, :, 0]).max()
     changed = {**weights, "block_9_depthwise/kernel": kernel}
-    assert "block_9_depthwise kernel codes" in differences(content, changed, ranges)
+    assert "block_9_depthwise kernel codes" in differences(content, changed, table)
     shifted = {**weights, f"{LAST}/bias": weights[f"{LAST}/bias"] + 0.1}
-    assert differences(content, shifted, ranges) == [f"{LAST} bias"]
+    assert differences(content, shifted, table) == [f"{LAST} bias"]
 
 
 LAST = "logits"
+
+
+def test_one_grid_for_a_whole_kernel_is_one_scale_in_the_file(sources: Untyped) -> None:
+    spans = sources.table.activations
+    weights = sources.int8_weights
+    whole = table_of(NODES, weights, spans, "tensor")
+    size = (SIZE_PX, SIZE_PX)
+    content = tflite.convert(NODES, weights, whole, variant="int8", io="int8", size_px=size)
+    assert differences(content, weights, whole) == []
+    kernels = [inputs[1] for _, *inputs in layers_in(content) if len(inputs) == 3]
+    assert [kernel.scales.shape for kernel in kernels] == [(1,)] * 53
+    # Twin: the same weights with a grid for each channel are another file.
+    found = differences(content, weights, table_of(NODES, weights, spans, "channel"))
+    assert "block_9_depthwise kernel codes" in found
 
 
 def test_the_input_has_the_grid_of_the_contract(exported: Exported) -> None:
@@ -190,7 +208,8 @@ def test_the_same_network_gives_the_same_bytes(exported: Exported, sources: Unty
 
 
 def test_an_input_is_part_of_the_table(sources: Untyped) -> None:
-    without = {name: span for name, span in sources.ranges.items() if name != INPUT}
+    spans = {name: span for name, span in sources.table.activations.items() if name != INPUT}
+    without = sources.table.model_copy(update={"activations": spans})
     with pytest.raises((KeyError, ConversionError)):
         tflite.convert(
             NODES,

@@ -16,6 +16,7 @@ from edgekit.network.graph import (
     divisible,
     fold,
     kernel_codes,
+    kernel_limits,
     mobilenet_v2,
     split,
     weighted,
@@ -128,7 +129,7 @@ def test_a_code_is_at_most_half_a_step_from_its_weight(op: str, seed: int) -> No
     shape = (3, 3, 4, 6) if op == "conv" else (3, 3, 6, 1)
     laid_out = gains if op == "conv" else gains[:, None]
     kernel = (random.normal(size=shape) * laid_out).astype(np.float32)
-    codes, scales = kernel_codes(node, kernel)
+    codes, scales = kernel_codes(node, kernel, kernel_limits(node, kernel, "channel"))
     assert (codes.dtype, scales.dtype, scales.shape) == (np.int8, np.float32, (6,))
     steps = scales.astype(np.float64) if op == "conv" else scales.astype(np.float64)[:, None]
     # scale/2 by rounding to the nearest code, plus float32's rounding of the scale, times 127.
@@ -138,15 +139,18 @@ def test_a_code_is_at_most_half_a_step_from_its_weight(op: str, seed: int) -> No
     axis = (0, 1, 2) if op == "conv" else (0, 1, 3)
     assert (np.abs(codes.astype(int)).max(axis) == 127).all()
     # Twin: one scale for all channels is too coarse for the small ones.
-    coarse = np.full_like(steps, steps.max())
-    off = np.abs(kernel - np.clip(np.round(kernel / coarse), -127, 127) * coarse)
-    assert (off > allowed).any()
+    limits = kernel_limits(node, kernel, "tensor")
+    assert limits == (np.abs(kernel).max(),)
+    codes, scales = kernel_codes(node, kernel, limits)
+    assert (codes.shape, scales.shape) == (kernel.shape, (1,))
+    assert (np.abs(kernel - codes * scales[0]) > allowed).any()
 
 
 def test_a_channel_of_zeros_has_codes_of_zero_and_a_finite_scale() -> None:
     kernel = np.ones((1, 1, 2, 3), np.float32)
     kernel[..., 1] = 0
-    codes, scales = kernel_codes(Node("n", "conv", (INPUT,)), kernel)
+    node = Node("n", "conv", (INPUT,))
+    codes, scales = kernel_codes(node, kernel, kernel_limits(node, kernel, "channel"))
     assert codes[0, 0].tolist() == [[127, 0, 127]] * 2
     assert scales[1] == 2.0**-23
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from edgekit.network.ranges import from_limits, of_input, read, write
-from edgekit.records import Preprocess, TensorRange
+from edgekit.records import Preprocess, RangeTable, TensorRange
 
 
 def limits(count: int = 60) -> list[tuple[float, float]]:
@@ -63,15 +63,19 @@ def test_the_nudged_limits_give_the_same_grid_again() -> None:
 
 
 def test_a_table_survives_its_file(tmp_path: Path) -> None:
-    table = {
+    spans = {
         "input": from_limits(-1, 0.9921875, "contract"),
-        "Conv1": from_limits(0.1, 5.123456789012345, "calibrated"),
-        "logits": from_limits(-7.7, 3.3, "trained"),
+        "Conv1": from_limits(0.1, 5.123456789012345, "calibrated", "mse"),
+        "logits": from_limits(-7.7, 3.3, "trained", "percentile"),
     }
+    kernels = {"Conv1": (0.1, float(np.float32(1 / 3))), "logits": (7e-9,)}
+    table = RangeTable(activations=spans, kernels=kernels)
     write(tmp_path / "ranges.json", table)
     again = read(tmp_path / "ranges.json")
     assert again == table
-    assert list(again) == list(table)
+    assert [list(again.activations), list(again.kernels)] == [list(spans), list(kernels)]
+    # One tensor or kernel a line, so that two tables can be compared line by line.
+    assert len((tmp_path / "ranges.json").read_text().splitlines()) == 3 + 2 + 4
 
 
 def test_pixels_are_the_codes_of_the_default_contract() -> None:

@@ -38,8 +38,8 @@ def test_the_unfrozen_layers_are_trained_and_the_others_calibrated(
             (
                 "qat",
                 False,
-            ): "frozen in fine-tuning: ranges from 48 class-balanced training pictures",
-            ("ptq", False): "post-training: ranges from 48 class-balanced training pictures",
+            ): "frozen in fine-tuning: ranges from 36 class-balanced training pictures",
+            ("ptq", False): "post-training: ranges from 36 class-balanced training pictures",
         }
         name = "qat" if layer in qat.layers else "ptq"
         assert layer.reason == expected[name, layer.how == "qat"]
@@ -59,7 +59,7 @@ def test_only_the_unfrozen_layers_differ_from_the_float_ones(
 
 
 def test_only_the_tail_has_trained_ranges(quantized: Quantized) -> None:
-    ptq, qat = quantized.ranges("ptq"), quantized.ranges("qat")
+    ptq, qat = quantized.table("ptq").activations, quantized.table("qat").activations
     names = [node.name for node in NODES]
     assert list(ptq) == list(qat) == [INPUT, *names]
     tail = names[names.index("block_16_project") :]
@@ -74,7 +74,7 @@ def test_the_record_is_of_what_was_written(
 ) -> None:
     (record,) = (c for c in quantized.record.candidates if c.name == name)
     validation = pictures[1]
-    function = logits_function(NODES, quantized.weights(name), quantized.ranges(name))
+    function = logits_function(NODES, quantized.weights(name), quantized.table(name))
     logits = compiled(function, validation)()
     # The same graph of the same numbers.
     assert record.validation_loss == pytest.approx(cross_entropy(logits, validation.labels), 1e-6)
@@ -85,7 +85,7 @@ def test_the_record_is_of_what_was_written(
     assert record.agreement_with_float == (logits.argmax(1) == reference.argmax(1)).mean()
     # Twin: the other candidate's weights.
     other = {"ptq": "qat", "qat": "ptq"}[name]
-    function = logits_function(NODES, quantized.weights(other), quantized.ranges(other))
+    function = logits_function(NODES, quantized.weights(other), quantized.table(other))
     wrong = cross_entropy(compiled(function, validation)(), validation.labels)
     assert record.validation_loss != pytest.approx(wrong, rel=1e-6)
 
@@ -123,7 +123,22 @@ def test_without_epochs_there_is_one_candidate(
     }
     # The post-training candidate does not depend on what else is tried.
     assert only.record.candidates[0] == quantized.record.candidates[0]
-    assert only.ranges("ptq") == quantized.ranges("ptq")
+    assert only.table("ptq") == quantized.table("ptq")
+
+
+def test_one_grid_for_a_whole_kernel_is_simulated_as_such(
+    quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped, quantized: Quantized
+) -> None:
+    whole = quantize_it(replace(quantize_plan, granularity="tensor"))
+    for name in ("ptq", "qat"):
+        weights, table = whole.weights(name), whole.table(name)
+        for node in weighted(NODES):
+            largest = float(np.abs(weights[f"{node.name}/kernel"]).max())
+            assert table.kernels[node.name] == (largest,)
+    # Only the kernels are coarser.
+    assert whole.table("ptq").activations == quantized.table("ptq").activations
+    ptq, coarse = quantized.record.candidates[0], whole.record.candidates[0]
+    assert coarse.validation_loss != ptq.validation_loss
 
 
 def test_the_learning_rate_falls_along_a_cosine() -> None:
@@ -212,7 +227,7 @@ def told(quantized: Quantized) -> Untyped:
 def check_same(one: Quantized, other: Quantized) -> None:
     assert told(one) == told(other)
     for name in ("ptq", "qat"):
-        assert one.ranges(name) == other.ranges(name)
+        assert one.table(name) == other.table(name)
         weights = other.weights(name)
         assert one.weights(name).keys() == weights.keys()
         assert all(np.array_equal(value, weights[k]) for k, value in one.weights(name).items())

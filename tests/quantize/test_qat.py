@@ -14,12 +14,12 @@ from edgekit.network.graph import (
     boundary,
     fold,
     kernel_codes,
+    kernel_limits,
     mobilenet_v2,
     split,
     weighted,
 )
-from edgekit.network.ranges import from_limits
-from edgekit.records import TensorRange
+from edgekit.network.ranges import Ranges, from_limits, table_of
 
 tf = pytest.importorskip("tensorflow")
 
@@ -29,7 +29,7 @@ from tensorflow_model_optimization.python.core.quantization.keras.quantize_wrapp
 
 from edgekit.network.forward import quantize, round_bias, run  # noqa: E402 - after the check for TensorFlow
 from edgekit.quantize import qat  # noqa: E402
-from edgekit.quantize.calibration import calibrate  # noqa: E402
+from edgekit.quantize.calibration import Rows, calibrate  # noqa: E402
 
 NODES = mobilenet_v2(ALPHA)
 WEIGHTED = [node.name for node in weighted(NODES)]
@@ -44,16 +44,18 @@ class Tail:
     model: Untyped
     entering: list[Untyped]
     weights: Arrays
-    ranges: dict[str, TensorRange]
+    ranges: Ranges
 
     def simulated(
-        self, weights: Arrays | None = None, ranges: dict[str, TensorRange] | None = None
+        self, weights: Arrays | None = None, ranges: Ranges | None = None
     ) -> npt.NDArray[np.float32]:
         """Returns what `forward.run`, from which the files are exported, makes of the input."""
         known = dict(
             zip(boundary(NODES[: -len(self.nodes)], self.nodes), self.entering, strict=True)
         )
-        tensors = run(self.nodes, weights or self.weights, known, ranges or self.ranges)
+        weights = weights or self.weights
+        table = table_of(self.nodes, weights, ranges or self.ranges, "channel")
+        tensors = run(self.nodes, weights, known, table)
         result: npt.NDArray[np.float32] = tensors[LOGITS].numpy().reshape(len(self.entering[0]), -1)
         return result
 
@@ -63,34 +65,48 @@ class Tail:
 
 
 @pytest.fixture(scope="module")
-def prepared(trained: Trained, pictures: Untyped) -> tuple[Arrays, dict[str, TensorRange]]:
+def prepared(trained: Trained, pictures: Untyped) -> tuple[Arrays, Ranges]:
     weights = fold(NODES, trained.arrays)
-    table = calibrate(NODES, weights, pictures[0], np.arange(48), lambda _done, _total: None)
+    rows = Rows(np.arange(48), np.arange(0))
+    ranges = calibrate(NODES, weights, pictures[0], rows, lambda _done, _total: None, "min-max")
     # Biases on the int32 grid that they ship on. What ships rounds them and training does not; over
     # 53 layers that alone moves the logits by several steps and would hide everything else.
     for node in weighted(NODES):
-        scales = kernel_codes(node, weights[f"{node.name}/kernel"])[1]
+        scales = scales_of(node, weights)
         bias = weights[f"{node.name}/bias"]
-        weights[f"{node.name}/bias"] = round_bias(bias, scales, table[node.inputs[0]].scale)
-    return weights, table
+        weights[f"{node.name}/bias"] = round_bias(bias, scales, ranges[node.inputs[0]].scale)
+    return weights, ranges
+
+
+def scales_of(node: Node, weights: Arrays) -> npt.NDArray[np.float32]:
+    kernel = weights[f"{node.name}/kernel"]
+    return kernel_codes(node, kernel, kernel_limits(node, kernel, "channel"))[1]
+
+
+def entering_of(
+    prefix: tuple[Node, ...], weights: Arrays, ranges: Ranges, pictures: Untyped
+) -> dict[str, Untyped]:
+    """Returns all tensors of a frozen prefix in int8 for the first 16 pictures."""
+    table = table_of(prefix, weights, ranges, "channel")
+    images = quantize(pictures[0].normalize(pictures[0].images[:16]), ranges[INPUT])
+    return run(prefix, weights, {INPUT: images}, table)
 
 
 @pytest.fixture(params=CUTS, scope="module")
 def tail(
     request: pytest.FixtureRequest,
-    prepared: tuple[Arrays, dict[str, TensorRange]],
+    prepared: tuple[Arrays, Ranges],
     pictures: Untyped,
 ) -> Tail:
-    weights, table = prepared
+    weights, ranges = prepared
     later = frozenset(WEIGHTED[WEIGHTED.index(request.param) :])
     prefix, nodes = split(NODES, later)
     names = boundary(prefix, nodes)
-    images = quantize(pictures[0].normalize(pictures[0].images[:16]), table[INPUT])
-    tensors = run(prefix, weights, {INPUT: images}, table)
+    tensors = entering_of(prefix, weights, ranges, pictures)
     entering = [tensors[name] for name in names]
     shapes = [tuple(tensor.shape[1:]) for tensor in entering]
-    model = qat.wrap(nodes, names, shapes, weights, table)
-    return Tail(nodes, model, entering, weights, table)
+    model = qat.wrap(nodes, names, shapes, weights, ranges, "channel")
+    return Tail(nodes, model, entering, weights, ranges)
 
 
 def test_before_training_it_answers_as_what_ships(tail: Tail) -> None:
@@ -143,30 +159,29 @@ def test_kernels_and_biases_train_and_nothing_else(tail: Tail) -> None:
 
 
 def test_unwrapping_returns_what_went_in(tail: Tail) -> None:
-    weights, ranges = qat.unwrap(tail.model, tail.nodes)
+    weights, ranges = qat.unwrap(tail.model, tail.nodes, tail.ranges)
     assert set(weights) == {
         f"{n.name}/{p}" for n in weighted(tail.nodes) for p in ("kernel", "bias")
     }
     assert all(np.array_equal(weights[name], tail.weights[name]) for name in weights)
     assert list(ranges) == [node.name for node in tail.nodes]
     for name, span in ranges.items():
-        assert span.source == "trained"
+        assert (span.source, span.method) == ("trained", "min-max")
         assert span.zero_point == tail.ranges[name].zero_point
         # The limits were float32 variables in between.
         assert span.scale == pytest.approx(tail.ranges[name].scale, rel=2.0**-21)
 
 
 def test_unwrapping_returns_what_was_trained(
-    prepared: tuple[Arrays, dict[str, TensorRange]], pictures: Untyped
+    prepared: tuple[Arrays, Ranges], pictures: Untyped
 ) -> None:
     import tf_keras
 
-    weights, table = prepared
+    weights, ranges = prepared
     prefix, nodes = split(NODES, frozenset(WEIGHTED[WEIGHTED.index("Conv_1") :]))
     (name,) = boundary(prefix, nodes)
-    images = quantize(pictures[0].normalize(pictures[0].images[:16]), table[INPUT])
-    entering = run(prefix, weights, {INPUT: images}, table)[name]
-    model = qat.wrap(nodes, [name], [tuple(entering.shape[1:])], weights, table)
+    entering = entering_of(prefix, weights, ranges, pictures)[name]
+    model = qat.wrap(nodes, [name], [tuple(entering.shape[1:])], weights, ranges, "channel")
     optimizer = tf_keras.optimizers.Adam(1e-2)
     for _ in range(3):
         with tf.GradientTape() as tape:
@@ -177,36 +192,35 @@ def test_unwrapping_returns_what_was_trained(
             )
         gradients = tape.gradient(loss, model.trainable_variables)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-    tuned, learned = qat.unwrap(model, nodes)
+    tuned, learned = qat.unwrap(model, nodes, ranges)
     assert all(not np.array_equal(tuned[key], weights[key]) for key in tuned)
-    tail = Tail(nodes, model, [entering], weights, table)
+    tail = Tail(nodes, model, [entering], weights, ranges)
     step = learned[LOGITS].scale
     trained_answers = tail.answers()
-    shipped = tail.simulated({**weights, **tuned}, {**table, **learned})
+    shipped = tail.simulated({**weights, **tuned}, {**ranges, **learned})
     # The shipped biases are rounded to int32 steps and the trained ones are not, so a value at the
     # border of two codes may fall on either side: one step. The twin is the untrained network.
     assert np.abs(trained_answers - shipped).max() <= 1.001 * step
     assert np.abs(trained_answers - tail.simulated()).max() > 1.001 * step
 
 
-def test_ranges_follow_the_data_slowly(
-    prepared: tuple[Arrays, dict[str, TensorRange]], pictures: Untyped
-) -> None:
-    weights, table = prepared
+def test_ranges_follow_the_data_slowly(prepared: tuple[Arrays, Ranges], pictures: Untyped) -> None:
+    weights, ranges = prepared
     prefix, nodes = split(NODES, frozenset({LOGITS}))
-    images = quantize(pictures[0].normalize(pictures[0].images[:16]), table[INPUT])
-    entering = run(prefix, weights, {INPUT: images}, table)["global_average_pool"]
+    entering = entering_of(prefix, weights, ranges, pictures)["global_average_pool"]
     narrow = from_limits(-0.1, 0.1, "calibrated")
     model = qat.wrap(
         nodes, ["global_average_pool"], [tuple(entering.shape[1:])], weights,
-        {**table, LOGITS: narrow},
+        {**ranges, LOGITS: narrow}, "channel",
     )  # fmt: skip
     model([entering], training=False)
-    assert qat.unwrap(model, nodes)[1][LOGITS].maximum == pytest.approx(narrow.maximum, rel=1e-6)
+    assert qat.unwrap(model, nodes, ranges)[1][LOGITS].maximum == pytest.approx(
+        narrow.maximum, rel=1e-6
+    )
     model([entering], training=True)
     (node,) = nodes
     seen = run(nodes, weights, {"global_average_pool": entering})[LOGITS].numpy()
-    moved = qat.unwrap(model, nodes)[1][LOGITS]
+    moved = qat.unwrap(model, nodes, ranges)[1][LOGITS]
     # One step of an average with decay 0.999; the kernel's rounding moves `seen` by under 5 %.
     widened = (moved.maximum - moved.minimum) - (narrow.maximum - narrow.minimum)
     seen_span = max(seen.max(), 0) - min(seen.min(), 0)  # zero always belongs to a range
@@ -218,7 +232,7 @@ def test_ranges_follow_the_data_slowly(
 GAINS = (0.01, 0.1, 1.0)
 
 
-def depthwise_tail() -> tuple[tuple[Node, ...], Arrays, dict[str, TensorRange]]:
+def depthwise_tail() -> tuple[tuple[Node, ...], Arrays, Ranges]:
     """Returns a network of one depthwise layer whose channels differ a hundredfold."""
     nodes = (
         Node("dw", "depthwise", (INPUT,)),
@@ -233,17 +247,18 @@ def depthwise_tail() -> tuple[tuple[Node, ...], Arrays, dict[str, TensorRange]]:
         f"{LOGITS}/kernel": np.eye(3, dtype=np.float32)[None, None],
         f"{LOGITS}/bias": np.zeros(3, np.float32),
     }
-    table = {name: from_limits(-9, 9, "calibrated") for name in (INPUT, "dw", "pool", LOGITS)}
-    return nodes, weights, table
+    ranges = {name: from_limits(-9, 9, "calibrated") for name in (INPUT, "dw", "pool", LOGITS)}
+    return nodes, weights, ranges
 
 
 def test_every_channel_of_a_depthwise_kernel_uses_all_codes() -> None:
-    nodes, weights, table = depthwise_tail()
-    model = qat.wrap(nodes, [INPUT], [(SIZE_PX, SIZE_PX, 3)], weights, table)
+    nodes, weights, ranges = depthwise_tail()
+    model = qat.wrap(nodes, [INPUT], [(SIZE_PX, SIZE_PX, 3)], weights, ranges, "channel")
     model([tf.zeros((1, SIZE_PX, SIZE_PX, 3))], training=True)
     # After an eager call the wrapped layer holds the kernel it just used: the rounded one.
     used = np.array(model.get_layer("dw_output").layer.depthwise_kernel)
-    codes, scales = kernel_codes(nodes[0], weights["dw/kernel"])
+    limits = kernel_limits(nodes[0], weights["dw/kernel"], "channel")
+    codes, scales = kernel_codes(nodes[0], weights["dw/kernel"], limits)
     levels = used[..., 0] / scales
     # float32 rounds code * scale and the quotient: 127 * 2**-22, far below half a code.
     assert np.abs(levels - codes[..., 0]).max() < 1e-4
@@ -253,12 +268,29 @@ def test_every_channel_of_a_depthwise_kernel_uses_all_codes() -> None:
     assert np.abs(np.round(weights["dw/kernel"][..., 0] / one)).max((0, 1))[0] < 3
 
 
+def test_one_grid_for_a_whole_kernel_follows_its_largest_channel() -> None:
+    nodes, weights, ranges = depthwise_tail()
+    model = qat.wrap(nodes, [INPUT], [(SIZE_PX, SIZE_PX, 3)], weights, ranges, "tensor")
+    model([tf.zeros((1, SIZE_PX, SIZE_PX, 3))], training=True)
+    used = np.array(model.get_layer("dw_output").layer.depthwise_kernel)
+    limits = kernel_limits(nodes[0], weights["dw/kernel"], "tensor")
+    codes, (scale,) = kernel_codes(nodes[0], weights["dw/kernel"], limits)
+    assert np.abs(used / scale - codes).max() < 1e-4
+    # Channels whose weights are a hundredth and a tenth of the largest get as few codes.
+    assert np.abs(codes).max((0, 1, 3)).tolist() == [1, 13, 127]
+
+
 def test_a_channel_of_zeros_stays_zero() -> None:
-    nodes, weights, table = depthwise_tail()
+    nodes, weights, ranges = depthwise_tail()
     silent = weights["dw/kernel"].copy()
     silent[:, :, 1] = 0
     model = qat.wrap(
-        nodes, [INPUT], [(SIZE_PX, SIZE_PX, 3)], {**weights, "dw/kernel": silent}, table
+        nodes,
+        [INPUT],
+        [(SIZE_PX, SIZE_PX, 3)],
+        {**weights, "dw/kernel": silent},
+        ranges,
+        "channel",
     )
     answers = model([tf.ones((1, SIZE_PX, SIZE_PX, 3))], training=True).numpy()
     assert np.isfinite(answers).all()
