@@ -488,13 +488,14 @@ def _check_training_is_installed() -> None:
 
 def _show(result: "RunReport", out: Path, as_json: bool) -> None:
     from edgekit.console import out as console, show_json, show_verdicts
-    from edgekit.report.terminal import files_table, unfreezing_sentence
+    from edgekit.report.sentences import int8_sentence, unfreezing_sentence
+    from edgekit.report.terminal import files_table
 
     if as_json:
         show_json(result.model_dump(mode="json"))
         return
     console.print(unfreezing_sentence(result), markup=False)
-    console.print(f"int8: {result.quantized.reason}\n", markup=False)
+    console.print(f"{int8_sentence(result)}\n", markup=False)
     console.print(files_table(result))
     console.print()
     show_verdicts(result.validation.verdicts)

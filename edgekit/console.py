@@ -104,3 +104,5 @@ def show_verdicts(verdicts: tuple[Verdict, ...]) -> None:
                 f"  {escape(check.name)} [{_STYLES[check.status]}]{check.status}[/]: "
                 f"{escape(check.measured)}; budget {escape(check.budget)}; {escape(check.detail)}"
             )
+        for note in verdict.notes:
+            out.print(f"  note: {note}", markup=False)

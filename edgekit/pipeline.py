@@ -372,18 +372,24 @@ def _export(
 
     def make(folder: Path) -> ExportRecord:
         load_tensorflow()
-        from edgekit.export.files import STANDARD, Request, Sources, export_files
+        from edgekit.export.files import STANDARD, Int8, Request, Sources, export_files
         from edgekit.fitting.pictures import Pictures
         from edgekit.network.ranges import read
 
-        requests = dict.fromkeys((*STANDARD, *(Request(*item) for item in asked)))
-        shipped = quantized.record.shipped
         sources = Sources(
             arrays=_arrays(float_model.folder / "weights.npz"),
             float_weights=_arrays(quantized.folder / "float.weights.npz"),
-            int8_weights=_arrays(quantized.folder / f"{shipped}.weights.npz"),
-            table=read(quantized.folder / f"{shipped}.ranges.json"),
+            candidates={
+                candidate.name: Int8(
+                    _arrays(quantized.folder / f"{candidate.name}.weights.npz"),
+                    read(quantized.folder / f"{candidate.name}.ranges.json"),
+                )
+                for candidate in quantized.record.candidates
+            },
+            shipped=quantized.record.shipped,
         )
+        wanted = (Request(*item) for item in asked)
+        requests = dict.fromkeys((*STANDARD, *wanted, *sources.comparisons))
         contract = dataset.record.preprocess
         return export_files(
             float_model.record,

@@ -33,6 +33,7 @@ Variant = Literal["float32", "float16", "dynamic", "int8"]
 IoType = Literal["float32", "uint8", "int8"]
 Granularity = Literal["channel", "tensor"]
 CalibrationMethod = Literal["min-max", "percentile", "mse"]
+Candidate = Literal["ptq", "qat"]
 
 
 class Preprocess(Record):
@@ -308,7 +309,7 @@ class CandidateRecord(Record):
     Blobs beside it: `<name>.weights.npz` (BatchNorm folded) and `<name>.ranges.json`.
     """
 
-    name: Literal["ptq", "qat"]
+    name: Candidate
     validation_accuracy: float
     validation_loss: float
     agreement_with_float: float
@@ -317,11 +318,19 @@ class CandidateRecord(Record):
 
 
 class QuantizedModelRecord(Record):
-    """All candidates, the one that ships and the reason. Blob beside it: `float.weights.npz`."""
+    """All candidates, the one that ships and the reason. Blob beside it: `float.weights.npz`.
+
+    Args:
+        candidates: Post-training int8, and quantization-aware training unless it was switched off.
+        shipped: The candidate that ships.
+        reason: Why it ships, in words.
+        warnings: Why its ranges may be wrong, in words.
+    """
 
     candidates: tuple[CandidateRecord, ...]
-    shipped: Literal["ptq", "qat"]
+    shipped: Candidate
     reason: str
+    warnings: tuple[str, ...] = ()
 
 
 class TensorInfo(Record):
@@ -338,7 +347,13 @@ class TensorInfo(Record):
 
 
 class Artifact(Record):
-    """One exported model file. `path` is relative to the folder that holds the record."""
+    """One exported model file. `path` is relative to the folder that holds the record.
+
+    Args:
+        candidate: How an int8 file was quantized; None for the others.
+        ships: False for the int8 candidate that lost. It is exported to be compared with the one
+            that won; no target gets it.
+    """
 
     format: Format
     variant: Variant
@@ -350,6 +365,8 @@ class Artifact(Record):
     outputs: tuple[TensorInfo, ...]
     operators: dict[str, int]
     float_tensors: tuple[str, ...]
+    candidate: Candidate | None = None
+    ships: bool = True
 
 
 class Parity(Record):
@@ -481,13 +498,23 @@ class Check(Record):
 
 
 class Verdict(Record):
-    """Whether one file meets one target; carries the digest of the very file that was judged."""
+    """Whether one file meets one target; carries the digest of the very file that was judged.
+
+    Args:
+        target: Name of the target.
+        artifact_path: The file.
+        artifact_sha256: Its digest; None if there is no such file.
+        checks: Every budget held against its measurement.
+        status: The worst of them.
+        notes: What the target's owner should know although no budget asks for it, in words.
+    """
 
     target: str
     artifact_path: str
     artifact_sha256: str | None
     checks: tuple[Check, ...]
     status: Status
+    notes: tuple[str, ...] = ()
 
 
 class Evaluation(Record):
@@ -500,7 +527,9 @@ class Evaluation(Record):
             in every evaluation of a file.
         accuracy: On the test split.
         drop: Against the reference; None for the reference itself.
-        latency: At the 90th percentile.
+        sqnr_db: Power of the reference's scores over the power of the difference from them, in
+            decibels; None for the reference itself, or where nothing differs.
+        latency: At the 90th percentile; None for a file that does not ship.
     """
 
     artifact_sha256: str
@@ -508,6 +537,7 @@ class Evaluation(Record):
     threads: int = 1
     accuracy: Accuracy
     drop: PairedDrop | None
+    sqnr_db: float | None = None
     latency: Latency | None
 
 
@@ -521,12 +551,15 @@ class ValidationRecord(Record):
         verdicts: One per target, in the order asked.
         decided_by: For each verdict the position in `evaluations` of the measurements it rests on;
             None where the target's device was not measured.
+        int8_against_other: The int8 file that ships against the int8 candidate that lost, as the
+            reference; None where there was only one candidate.
     """
 
     reference: str
     evaluations: tuple[Evaluation, ...]
     verdicts: tuple[Verdict, ...]
     decided_by: tuple[int | None, ...] = ()
+    int8_against_other: PairedDrop | None = None
 
 
 class StageTime(Record):

@@ -232,14 +232,16 @@ def quantized(quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untype
 
 @pytest.fixture(scope="session")
 def sources(trained: Trained, quantized: Quantized) -> Untyped:
-    """Returns what the files are made from: the quantization-aware candidate."""
-    from edgekit.export.files import Sources
+    """Returns what the files are made from; the quantization-aware candidate ships."""
+    from edgekit.export.files import Int8, Sources
 
     return Sources(
         arrays=trained.arrays,
         float_weights=arrays_in(quantized.folder / "float.weights.npz"),
-        int8_weights=quantized.weights("qat"),
-        table=quantized.table("qat"),
+        candidates={
+            name: Int8(quantized.weights(name), quantized.table(name)) for name in ("ptq", "qat")
+        },
+        shipped="qat",
     )
 
 
@@ -260,7 +262,7 @@ def exported(
         sources,
         *pictures,
         CLASSES,
-        (*STANDARD, *more),
+        (*STANDARD, *more, *sources.comparisons),
         folder,
         progress=lambda _what, _done, _total: None,
     )

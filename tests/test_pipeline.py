@@ -1,6 +1,7 @@
 """The whole pipeline on a small generated data set: results, reuse, repair, honesty of verdicts."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -133,6 +134,30 @@ def test_report_page_states_curve_files_verdicts_and_how_to_repeat(
     assert "- Strategy fixed: from block_16_expand, as asked." in page
     assert "- Shipped: block_16_expand was asked for." in page
     assert "Speed and gradients" in page
+
+
+def test_the_page_says_what_int8_costs_and_gains(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    _, out, done = first
+    report = RunReport.model_validate_json(done.stdout)
+    quantized, against = report.quantized, report.validation.int8_against_other
+    lost = next(c.name for c in quantized.candidates if c.name != quantized.shipped)
+    names = {artifact.path: artifact for artifact in report.export.artifacts}
+    assert not names[f"model_int8_{lost}_int8_io.tflite"].ships
+    ships = names["model_int8_int8_io.tflite"]
+    assert (ships.ships, ships.candidate) == (True, quantized.shipped)
+    digest = {e.artifact_sha256: e for e in report.validation.evaluations if e.threads == 1}
+    drop = digest[ships.sha256].drop
+    assert against is not None
+    assert drop is not None
+    page = (out / "report.md").read_text()
+    (said,) = [line for line in page.splitlines() if line.startswith("int8: ")]
+    assert said.startswith(f"int8: {quantized.reason}; on the test split it is ")
+    assert f"{abs(drop.drop_points):.2f} points" in said
+    assert f"{abs(against.drop_points):.2f} points" in said
+    assert re.search(r"times smaller and \d+\.\d\d times as (fast|slow) here", said)
+    assert "does not ship" in page
 
 
 def test_nothing_that_only_serves_a_running_stage_is_left(

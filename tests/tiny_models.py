@@ -206,6 +206,7 @@ def mean_tflite(
     custom: str | None = None,
     quantized: bool = True,
     relu: bool = False,
+    reduction: str = "MEAN",
 ) -> Path:
     """Writes a TFLite classifier: red, green, blue = mean of each channel.
 
@@ -216,6 +217,7 @@ def mean_tflite(
         custom: Name of a custom operator to use in place of MEAN.
         quantized: Whether integer tensors say what their codes mean.
         relu: Whether a RELU follows, so that there is a tensor "means" in the middle.
+        reduction: What is computed of each channel, as TFLite names the operator.
     """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
@@ -224,7 +226,7 @@ def mean_tflite(
     model = schema.ModelT()
     model.version = 3
     code = schema.OperatorCodeT()
-    code.builtinCode = schema.BuiltinOperator.CUSTOM if custom else schema.BuiltinOperator.MEAN
+    code.builtinCode = getattr(schema.BuiltinOperator, "CUSTOM" if custom else reduction)
     code.deprecatedBuiltinCode, code.version = code.builtinCode, 2
     code.customCode = custom.encode() if custom else None
     model.operatorCodes = [code]

@@ -2,7 +2,7 @@
 
 import gc
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -20,6 +20,7 @@ from edgekit.network.forward import logits_function
 from edgekit.network.graph import Arrays, Node, mobilenet_v2
 from edgekit.records import (
     Artifact,
+    Candidate,
     ExportRecord,
     FloatModelRecord,
     Format,
@@ -32,6 +33,8 @@ from edgekit.runtimes.inspect import inspect_model
 from edgekit.store import file_digest
 
 Logits = npt.NDArray[np.float32]
+# What a file is compared with: the Keras model, or a simulated int8 candidate.
+Source = Literal["float", Candidate]
 
 # How far a float file may be from Keras, relative to the largest logit. float32: the same sums in
 # another order; 4.5e-6 was the most seen on four clothing models, and other processors differ.
@@ -49,17 +52,26 @@ _PARITY_BYTES = 256 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Request:
-    """One file to make."""
+    """One file to make.
+
+    Args:
+        format: Its format.
+        variant: Its number type.
+        io: Type of its input and output.
+        candidate: An int8 candidate that does not ship. Defaults to None, what ships.
+    """
 
     format: Format
     variant: Variant
     io: IoType
+    candidate: Candidate | None = None
 
     @property
     def name(self) -> str:
-        """File name: the variant, and the I/O type where several exist."""
+        """File name: the variant, the candidate that lost, the I/O type where several exist."""
+        lost = f"_{self.candidate}" if self.candidate else ""
         io = f"_{self.io}_io" if self.variant == "int8" and self.format == "tflite" else ""
-        return f"model_{self.variant}{io}.{self.format}"
+        return f"model_{self.variant}{lost}{io}.{self.format}"
 
 
 # Made for every run, since the report compares them; targets may add int8 I/O types.
@@ -74,20 +86,39 @@ STANDARD = (
 
 
 @dataclass(frozen=True)
+class Int8:
+    """One candidate: its folded weights and its range table."""
+
+    weights: Arrays
+    table: RangeTable
+
+
+@dataclass(frozen=True)
 class Sources:
     """What the files are made from.
 
     Args:
         arrays: Float arrays of the Keras model, `layer/variable`.
         float_weights: Its folded weights.
-        int8_weights: Folded weights of the candidate that ships.
-        table: Its range table.
+        candidates: The int8 candidates.
+        shipped: The one that ships.
     """
 
     arrays: Arrays
     float_weights: Arrays
-    int8_weights: Arrays
-    table: RangeTable
+    candidates: Mapping[Candidate, Int8]
+    shipped: Candidate
+
+    @property
+    def int8(self) -> Int8:
+        """The candidate that ships."""
+        return self.candidates[self.shipped]
+
+    @property
+    def comparisons(self) -> tuple[Request, ...]:
+        """Files of the candidates that lost, to be compared with what ships."""
+        lost = (name for name in self.candidates if name != self.shipped)
+        return tuple(Request("tflite", "int8", "int8", name) for name in lost)
 
 
 def export_files(
@@ -123,9 +154,9 @@ def export_files(
         progress(request.name, number, 2 * len(requests))
         content = _content(request, nodes, sources, train, class_names)
         (folder / request.name).write_bytes(content)
-        artifacts.append(_audited(folder / request.name, request))
+        artifacts.append(_audited(folder / request.name, request, sources.shipped))
         gc.collect()  # each conversion leaves graphs behind that refer to themselves
-    range_table.write(folder / "ranges.json", sources.table)
+    range_table.write(folder / "ranges.json", sources.int8.table)
     (folder / "labels.txt").write_text("".join(f"{name}\n" for name in class_names))
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         images = Path(scratch) / "images.npy"
@@ -157,18 +188,19 @@ def _content(
 ) -> bytes:
     contract = pictures.preprocess
     size = (contract.height_px, contract.width_px)
+    int8 = sources.candidates[request.candidate or sources.shipped]
     if request.format == "tflite":
-        weights = sources.int8_weights if request.variant == "int8" else sources.float_weights
+        weights = int8.weights if request.variant == "int8" else sources.float_weights
         return tflite.convert(
-            nodes, weights, sources.table, variant=request.variant, io=request.io, size_px=size
+            nodes, weights, int8.table, variant=request.variant, io=request.io, size_px=size
         )
     model = onnx_file.float_model(nodes, sources.float_weights, size, contract, class_names)
     if request.variant == "int8":
-        model = onnx_file.quantized_model(model, nodes, sources.int8_weights, sources.table)
+        model = onnx_file.quantized_model(model, nodes, int8.weights, int8.table)
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _audited(path: Path, request: Request) -> Artifact:
+def _audited(path: Path, request: Request, shipped: Candidate) -> Artifact:
     """Reads a file back and refuses it where it is not what was asked for."""
     facts = inspect_model(path)
     ends = (*facts.inputs, *facts.outputs)
@@ -197,6 +229,8 @@ def _audited(path: Path, request: Request) -> Artifact:
         outputs=facts.outputs,
         operators=facts.operators,
         float_tensors=facts.float_tensors,
+        candidate=(request.candidate or shipped) if request.variant == "int8" else None,
+        ships=request.candidate is None,
     )
 
 
@@ -220,8 +254,8 @@ def _references(
     sources: Sources,
     validation: Pictures,
     images: Path,
-) -> dict[Literal["float", "int8"], Logits]:
-    """Returns the logits of the Keras model and of the int8 simulation on the parity images."""
+) -> dict[Source, Logits]:
+    """Returns the logits of the Keras model and of the simulated int8 on the parity images."""
     model = keras_model.build(
         alpha=float_model.alpha,
         input_size_px=float_model.input_size_px,
@@ -230,13 +264,14 @@ def _references(
         seed=0,
     )
     keras_model.assign(model, sources.arrays)
-    simulated = logits_function(nodes, sources.int8_weights, sources.table)
     pictures = Pictures(np.load(images), np.zeros(0, np.int32), validation.preprocess)
-
-    return {
-        "float": compiled(lambda x: model(x, training=False), pictures)(),
-        "int8": compiled(simulated, pictures)(),
+    references: dict[Source, Logits] = {
+        "float": compiled(lambda x: model(x, training=False), pictures)()
     }
+    for name, int8 in sources.candidates.items():
+        simulated = logits_function(nodes, int8.weights, int8.table)
+        references[name] = compiled(simulated, pictures)()
+    return references
 
 
 def _answers(folder: Path, artifact: Artifact, images: Path, pictures: Pictures) -> Logits:
@@ -245,23 +280,21 @@ def _answers(folder: Path, artifact: Artifact, images: Path, pictures: Pictures)
     return local.scores(answered.raw, answered.output)
 
 
-def compare(
-    artifact: Artifact, answers: Logits, references: dict[Literal["float", "int8"], Logits]
-) -> Parity:
+def compare(artifact: Artifact, answers: Logits, references: Mapping[Source, Logits]) -> Parity:
     """Returns how closely a file follows its source.
 
     Args:
         artifact: The file.
         answers: Its logits, float32 (images, classes).
-        references: Logits of the Keras model ("float") and of the int8 simulation ("int8") on the
-            same images.
+        references: Logits of the Keras model ("float") and of every simulated int8 candidate on
+            the same images.
 
     Raises:
         ConversionError: If a float32 or float16 file is further from Keras than rounding explains,
             an int8 file is not what was simulated, or an answer is not finite.
     """
     int8 = artifact.variant == "int8"
-    reference = references["int8" if int8 else "float"]
+    reference = references[artifact.candidate or "float"]
     source = "simulated int8" if int8 else "Keras model"
     distances = np.abs(answers - reference)
     largest = float(distances.max())
@@ -307,7 +340,9 @@ def check_formats_agree(artifacts: Sequence[Artifact], answers: Sequence[Logits]
         (a, answer) for a, answer in zip(artifacts, answers, strict=True) if a.variant == "int8"
     ]
     for artifact, answer in (item for item in int8 if item[0].format == "onnx"):
-        for other, expected in (item for item in int8 if item[0].format == "tflite"):
+        for other, expected in int8:
+            if (other.format, other.candidate) != ("tflite", artifact.candidate):
+                continue
             differing = int((answer.argmax(1) != expected.argmax(1)).sum())
             allowed = max(1, int((1 - _INT8_AGREEMENT) * len(answer)))
             step = _step(expected)

@@ -20,6 +20,8 @@ Limits = tuple[float, float]
 METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
 HELD_OUT = 64
 _BINS = 2048
+# Our own line, not a measured one: below it a handful of unusual pictures sets every range.
+_FEW = 32
 # Share of all values on each side that "percentile" leaves outside.
 _OUTSIDE = 1e-4
 # What "mse" multiplies the smallest and the largest value by.
@@ -63,6 +65,28 @@ def representative_rows(labels: npt.NDArray[np.int32], count: int, seed: int) ->
     first = max(1, min(count, len(turns) - held))
     chosen, others = turns[:first], turns[first : first + held] or turns[:1]
     return Rows(np.sort(np.array(chosen, np.int64)), np.sort(np.array(others, np.int64)))
+
+
+def warnings_about(pictures: Pictures, rows: Rows) -> tuple[str, ...]:
+    """Returns why ranges from these pictures may be wrong, in words.
+
+    Args:
+        pictures: The training split.
+        rows: Its rows to calibrate on.
+    """
+    count = len(rows.calibration)
+    found = []
+    if count < _FEW:
+        found.append(
+            f"the ranges rest on {count} training picture{'s' * (count != 1)}, and what other "
+            f"pictures exceed is clipped; {_FEW} or more are better (quantize.calibration_images)"
+        )
+    if all(np.ptp(pictures.images[row]) == 0 for row in rows.calibration):
+        found.append(
+            "every calibration picture is of one shade throughout, so the ranges say nothing "
+            "about real pictures; look at the training pictures"
+        )
+    return tuple(found)
 
 
 def calibrate(

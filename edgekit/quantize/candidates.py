@@ -32,7 +32,7 @@ from edgekit.prefix.frozen import store_levels
 from edgekit.prefix.inference import BATCH_ROWS, in_batches
 from edgekit.prefix.levels import Level, level_digest
 from edgekit.quantize import qat
-from edgekit.quantize.calibration import calibrate, representative_rows
+from edgekit.quantize.calibration import calibrate, representative_rows, warnings_about
 from edgekit.records import (
     CalibrationMethod,
     CandidateRecord,
@@ -129,6 +129,9 @@ def quantize_model(
     nodes = mobilenet_v2(float_model.alpha)
     weights = fold(nodes, arrays)
     rows = representative_rows(train.labels, plan.calibration_images, plan.seed)
+    warnings = warnings_about(train, rows)
+    for warning in warnings:
+        say(f"warning: {warning}")
     found = calibrate(nodes, weights, train, rows, progress, plan.calibration)
     table = table_of(nodes, weights, found, plan.granularity)
     float_logits = compiled(logits_function(nodes, weights), validation)()
@@ -153,7 +156,7 @@ def quantize_model(
             f"loss {records[-1].validation_loss:.4f}, "
             f"agrees with float on {records[-1].agreement_with_float:.1%}"
         )
-    return _choose(tuple(records))
+    return _choose(tuple(records), warnings)
 
 
 def _simulate(
@@ -328,7 +331,9 @@ def _record(
     )
 
 
-def _choose(candidates: tuple[CandidateRecord, ...]) -> QuantizedModelRecord:
+def _choose(
+    candidates: tuple[CandidateRecord, ...], warnings: tuple[str, ...]
+) -> QuantizedModelRecord:
     """Ships the lower validation loss: on few pictures it is far less noisy than the accuracy."""
     best = min(candidates, key=lambda candidate: candidate.validation_loss)
     if len(candidates) == 1:
@@ -339,4 +344,6 @@ def _choose(candidates: tuple[CandidateRecord, ...]) -> QuantizedModelRecord:
             for c in candidates
         )
         reason = f"{best.name} has the lower loss on the validation split ({shown})"
-    return QuantizedModelRecord(candidates=candidates, shipped=best.name, reason=reason)
+    return QuantizedModelRecord(
+        candidates=candidates, shipped=best.name, reason=reason, warnings=warnings
+    )

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from edgekit.records import Accuracy, Artifact, Evaluation, RunReport, Verdict
+from edgekit.report.sentences import int8_sentence
 
 
 def markdown(report: RunReport) -> str:
@@ -53,6 +54,7 @@ def _verdicts(report: RunReport) -> str:
             f"### {verdict.target}: {verdict.status}",
             "",
             table(("check", "status", "measured", "budget", "why"), rows),
+            *(f"\nNote: {note}." for note in verdict.notes),
         ]
     return "\n".join(parts)
 
@@ -70,7 +72,8 @@ def _files(report: RunReport) -> str:
     by_digest = {e.artifact_sha256: e for e in report.validation.evaluations if e.threads == 1}
     rows = [_file_row(a, by_digest[a.sha256], report) for a in report.export.artifacts]
     header = ("file", "size", "test top-1 (95 %)", "top-5", "drop in points (limit)",
-              "McNemar p", "agrees", "p50 ms", "p90 ms", "p99 ms", "judged for")  # fmt: skip
+              "McNemar p", "agrees", "SQNR dB", "p50 ms", "p90 ms", "p99 ms",
+              "judged for")  # fmt: skip
     timed = report.validation.evaluations[0].latency
     about = f"Latency: one image a call, one thread, on {report.machine}"
     if timed is not None:
@@ -82,7 +85,8 @@ def _files(report: RunReport) -> str:
             table(header, rows),
             "",
             f"Drop: against {report.validation.reference}, paired on the same images; the limit is "
-            "Tango's one-sided 95 % upper limit.",
+            "Tango's one-sided 95 % upper limit. SQNR: power of its scores over the power of the "
+            "difference from them.",
             f"{about}.",
         )
     )
@@ -108,8 +112,9 @@ def _file_row(artifact: Artifact, evaluation: Evaluation, report: RunReport) -> 
         "reference" if drop is None else f"{drop.drop_points:+.2f} ({drop.upper_points:+.2f})",
         "-" if drop is None else f"{drop.mcnemar_p:.3f}",
         "-" if drop is None else f"{drop.agreement:.1%}",
+        "-" if evaluation.sqnr_db is None else f"{evaluation.sqnr_db:.1f}",
         *times,
-        ", ".join(judged) or "-",
+        (", ".join(judged) or "-") if artifact.ships else "does not ship",
     )
 
 
@@ -218,7 +223,8 @@ def _quantization(report: RunReport) -> str:
             "",
             table(header, rows),
             "",
-            f"Shipped: {quantized.reason}.",
+            f"{int8_sentence(report)}.",
+            *(f"\nWarning: {warning}." for warning in quantized.warnings),
             "",
             "<details><summary>Layer by layer</summary>",
             "",

@@ -5,23 +5,11 @@ from rich.table import Table
 from edgekit.records import RunReport
 
 
-def unfreezing_sentence(report: RunReport) -> str:
-    """Returns what unfreezing brought, in one sentence."""
-    head, *further = report.float_model.phases
-    start = head.epochs[head.best_epoch].validation_accuracy
-    tried = f"{len(further)} further phases" if len(further) != 1 else "one further phase"
-    return (
-        f"validation top-1: {start:.2%} with the head alone, "
-        f"{report.float_model.validation_accuracy:.2%} unfrozen from {report.float_model.cut} "
-        f"({tried}; {report.float_model.stopped_because})"
-    )
-
-
 def files_table(report: RunReport) -> Table:
     """Returns one row per exported file: size, test accuracy, drop, latency here."""
     grid = Table(box=None, pad_edge=False, header_style="bold")
     grid.add_column("file")
-    for column in ("size", "test top-1", "drop (limit)", "p50 ms", "p90 ms"):
+    for column in ("size", "test top-1", "drop (limit)", "SQNR dB", "p50 ms", "p90 ms"):
         grid.add_column(column, justify="right")
     by_digest = {e.artifact_sha256: e for e in report.validation.evaluations if e.threads == 1}
     for artifact in report.export.artifacts:
@@ -32,6 +20,7 @@ def files_table(report: RunReport) -> Table:
             f"{artifact.size_bytes / 1000:,.0f} kB",
             f"{found.accuracy.top1:.2%}",
             "-" if drop is None else f"{drop.drop_points:+.2f} ({drop.upper_points:+.2f})",
+            "-" if found.sqnr_db is None else f"{found.sqnr_db:.1f}",
             "-" if latency is None else f"{latency.p50_ms:.3f}",
             "-" if latency is None else f"{latency.p90_ms:.3f}",
         )

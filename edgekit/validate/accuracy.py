@@ -108,6 +108,25 @@ def paired_drop(reference_top1: Classes, model_top1: Classes, labels: Classes) -
     )
 
 
+def sqnr_db(reference: Scores, scores: Scores) -> float | None:
+    """Returns the signal-to-quantization-noise ratio of scores in decibels.
+
+    10 log10(sum of reference^2 / sum of (reference - scores)^2), over all images and outputs.
+
+    Args:
+        reference: float32 scores of the float model, of shape `(images, outputs)`.
+        scores: Scores of the judged file, same shape.
+
+    Returns:
+        None where nothing differs, or where a score is not finite.
+    """
+    noise = float(np.square(reference.astype(np.float64) - scores).sum())
+    power = float(np.square(reference, dtype=np.float64).sum())
+    if not np.isfinite([noise, power]).all() or noise == 0 or power == 0:
+        return None
+    return float(10 * np.log10(power / noise))
+
+
 def _top5(scores: Scores, wanted: OutputIndex) -> float:
     """Returns the share of images whose wanted output is among the five highest.
 

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from edgekit.validate.accuracy import (
     measure_accuracy,
     paired_drop,
     seconds_allowed,
+    sqnr_db,
     top1_classes,
 )
 from edgekit.validate.latency import summarize
@@ -62,6 +63,7 @@ class _Answered:
 
     artifact: Artifact
     accuracy: Accuracy
+    scores: npt.NDArray[np.float32]
     top1: Labels
     runtime: str
 
@@ -105,26 +107,30 @@ def judge(
     )
     drops = {digest: paired_drop(reference.top1, a.top1, labels) for digest, a in answered.items()}
     timings = _time(exported, folder, images, targets, measuring, progress)
-    evaluations = tuple(
-        Evaluation(
-            artifact_sha256=digest,
-            runtime=answered[digest].runtime,
-            threads=threads,
-            accuracy=answered[digest].accuracy,
-            drop=None if answered[digest] is reference else drops[digest],
-            latency=_summary(timing, _TABLE_PERCENTILE),
+    wanted = dict.fromkeys((*((digest, 1) for digest in answered), *timings))
+    evaluations = []
+    for digest, threads in wanted:
+        found, timing = answered[digest], timings.get((digest, threads))
+        evaluations.append(
+            Evaluation(
+                artifact_sha256=digest,
+                runtime=found.runtime,
+                threads=threads,
+                accuracy=found.accuracy,
+                drop=None if found is reference else drops[digest],
+                sqnr_db=sqnr_db(reference.scores, found.scores),
+                latency=None if timing is None else _summary(timing, _TABLE_PERCENTILE),
+            )
         )
-        for (digest, threads), timing in timings.items()
-    )
     accuracies = {digest: a.accuracy for digest, a in answered.items()}
-    positions = {key: position for position, key in enumerate(timings)}
+    positions = {key: position for position, key in enumerate(wanted)}
     verdicts = tuple(
-        _verdict(target, artifact_for(target, exported), accuracies, drops, timings)
+        _verdict(target, artifact_for(target, exported), exported, accuracies, drops, timings)
         for target in targets
     )
     return ValidationRecord(
         reference=reference.artifact.path,
-        evaluations=evaluations,
+        evaluations=tuple(evaluations),
         verdicts=verdicts,
         decided_by=tuple(
             positions[artifact_for(target, exported).sha256, target.runtime.threads]
@@ -132,7 +138,16 @@ def judge(
             else None
             for target in targets
         ),
+        int8_against_other=_against_other(answered.values(), labels),
     )
+
+
+def _against_other(answered: Iterable[_Answered], labels: Labels) -> PairedDrop | None:
+    """Holds the int8 TFLite file that ships against the candidate that lost."""
+    int8 = [a for a in answered if (a.artifact.format, a.artifact.variant) == ("tflite", "int8")]
+    ships = next((a for a in int8 if a.artifact.ships), None)
+    lost = next((a for a in int8 if not a.artifact.ships), None)
+    return paired_drop(lost.top1, ships.top1, labels) if lost and ships else None
 
 
 def artifact_for(target: Target, exported: ExportRecord) -> Artifact:
@@ -143,15 +158,12 @@ def artifact_for(target: Target, exported: ExportRecord) -> Artifact:
     """
     wanted = target.artifact
     for artifact in exported.artifacts:
-        if (artifact.format, artifact.variant, artifact.io) == (
-            wanted.format,
-            wanted.variant,
-            wanted.io,
-        ):
+        found = (artifact.format, artifact.variant, artifact.io)
+        if artifact.ships and found == (wanted.format, wanted.variant, wanted.io):
             return artifact
     raise SpecError(
         f"target {target.name} asks for {wanted.format} {wanted.variant} with {wanted.io} I/O",
-        "one of " + ", ".join(artifact.path for artifact in exported.artifacts),
+        "one of " + ", ".join(artifact.path for artifact in exported.artifacts if artifact.ships),
         "correct the target's [artifact] table",
     )
 
@@ -232,6 +244,7 @@ def _answer(
     return _Answered(
         artifact,
         measure_accuracy(scores, labels, classes, index),
+        scores,
         top1_classes(scores, classes, index),
         answers.runtime,
     )
@@ -245,12 +258,16 @@ def _time(
     measuring: Measuring,
     progress: Callable[[str, int, int], None],
 ) -> dict[tuple[str, int], local.Timing]:
-    """Times every file on one thread, and each local target's file on its own threads."""
-    wanted = {(artifact.sha256, 1): artifact for artifact in exported.artifacts}
+    """Times every file that ships on one thread, and each local target's on its own threads.
+
+    Where that is an int8 file, the float32 file of its format is timed as well.
+    """
+    wanted = {(artifact.sha256, 1): artifact for artifact in exported.artifacts if artifact.ships}
     for target in targets:
         if target.is_here:
             artifact = artifact_for(target, exported)
-            wanted[artifact.sha256, target.runtime.threads] = artifact
+            for timed in (artifact, _float_of(artifact, exported)):
+                wanted[timed.sha256, target.runtime.threads] = timed
     subjects = [
         subject_of(artifact, folder, images, exported.preprocess, threads)
         for (_, threads), artifact in wanted.items()
@@ -269,26 +286,64 @@ def _summary(timing: local.Timing, percentile: int) -> Latency:
     return summarize(timing.sessions, percentile, this_machine(), timing.runtime)
 
 
+def _float_of(artifact: Artifact, exported: ExportRecord) -> Artifact:
+    """Returns the float32 file of an int8 file's format; any other file itself."""
+    if artifact.variant != "int8":
+        return artifact
+    same = (a for a in exported.artifacts if (a.format, a.variant) == (artifact.format, "float32"))
+    return next(same, artifact)
+
+
+def slower_than_float(int8: local.Timing, float32: local.Timing) -> str | None:
+    """Returns a sentence if int8 is slower than float32 on one device, else None.
+
+    Slower means that every session's median is above every median of the float32 file. It happens
+    where a processor has no instructions for int8, and nobody who ships int8 expects it.
+
+    Args:
+        int8: Timed sessions of the int8 file.
+        float32: Timed sessions of the float32 file, with as many threads.
+    """
+    medians = [
+        [float(np.median(session.samples_ms)) for session in timing.sessions]
+        for timing in (int8, float32)
+    ]
+    if min(medians[0]) <= max(medians[1]):
+        return None
+    ours, theirs = (float(np.median(values)) for values in medians)
+    return (
+        f"int8 is slower than float32 here: {ours:.2f} ms against {theirs:.2f} ms a picture "
+        f"({ours / theirs:.2f} times), in every session; ship it for its size, or take float32"
+    )
+
+
 def _verdict(
     target: Target,
     artifact: Artifact,
+    exported: ExportRecord,
     accuracies: dict[str, Accuracy],
     drops: dict[str, PairedDrop],
     timings: dict[tuple[str, int], local.Timing],
 ) -> Verdict:
-    here = target.is_here
+    here, threads = target.is_here, target.runtime.threads
+    timing = timings[artifact.sha256, threads] if here else None
     checks = checks_of(
         target,
         artifact.size_bytes,
         accuracies[artifact.sha256] if here else None,
         drops[artifact.sha256] if here else None,
-        timings[artifact.sha256, target.runtime.threads] if here else None,
+        timing,
         "",
     )
+    other = _float_of(artifact, exported)
+    slow = None
+    if timing and other is not artifact:
+        slow = slower_than_float(timing, timings[other.sha256, threads])
     return Verdict(
         target=target.name,
         artifact_path=artifact.path,
         artifact_sha256=artifact.sha256,
         checks=checks,
         status=combine(checks),
+        notes=(slow,) if slow else (),
     )

@@ -43,7 +43,8 @@ def test_every_run_makes_the_standard_files() -> None:
 
 def test_the_files_are_those_of_the_record(exported: Exported) -> None:
     paths = [artifact.path for artifact in exported.record.artifacts]
-    assert paths == [*NAMES, "model_int8_uint8_io.tflite", "model_int8_float32_io.tflite"]
+    more = ("uint8_io", "float32_io", "ptq_int8_io")
+    assert paths == [*NAMES, *(f"model_int8_{name}.tflite" for name in more)]
     found = {file.name for file in exported.folder.iterdir()}
     assert found == {*paths, "labels.txt", "ranges.json"}
     for artifact in exported.record.artifacts:
@@ -54,12 +55,16 @@ def test_the_files_are_those_of_the_record(exported: Exported) -> None:
         assert {tensor.shape[0] for tensor in (*artifact.inputs, *artifact.outputs)} == {1}
         if artifact.variant == "int8":
             assert artifact.float_tensors == ()
+        lost = "ptq" in artifact.path
+        assert artifact.ships == (not lost)
+        how = "ptq" if lost else "qat"
+        assert artifact.candidate == (how if artifact.variant == "int8" else None)
 
 
 def test_labels_and_ranges_lie_beside_the_files(exported: Exported, sources: Untyped) -> None:
     assert (exported.folder / "labels.txt").read_text() == "blue\ngreen\nred\n"
     assert exported.record.class_names == CLASSES
-    assert read(exported.folder / "ranges.json") == sources.table
+    assert read(exported.folder / "ranges.json") == sources.int8.table
 
 
 def test_every_file_was_compared_with_its_source(exported: Exported) -> None:
@@ -191,7 +196,7 @@ def test_answers_too_far_from_the_source_are_refused(
     index, artifact = next(
         (i, a) for i, a in enumerate(exported.record.artifacts) if a.variant == variant
     )
-    own: Any = {"float": answers[index], "int8": answers[index]}
+    own: Any = dict.fromkeys(("float", "qat"), answers[index])
     assert compare(artifact, answers[index], own).largest_difference == 0
     broken = np.full_like(answers[index], np.nan)
     with pytest.raises(ConversionError, match="differs from the"):

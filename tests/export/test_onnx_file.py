@@ -89,8 +89,8 @@ def test_every_convolution_runs_in_integers(exported: Exported, tmp_path: Path) 
 def test_one_grid_for_a_whole_kernel_runs_in_integers_too(
     float_model: Untyped, sources: Untyped, tmp_path: Path
 ) -> None:
-    weights = sources.int8_weights
-    table = table_of(NODES, weights, sources.table.activations, "tensor")
+    weights = sources.int8.weights
+    table = table_of(NODES, weights, sources.int8.table.activations, "tensor")
     model = onnx_file.quantized_model(float_model, NODES, weights, table)
     onnx.save(model, tmp_path / "model.onnx")
     onnx.checker.check_model(tmp_path / "model.onnx", full_check=True)
@@ -121,14 +121,14 @@ def test_scales_and_codes_are_those_of_the_table(exported: Exported, sources: Un
             or stored[f"{name}/zero_point"] != span.zero_point + 128
         ]
 
-    ranges = sources.table.activations
+    ranges = sources.int8.table.activations
     assert differing(ranges) == []
     span = ranges["block_5_add"]
     wider = span.model_copy(update={"scale": span.scale * 1.00001})
     assert differing({**ranges, "block_5_add": wider}) == ["block_5_add"]
     for node in weighted(NODES):
         codes, scales = kernel_codes(
-            node, sources.int8_weights[f"{node.name}/kernel"], sources.table.kernels[node.name]
+            node, sources.int8.weights[f"{node.name}/kernel"], sources.int8.table.kernels[node.name]
         )
         axes = (2, 3, 0, 1) if node.op == "depthwise" else (3, 2, 0, 1)
         assert np.array_equal(stored[f"{node.name}/kernel/codes"], codes.transpose(axes))
@@ -138,19 +138,19 @@ def test_scales_and_codes_are_those_of_the_table(exported: Exported, sources: Un
         bias = stored[f"{node.name}/bias/codes"] * steps
         # Half an int32 step by rounding, and float32's rounding of the step.
         allowed = steps * 0.5 + np.abs(bias) * 2.0**-22
-        assert (np.abs(bias - sources.int8_weights[f"{node.name}/bias"]) <= allowed).all()
+        assert (np.abs(bias - sources.int8.weights[f"{node.name}/bias"]) <= allowed).all()
 
 
 def test_quantizing_leaves_the_float_model_alone(float_model: Untyped, sources: Untyped) -> None:
     before = float_model.SerializeToString(deterministic=True)
-    onnx_file.quantized_model(float_model, NODES, sources.int8_weights, sources.table)
+    onnx_file.quantized_model(float_model, NODES, sources.int8.weights, sources.int8.table)
     assert float_model.SerializeToString(deterministic=True) == before
 
 
 def test_the_same_network_gives_the_same_bytes(
     float_model: Untyped, sources: Untyped, exported: Exported
 ) -> None:
-    made = onnx_file.quantized_model(float_model, NODES, sources.int8_weights, sources.table)
+    made = onnx_file.quantized_model(float_model, NODES, sources.int8.weights, sources.int8.table)
     content = (exported.folder / "model_int8.onnx").read_bytes()
     assert made.SerializeToString(deterministic=True) == content
 
@@ -159,16 +159,16 @@ def test_a_range_that_a_relu6_cannot_have_is_refused(
     float_model: Untyped, sources: Untyped
 ) -> None:
     for low, high in ((-1.0, 6.0), (0.0, 6.1)):
-        table = altered(sources.table, {"Conv_1": from_limits(low, high, "trained")})
+        table = altered(sources.int8.table, {"Conv_1": from_limits(low, high, "trained")})
         with pytest.raises(ConversionError, match="the range of Conv_1") as caught:
-            onnx_file.quantized_model(float_model, NODES, sources.int8_weights, table)
+            onnx_file.quantized_model(float_model, NODES, sources.int8.weights, table)
         assert "inside 0..6" in caught.value.expected
 
 
 def test_a_graph_of_another_network_is_refused(float_model: Untyped, sources: Untyped) -> None:
-    kernel = sources.int8_weights["block_3_expand/kernel"]
-    weights = {**sources.int8_weights, "block_3_expand/kernel": kernel[..., :-8]}
-    table = table_of(NODES, weights, sources.table.activations, "channel")
+    kernel = sources.int8.weights["block_3_expand/kernel"]
+    weights = {**sources.int8.weights, "block_3_expand/kernel": kernel[..., :-8]}
+    table = table_of(NODES, weights, sources.int8.table.activations, "channel")
     with pytest.raises(ConversionError, match="block_3_expand has a kernel of shape"):
         onnx_file.quantized_model(float_model, NODES, weights, table)
 
@@ -178,4 +178,4 @@ def test_an_operator_it_does_not_know_is_refused(float_model: Untyped, sources: 
     other.CopyFrom(float_model)
     next(node for node in other.graph.node if node.op_type == "Clip").op_type = "HardSwish"
     with pytest.raises(ConversionError, match="wrote a HardSwish node"):
-        onnx_file.quantized_model(other, NODES, sources.int8_weights, sources.table)
+        onnx_file.quantized_model(other, NODES, sources.int8.weights, sources.int8.table)

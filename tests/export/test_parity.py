@@ -77,7 +77,7 @@ def seen_by_litert(exported: Exported, sources: Untyped, pixels: npt.NDArray[np.
         for node, index in zip(NODES, outputs, strict=True):
             codes.setdefault(node.name, []).append(interpreter.get_tensor(index).astype(np.int64))
     together = {name: np.concatenate(values) for name, values in codes.items()}
-    return Seen(together, sources.int8_weights, sources.table)
+    return Seen(together, sources.int8.weights, sources.int8.table)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def seen_by_onnxruntime(
     for node in model.graph.node:
         tensor = node.input[1].removesuffix("/scale") if node.op_type == "QuantizeLinear" else ""
         # A tensor that is only reshaped is quantized twice with the same range.
-        if tensor in sources.table.activations and tensor not in names:
+        if tensor in sources.int8.table.activations and tensor not in names:
             names.append(tensor)
             tensors.append(node.output[0])
             model.graph.output.append(
@@ -113,7 +113,7 @@ def seen_by_onnxruntime(
                 nhwc = answer.transpose(0, 2, 3, 1)
             codes.setdefault(name, []).append(nhwc.astype(np.int64) - 128)
     together = {name: np.concatenate(values) for name, values in codes.items()}
-    return Seen(together, sources.int8_weights, sources.table)
+    return Seen(together, sources.int8.weights, sources.int8.table)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def int8_answers(
     first = open_model(exported.folder / "model_int8_int8_io.tflite", "litert", 1)
     second = open_model(exported.folder / "model_int8.onnx", "onnxruntime", 1)
     images = np.concatenate([pictures[1].images, pictures[0].images]).astype(np.float32)
-    span = sources.table.activations[LOGITS]
+    span = sources.int8.table.activations[LOGITS]
     codes = np.array([first.run((image[None] - 128).astype(np.int8)) for image in images])
     reals = np.array([second.run(image[None] / 128 - 1) for image in images])
     steps = reals / span.scale
@@ -193,12 +193,12 @@ def same_pictures(codes: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -
 def test_another_range_of_one_tensor_shows_in_the_answers(
     exported: Exported, sources: Untyped, pictures: Untyped, tmp_path: Untyped
 ) -> None:
-    span = sources.table.activations["Conv_1"]
+    span = sources.int8.table.activations["Conv_1"]
     narrow = from_limits(0.0, 0.7 * span.maximum, "trained")
     content = tflite.convert(
         NODES,
-        sources.int8_weights,
-        altered(sources.table, {"Conv_1": narrow}),
+        sources.int8.weights,
+        altered(sources.int8.table, {"Conv_1": narrow}),
         variant="int8",
         io="int8",
         size_px=(SIZE_PX, SIZE_PX),

@@ -109,7 +109,7 @@ def test_every_scale_in_the_file_is_the_tables(
     exported: Exported, sources: Untyped, io: str
 ) -> None:
     content = (exported.folder / f"model_int8_{io}_io.tflite").read_bytes()
-    weights, table = sources.int8_weights, sources.table
+    weights, table = sources.int8.weights, sources.int8.table
     assert differences(content, weights, table) == []
     # Twins: one entry of the table, one zero point, one limit, one kernel, one bias.
     span = table.activations["block_5_add"]
@@ -135,8 +135,8 @@ LAST = "logits"
 
 
 def test_one_grid_for_a_whole_kernel_is_one_scale_in_the_file(sources: Untyped) -> None:
-    spans = sources.table.activations
-    weights = sources.int8_weights
+    spans = sources.int8.table.activations
+    weights = sources.int8.weights
     whole = table_of(NODES, weights, spans, "tensor")
     size = (SIZE_PX, SIZE_PX)
     content = tflite.convert(NODES, weights, whole, variant="int8", io="int8", size_px=size)
@@ -208,12 +208,12 @@ def test_the_same_network_gives_the_same_bytes(exported: Exported, sources: Unty
 
 
 def test_an_input_is_part_of_the_table(sources: Untyped) -> None:
-    spans = {name: span for name, span in sources.table.activations.items() if name != INPUT}
-    without = sources.table.model_copy(update={"activations": spans})
+    spans = {name: span for name, span in sources.int8.table.activations.items() if name != INPUT}
+    without = sources.int8.table.model_copy(update={"activations": spans})
     with pytest.raises((KeyError, ConversionError)):
         tflite.convert(
             NODES,
-            sources.int8_weights,
+            sources.int8.weights,
             without,
             variant="int8",
             io="int8",

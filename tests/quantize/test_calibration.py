@@ -22,6 +22,7 @@ from edgekit.quantize.calibration import (
     mse_limits,
     percentile_limits,
     representative_rows,
+    warnings_about,
 )
 
 NODES = mobilenet_v2(ALPHA)
@@ -223,6 +224,25 @@ def test_weights_that_are_not_finite_are_refused(
             lambda *_: None,
             "min-max",
         )
+
+
+@pytest.mark.parametrize(("count", "few"), [(1, True), (31, True), (32, False)])
+def test_few_pictures_are_warned_about(pictures: Untyped, count: int, few: bool) -> None:
+    said = warnings_about(pictures[0], Rows(np.arange(count), np.arange(0)))
+    assert len(said) == few
+    if few:
+        assert f"rest on {count} training picture{'' if count == 1 else 's'}," in said[0]
+
+
+def test_pictures_of_one_shade_are_warned_about(pictures: Untyped) -> None:
+    images = np.full_like(pictures[0].images, 128)
+    images[:, :, :, :] += np.arange(48, dtype=np.uint8)[:, None, None, None]
+    rows = Rows(np.arange(40), np.arange(0))
+    (said,) = warnings_about(replace(pictures[0], images=images), rows)
+    assert "of one shade" in said
+    # Twin: one picture with a single other pixel.
+    images[7, 3, 3, 1] = 0
+    assert warnings_about(replace(pictures[0], images=images), rows) == ()
 
 
 def test_pictures_of_one_colour_give_a_table(trained: Trained, pictures: Untyped) -> None:

@@ -8,6 +8,7 @@ from edgekit.validate.accuracy import (
     measure_accuracy,
     paired_drop,
     seconds_allowed,
+    sqnr_db,
     top1_classes,
 )
 
@@ -100,3 +101,20 @@ def test_paired_drop_needs_the_same_images() -> None:
 def test_the_time_limit_grows_with_the_images() -> None:
     assert seconds_allowed(100) < 3600 < seconds_allowed(10_000)
     assert seconds_allowed(1) > 60
+
+
+def test_sqnr_of_known_noise() -> None:
+    random = np.random.default_rng(6)
+    reference = random.normal(size=(500, 10)).astype(np.float32)
+    noise = random.normal(size=reference.shape).astype(np.float32)
+    noise *= np.sqrt(np.square(reference).sum() / np.square(noise).sum())
+    # A hundredth of the amplitude is a ten-thousandth of the power.
+    assert sqnr_db(reference, reference + 0.01 * noise) == pytest.approx(40, abs=1e-3)
+    assert sqnr_db(reference, reference + 0.02 * noise) == pytest.approx(33.98, abs=1e-2)
+
+
+def test_sqnr_needs_a_finite_difference() -> None:
+    reference = np.ones((3, 2), np.float32)
+    assert sqnr_db(reference, reference) is None
+    assert sqnr_db(reference, np.full_like(reference, np.nan)) is None
+    assert sqnr_db(np.zeros_like(reference), reference) is None

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from tiny_models import SIZE, colour_images, digest, mean_tflite
 
-from edgekit.devices.local import Pace
+from edgekit.devices.local import Pace, Timing
 from edgekit.records import (
     Artifact,
     ExportRecord,
     IoType,
+    LatencySession,
     Preprocess,
     Status,
     ValidationRecord,
@@ -20,7 +21,13 @@ from edgekit.records import (
 )
 from edgekit.runtimes.inspect import inspect_model
 from edgekit.target import Target
-from edgekit.validate.judging import Measuring, checks_of, judge, this_machine
+from edgekit.validate.judging import (
+    Measuring,
+    checks_of,
+    judge,
+    slower_than_float,
+    this_machine,
+)
 
 # Keeps a runner busy for over half a second, after which it tells how far it is.
 IMAGES = 300_000
@@ -44,7 +51,7 @@ REFERENCE = target_of("reference", "local", ("float32", "float32"), accuracy_dro
 ABSENT = target_of("absent", "none", ("int8", "int8"), size_bytes=1_000_000)
 
 
-def artifact_of(path: Path, variant: Variant, io: IoType) -> Artifact:
+def artifact_of(path: Path, variant: Variant, io: IoType, ships: bool = True) -> Artifact:
     facts = inspect_model(path)
     return Artifact(
         format="tflite",
@@ -57,6 +64,7 @@ def artifact_of(path: Path, variant: Variant, io: IoType) -> Artifact:
         outputs=facts.outputs,
         operators=facts.operators,
         float_tensors=facts.float_tensors,
+        ships=ships,
     )
 
 
@@ -67,11 +75,21 @@ Progress = list[tuple[str, int, int]]
 def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[ValidationRecord, Progress]:
     folder = tmp_path_factory.mktemp("judging")
     labels = 2 - colour_images(folder / "images.npy", IMAGES)  # outputs are red, green, blue
+    images = np.load(folder / "images.npy", mmap_mode="r+")
+    # A bright pixel in another channel: it hardly moves the mean, but it is the brightest.
+    images[np.arange(0, IMAGES, 3), 0, 0, (labels[::3] + 1) % 3] = 255
+    images.flush()
     exported = ExportRecord(
         preprocess=Preprocess(height_px=SIZE, width_px=SIZE),
         class_names=("red", "green", "blue"),
         artifacts=(
             artifact_of(mean_tflite(folder / "f.tflite", "float32"), "float32", "float32"),
+            artifact_of(
+                mean_tflite(folder / "lost.tflite", "int8", reduction="REDUCE_MAX"),
+                "int8",
+                "int8",
+                False,
+            ),
             artifact_of(mean_tflite(folder / "i.tflite", "int8"), "int8", "int8"),
         ),
         parity=(),
@@ -99,11 +117,60 @@ def test_every_thread_count_is_an_evaluation_and_the_deciding_one_is_named(
     judged: tuple[ValidationRecord, Progress],
 ) -> None:
     evaluations = judged[0].evaluations
-    assert [e.threads for e in evaluations] == [1, 1, 2]
-    assert evaluations[2].artifact_sha256 == evaluations[0].artifact_sha256
-    assert evaluations[2].latency is not None
-    assert evaluations[2].latency.threads == 2
-    assert judged[0].decided_by == (2, None)
+    assert [e.threads for e in evaluations] == [1, 1, 1, 2]
+    assert evaluations[3].artifact_sha256 == evaluations[0].artifact_sha256
+    assert evaluations[3].latency is not None
+    assert evaluations[3].latency.threads == 2
+    assert judged[0].decided_by == (3, None)
+
+
+def test_the_candidate_that_lost_is_compared_but_neither_timed_nor_given_to_a_target(
+    judged: tuple[ValidationRecord, Progress],
+) -> None:
+    record, _ = judged
+    _, lost, ships, _ = record.evaluations
+    assert lost.latency is None
+    assert ships.latency is not None
+    assert record.verdicts[1].artifact_path == "i.tflite"
+    against = record.int8_against_other
+    assert against is not None
+    assert lost.drop is not None
+    assert ships.drop is not None
+    lead = lost.drop.drop_points - ships.drop.drop_points
+    assert against.drop_points == pytest.approx(-lead)
+    # The brightest pixel of a channel is a worse guess than its mean.
+    assert lead > 10
+    assert lost.sqnr_db is not None
+    assert ships.sqnr_db is not None
+    assert lost.sqnr_db < ships.sqnr_db
+    assert record.evaluations[0].sqnr_db is None
+
+
+def timing_of(*medians_ms: float) -> Timing:
+    """Returns one session around each median."""
+    sessions = tuple(
+        LatencySession(
+            samples_ms=(0.9 * median, median, 1.5 * median),
+            threads=1,
+            warmup_runs=5,
+            context_switches_involuntary=0,
+            load_average=0.0,
+            governor=None,
+            frequency_before_khz=None,
+            frequency_after_khz=None,
+        )
+        for median in medians_ms
+    )
+    return Timing(sessions, "litert")
+
+
+def test_int8_that_is_slower_in_every_session_is_said() -> None:
+    said = slower_than_float(timing_of(3.0, 2.4, 2.6), timing_of(2.0, 2.2, 1.9))
+    assert said is not None
+    assert "2.60 ms against 2.00 ms a picture (1.30 times)" in said
+    # Twins: one session as fast as the slowest of the float file, or faster throughout.
+    assert slower_than_float(timing_of(3.0, 2.2, 2.6), timing_of(2.0, 2.2, 1.9)) is None
+    assert slower_than_float(timing_of(2.0, 2.2, 1.9), timing_of(3.0, 2.4, 2.6)) is None
 
 
 def test_a_device_out_of_reach_is_unmeasured_even_if_only_size_is_asked(

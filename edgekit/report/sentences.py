@@ -1,0 +1,78 @@
+"""What a run brought, in single sentences."""
+
+from edgekit.records import Artifact, Evaluation, RunReport
+
+_HOW = {"qat": "quantization-aware training", "ptq": "calibration after training"}
+
+
+def unfreezing_sentence(report: RunReport) -> str:
+    """Returns what unfreezing brought."""
+    head, *further = report.float_model.phases
+    start = head.epochs[head.best_epoch].validation_accuracy
+    tried = f"{len(further)} further phases" if len(further) != 1 else "one further phase"
+    return (
+        f"validation top-1: {start:.2%} with the head alone, "
+        f"{report.float_model.validation_accuracy:.2%} unfrozen from {report.float_model.cut} "
+        f"({tried}; {report.float_model.stopped_because})"
+    )
+
+
+def int8_sentence(report: RunReport) -> str:
+    """Returns which int8 ships and why, and what it costs and gains on the test split."""
+    ships, quantized = _int8(report), report.quantized
+    parts = [f"int8: {quantized.reason}"]
+    if ships is None:
+        return parts[0]
+    drop = ships[1].drop
+    if drop is not None:
+        than = "below" if drop.drop_points >= 0 else "above"
+        parts.append(
+            f"on the test split it is {abs(drop.drop_points):.2f} points {than} "
+            f"{report.validation.reference} (at most {drop.upper_points:+.2f} below, 95 %; McNemar "
+            f"p {drop.mcnemar_p:.2f})"
+        )
+    against = report.validation.int8_against_other
+    if against is not None:
+        lost = next(c.name for c in quantized.candidates if c.name != quantized.shipped)
+        gain = -against.drop_points
+        than = "above" if gain >= 0 else "below"
+        parts.append(
+            f"and {abs(gain):.2f} points {than} int8 by {_HOW[lost]} (McNemar p "
+            f"{against.mcnemar_p:.2f})"
+        )
+    return "; ".join((parts[0], " ".join(parts[1:]))) + _gain(report, ships)
+
+
+def _int8(report: RunReport) -> tuple[Artifact, Evaluation] | None:
+    """Returns the int8 TFLite file that ships, with its measurements on one thread."""
+    return next(
+        (
+            (artifact, evaluation)
+            for artifact in report.export.artifacts
+            for evaluation in report.validation.evaluations
+            if (artifact.format, artifact.variant, artifact.ships) == ("tflite", "int8", True)
+            and (evaluation.artifact_sha256, evaluation.threads) == (artifact.sha256, 1)
+        ),
+        None,
+    )
+
+
+def _gain(report: RunReport, ships: tuple[Artifact, Evaluation]) -> str:
+    """Returns how much smaller and faster than the float32 file it is here, on one thread."""
+    by_path = {artifact.path: artifact for artifact in report.export.artifacts}
+    other = by_path[report.validation.reference]
+    smaller = f"; {other.size_bytes / ships[0].size_bytes:.1f} times smaller"
+    theirs = next(
+        (
+            e.latency
+            for e in report.validation.evaluations
+            if (e.artifact_sha256, e.threads) == (other.sha256, 1)
+        ),
+        None,
+    )
+    ours = ships[1].latency
+    if ours is None or theirs is None:
+        return smaller
+    ratio = theirs.p50_ms / ours.p50_ms
+    speed = f"{ratio:.2f} times as fast" if ratio >= 1 else f"{1 / ratio:.2f} times as slow"
+    return f"{smaller} and {speed} here (p50, one thread)"
