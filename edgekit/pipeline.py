@@ -368,7 +368,8 @@ def _export(
     quantized: Stored[QuantizedModelRecord],
     targets: tuple[Target, ...],
 ) -> Stored[ExportRecord]:
-    asked = sorted({(t.artifact.format, t.artifact.variant, t.artifact.io) for t in targets})
+    specs = (target.artifact for target in targets)
+    asked = sorted({(spec.format, spec.variant, spec.io, spec.batch) for spec in specs})
 
     def make(folder: Path) -> ExportRecord:
         load_tensorflow()
@@ -388,7 +389,7 @@ def _export(
             },
             shipped=quantized.record.shipped,
         )
-        wanted = (Request(*item) for item in asked)
+        wanted = (Request(file, variant, io, batch=batch) for file, variant, io, batch in asked)
         requests = dict.fromkeys((*STANDARD, *wanted, *sources.comparisons))
         contract = dataset.record.preprocess
         return export_files(

@@ -31,6 +31,7 @@ SplitName = Literal["train", "validation", "test"]
 Format = Literal["tflite", "onnx"]
 Variant = Literal["float32", "float16", "dynamic", "int8"]
 IoType = Literal["float32", "uint8", "int8"]
+Batch = Literal["one", "any"]
 Granularity = Literal["channel", "tensor"]
 CalibrationMethod = Literal["min-max", "percentile", "mse"]
 Candidate = Literal["ptq", "qat"]
@@ -367,6 +368,11 @@ class Artifact(Record):
     float_tensors: tuple[str, ...]
     candidate: Candidate | None = None
     ships: bool = True
+
+    @property
+    def batch(self) -> Batch:
+        """How many pictures one call takes."""
+        return "any" if self.inputs and self.inputs[0].shape[0] == -1 else "one"
 
 
 class Parity(Record):

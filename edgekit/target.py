@@ -8,7 +8,7 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import Field, field_validator, model_validator
 
 from edgekit.errors import SpecError
-from edgekit.records import Format, IoType, Variant
+from edgekit.records import Batch, Format, IoType, Variant
 from edgekit.spec import Spec, build, conflict, load, parse
 
 Transport = Literal["local", "none"]
@@ -77,11 +77,16 @@ class ArtifactSpec(Spec):
         format: File format.
         variant: Arithmetic and weights inside.
         io: Element type of the input and the output.
+        batch: Pictures of one call: one, which every runtime takes, or any number.
     """
 
     format: Format = Field(description="File format.")
     variant: Variant = Field(description="Arithmetic and weights inside.")
     io: IoType = Field(description="Element type of input and output.")
+    batch: Batch = Field(
+        default="one",
+        description='Pictures of one call: "one", which every runtime takes, or "any" (onnx only).',
+    )
 
     @model_validator(mode="after")
     def _edgekit_makes_it(self) -> Self:
@@ -96,6 +101,9 @@ class ArtifactSpec(Spec):
                 "does not make"
             )
             raise conflict(received, 'for "onnx": variant "float32" or "int8", io "float32"')
+        if self.batch == "any" and self.format != "onnx":
+            received = f'batch "any" with format "{self.format}"'
+            raise conflict(received, 'batch "one", or format "onnx"')
         return self
 
 

@@ -252,11 +252,15 @@ def exported(
     pictures: Untyped,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Exported:
-    """Returns every standard file and the int8 files with the other two I/O types."""
+    """Returns every standard file and the int8 files with other I/O types and any batch."""
     from edgekit.export.files import STANDARD, Request, export_files
 
     folder = tmp_path_factory.mktemp("export")
-    more = (Request("tflite", "int8", "uint8"), Request("tflite", "int8", "float32"))
+    more = (
+        Request("tflite", "int8", "uint8"),
+        Request("tflite", "int8", "float32"),
+        Request("onnx", "int8", "float32", batch="any"),
+    )
     record = export_files(
         trained.record,
         sources,

@@ -183,6 +183,7 @@ INT8, FLOAT_IO, UINT8_IO = 'variant = "int8"', 'io = "float32"', 'io = "uint8"'
         ("host-onnxruntime", [(INT8, 'variant = "dynamic"')], "artifact", '"float32" or "int8"'),
         ("host-onnxruntime", [(FLOAT_IO, 'io = "int8"')], "artifact", 'io "float32"'),
         ("host-litert", [(INT8, 'variant = "float32"')], "artifact", 'variant "int8"'),
+        ("host-litert", [(INT8, f'{INT8}\nbatch = "any"')], "artifact", 'format "onnx"'),
         (
             "host-litert",
             [('format = "tflite"', 'format = "onnx"'), (UINT8_IO, FLOAT_IO)],

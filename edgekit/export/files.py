@@ -20,6 +20,7 @@ from edgekit.network.forward import logits_function
 from edgekit.network.graph import Arrays, Node, mobilenet_v2
 from edgekit.records import (
     Artifact,
+    Batch,
     Candidate,
     ExportRecord,
     FloatModelRecord,
@@ -59,19 +60,22 @@ class Request:
         variant: Its number type.
         io: Type of its input and output.
         candidate: An int8 candidate that does not ship. Defaults to None, what ships.
+        batch: Pictures of one call; "any" only for ONNX. Defaults to "one".
     """
 
     format: Format
     variant: Variant
     io: IoType
     candidate: Candidate | None = None
+    batch: Batch = "one"
 
     @property
     def name(self) -> str:
-        """File name: the variant, the candidate that lost, the I/O type where several exist."""
+        """File name: the variant, the candidate that lost, the I/O type and batch if unusual."""
         lost = f"_{self.candidate}" if self.candidate else ""
         io = f"_{self.io}_io" if self.variant == "int8" and self.format == "tflite" else ""
-        return f"model_{self.variant}{lost}{io}.{self.format}"
+        batch = "_any_batch" if self.batch == "any" else ""
+        return f"model_{self.variant}{lost}{io}{batch}.{self.format}"
 
 
 # Made for every run, since the report compares them; targets may add int8 I/O types.
@@ -194,7 +198,9 @@ def _content(
         return tflite.convert(
             nodes, weights, int8.table, variant=request.variant, io=request.io, size_px=size
         )
-    model = onnx_file.float_model(nodes, sources.float_weights, size, contract, class_names)
+    model = onnx_file.float_model(
+        nodes, sources.float_weights, size, contract, class_names, request.batch
+    )
     if request.variant == "int8":
         model = onnx_file.quantized_model(model, nodes, int8.weights, int8.table)
     return bytes(model.SerializeToString(deterministic=True))
@@ -205,11 +211,12 @@ def _audited(path: Path, request: Request, shipped: Candidate) -> Artifact:
     facts = inspect_model(path)
     ends = (*facts.inputs, *facts.outputs)
     wrong = [f"{t.name} is {t.dtype}" for t in ends if t.dtype != request.io]
-    free = [f"{t.name} has shape {t.shape}" for t in ends if t.shape[0] != 1]
+    batch = -1 if request.batch == "any" else 1
+    free = [f"{t.name} has shape {t.shape}" for t in ends if t.shape[0] != batch]
     islands = facts.float_tensors if request.variant == "int8" else ()
     for problem, expected in (
         (wrong, f"{request.io} input and output"),
-        (free, "a static batch of one"),
+        (free, f"a batch of {request.batch}"),
         (islands, "integers only between input and output"),
     ):
         if problem:

@@ -20,7 +20,7 @@ from edgekit.errors import ConversionError
 from edgekit.network.forward import logits_function
 from edgekit.network.graph import INPUT, LOGITS, Arrays, Node, kernel_codes, weighted
 from edgekit.network.native_log import muted
-from edgekit.records import Preprocess, RangeTable, TensorRange
+from edgekit.records import Batch, Preprocess, RangeTable, TensorRange
 from edgekit.runtimes.onnx_runtime import EXACT
 
 # 13 is the first with per-channel DequantizeLinear; 17 is what tf2onnx 1.17 tests most.
@@ -36,8 +36,9 @@ def float_model(
     size_px: tuple[int, int],
     preprocess: Preprocess,
     class_names: tuple[str, ...],
+    batch: Batch = "one",
 ) -> Any:
-    """Returns the float32 network as an ONNX model with a static batch of one.
+    """Returns the float32 network as an ONNX model.
 
     Args:
         nodes: The network.
@@ -45,14 +46,17 @@ def float_model(
         size_px: (height, width) of the input.
         preprocess: Written into the metadata as `edgekit.preprocess`.
         class_names: Written into the metadata as `edgekit.labels`.
+        batch: Pictures of one call: a static one, or a free dimension. Defaults to "one".
 
     Returns:
-        `onnx.ModelProto`: input "image" float32 (1, h, w, 3), output "logits" float32 (1, classes).
+        `onnx.ModelProto`: input "image" float32 (batch, h, w, 3), output "logits" float32 (batch,
+        classes).
 
     Raises:
         ConversionError: If tf2onnx refuses the graph.
     """
-    signature = [tf.TensorSpec((1, *size_px, 3), tf.float32, name="image")]
+    rows = 1 if batch == "one" else None
+    signature = [tf.TensorSpec((rows, *size_px, 3), tf.float32, name="image")]
     function = tf.function(
         logits_function(nodes, weights), input_signature=signature, autograph=False
     )
@@ -290,5 +294,9 @@ def _rename(model: Any, nodes: tuple[Node, ...]) -> None:
     del graph.initializer[:], graph.value_info[:]
     graph.initializer.extend(kept)
     graph.input[0].name, graph.output[0].name = "image", LOGITS
+    for end in (graph.input[0], graph.output[0]):
+        first = end.type.tensor_type.shape.dim[0]
+        if not first.HasField("dim_value"):
+            first.dim_param = "batch"  # tf2onnx numbers it
     graph.name = "mobilenet_v2"
     graph.doc_string = ""  # tf2onnx puts the number of the traced function there

@@ -158,11 +158,12 @@ def artifact_for(target: Target, exported: ExportRecord) -> Artifact:
     """
     wanted = target.artifact
     for artifact in exported.artifacts:
-        found = (artifact.format, artifact.variant, artifact.io)
-        if artifact.ships and found == (wanted.format, wanted.variant, wanted.io):
+        found = (artifact.format, artifact.variant, artifact.io, artifact.batch)
+        if artifact.ships and found == (wanted.format, wanted.variant, wanted.io, wanted.batch):
             return artifact
     raise SpecError(
-        f"target {target.name} asks for {wanted.format} {wanted.variant} with {wanted.io} I/O",
+        f"target {target.name} asks for {wanted.format} {wanted.variant} with {wanted.io} I/O and "
+        f"a batch of {wanted.batch}",
         "one of " + ", ".join(artifact.path for artifact in exported.artifacts if artifact.ships),
         "correct the target's [artifact] table",
     )

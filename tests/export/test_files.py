@@ -43,8 +43,8 @@ def test_every_run_makes_the_standard_files() -> None:
 
 def test_the_files_are_those_of_the_record(exported: Exported) -> None:
     paths = [artifact.path for artifact in exported.record.artifacts]
-    more = ("uint8_io", "float32_io", "ptq_int8_io")
-    assert paths == [*NAMES, *(f"model_int8_{name}.tflite" for name in more)]
+    more = ("uint8_io.tflite", "float32_io.tflite", "any_batch.onnx", "ptq_int8_io.tflite")
+    assert paths == [*NAMES, *(f"model_int8_{name}" for name in more)]
     found = {file.name for file in exported.folder.iterdir()}
     assert found == {*paths, "labels.txt", "ranges.json"}
     for artifact in exported.record.artifacts:
@@ -52,7 +52,10 @@ def test_the_files_are_those_of_the_record(exported: Exported) -> None:
         assert artifact.sha256 == hashlib.sha256(content).hexdigest()
         assert artifact.size_bytes == len(content)
         assert {tensor.dtype for tensor in (*artifact.inputs, *artifact.outputs)} == {artifact.io}
-        assert {tensor.shape[0] for tensor in (*artifact.inputs, *artifact.outputs)} == {1}
+        free = "any_batch" in artifact.path
+        rows = -1 if free else 1
+        assert {tensor.shape[0] for tensor in (*artifact.inputs, *artifact.outputs)} == {rows}
+        assert artifact.batch == ("any" if free else "one")
         if artifact.variant == "int8":
             assert artifact.float_tensors == ()
         lost = "ptq" in artifact.path

@@ -141,6 +141,33 @@ def test_scales_and_codes_are_those_of_the_table(exported: Exported, sources: Un
         assert (np.abs(bias - sources.int8.weights[f"{node.name}/bias"]) <= allowed).all()
 
 
+def test_any_number_of_pictures_is_answered_as_one_at_a_time(
+    exported: Exported, pictures: Untyped, tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    from edgekit.runtimes.onnx_runtime import EXACT
+
+    path = exported.folder / "model_int8_any_batch.onnx"
+    onnx.checker.check_model(path, full_check=True)
+    graph = onnx.load(path).graph
+    for end in (graph.input[0], graph.output[0]):
+        assert end.type.tensor_type.shape.dim[0].dim_param == "batch"
+    used = Counter(node.op_type for node in graph_that_runs(path, tmp_path))
+    assert (used["QLinearConv"], used["Conv"], used["DequantizeLinear"]) == (53, 0, 1)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(*EXACT)
+    one, many = (
+        onnxruntime.InferenceSession(exported.folder / name, options)
+        for name in ("model_int8.onnx", path.name)
+    )
+    images = (pictures[1].images[:7] / 128 - 1).astype(np.float32)
+    expected = np.concatenate([one.run(None, {"image": image[None]})[0] for image in images])
+    answers = many.run(None, {"image": images})[0]
+    assert np.array_equal(answers, expected)
+    assert not np.array_equal(answers, np.roll(expected, 1, axis=0))
+
+
 def test_quantizing_leaves_the_float_model_alone(float_model: Untyped, sources: Untyped) -> None:
     before = float_model.SerializeToString(deterministic=True)
     onnx_file.quantized_model(float_model, NODES, sources.int8.weights, sources.int8.table)
