@@ -386,13 +386,62 @@ class Parity(Record):
     largest_difference_bound: float | None
 
 
+class LayerParity(Record):
+    """How far the codes of one layer lie apart in the int8 TFLite and the int8 ONNX file.
+
+    Args:
+        layer: The node whose output is compared.
+        values: Number of values compared.
+        equal: Share of values with the same code.
+        within_one: Share of values at most one code apart.
+        largest_steps: Most codes that a value is apart.
+    """
+
+    layer: str
+    values: int
+    equal: float
+    within_one: float
+    largest_steps: int
+
+
+class FormatParity(Record):
+    """How alike the int8 TFLite and the int8 ONNX file of one model answer, on real pictures.
+
+    Args:
+        images: Pictures whose answers were compared, by the runtimes that users run.
+        top1_agreement: Share of pictures with the same top-1 answer.
+        within_two: Share of logits at most two steps of the output apart.
+        largest_steps: Most steps that a logit is apart.
+        layer_images: Pictures whose layers were compared.
+        layers: Every layer in network order; a difference that one makes passes through the next.
+        departs: First layer with a value more than one code apart, or None.
+    """
+
+    images: int
+    top1_agreement: float
+    within_two: float
+    largest_steps: float
+    layer_images: int
+    layers: tuple[LayerParity, ...]
+    departs: str | None
+
+
 class ExportRecord(Record):
-    """All exported files with their parity. The files lie beside the record."""
+    """All exported files with their parity. The files lie beside the record.
+
+    Args:
+        preprocess: The contract of their input.
+        class_names: Names of the classes in output order.
+        artifacts: The files.
+        parity: Each file against what it was made from.
+        formats: The int8 files of the two formats against each other; None if one is missing.
+    """
 
     preprocess: Preprocess
     class_names: tuple[str, ...]
     artifacts: tuple[Artifact, ...]
     parity: tuple[Parity, ...]
+    formats: FormatParity | None = None
 
 
 class Accuracy(Record):

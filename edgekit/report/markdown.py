@@ -290,7 +290,43 @@ def _parity(report: RunReport) -> str:
         for p in report.export.parity
     ]
     header = ("file", "made from", "images", "same answer", "largest difference", "allowed")
-    return "\n".join(("## Parity with the source", "", table(header, rows)))
+    return "\n".join(("## Parity", "", table(header, rows), *_formats(report)))
+
+
+def _formats(report: RunReport) -> tuple[str, ...]:
+    """Returns how alike the two int8 formats answer, and every layer folded away."""
+    found = report.export.formats
+    if found is None:
+        return ()
+    departs = (
+        f"The first layer with a value more than one code apart is `{found.departs}`."
+        if found.departs
+        else "No layer has a value more than one code apart."
+    )
+    rows = [
+        (
+            layer.layer,
+            f"{layer.values:,}",
+            f"{layer.equal:.3%}",
+            f"{layer.within_one:.3%}",
+            str(layer.largest_steps),
+        )
+        for layer in found.layers
+    ]
+    header = ("layer", "values", "same code", "at most one apart", "most apart")
+    return (
+        "",
+        f"int8 TFLite and int8 ONNX: the same answer to {found.top1_agreement:.2%} of "
+        f"{found.images} pictures; {found.within_two:.2%} of the logits at most two steps apart, "
+        f"at most {found.largest_steps:g}. {departs}",
+        "",
+        f"<details><summary>Codes of every layer, {found.layer_images} pictures, LiteRT's own "
+        "kernels and onnxruntime</summary>",
+        "",
+        table(header, rows),
+        "",
+        "</details>",
+    )
 
 
 def _repeat(report: RunReport) -> str:

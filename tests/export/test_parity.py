@@ -1,21 +1,23 @@
 """The exported files answer alike: node by node as simulated, and TFLite as ONNX."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from tiny_network import ALPHA, SIZE_PX, Exported, Trained, Untyped, altered
 
+from edgekit.errors import ConversionError
 from edgekit.network.graph import INPUT, LOGITS, Arrays, Node, mobilenet_v2
 from edgekit.network.ranges import from_limits
-from edgekit.records import RangeTable
+from edgekit.records import Preprocess, RangeTable
 from edgekit.runtimes import open_model
-from edgekit.runtimes.onnx_runtime import EXACT
 
 pytest.importorskip("tensorflow")
 
 from edgekit.export import tflite
+from edgekit.export.layers import compare_layers, litert_codes, onnx_codes
 from edgekit.network import keras_model
 from edgekit.network.forward import run
 
@@ -54,66 +56,29 @@ def pixels(pictures: Untyped) -> npt.NDArray[np.uint8]:
     return np.array(pictures[1].images[:8])
 
 
-@pytest.fixture(scope="module")
-def seen_by_litert(exported: Exported, sources: Untyped, pixels: npt.NDArray[np.uint8]) -> Seen:
-    from ai_edge_litert.interpreter import Interpreter, OpResolverType
-
-    interpreter = Interpreter(
-        model_path=str(exported.folder / "model_int8_int8_io.tflite"),
-        experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-        experimental_preserve_all_tensors=True,
+def seen(codes: Untyped, sources: Untyped, pixels: npt.NDArray[np.uint8]) -> Seen:
+    entering = pixels.astype(np.int64) - 128
+    return Seen(
+        {INPUT: entering, **{name: values.astype(np.int64) for name, values in codes.items()}},
+        sources.int8.weights,
+        sources.int8.table,
     )
-    interpreter.allocate_tensors()
-    (entering,) = interpreter.get_input_details()
-    operators = interpreter._get_ops_details()
-    outputs = [int(op["outputs"][0]) for op in operators if op["op_name"] != "RESHAPE"]
-    assert len(outputs) == len(NODES)
-    codes: dict[str, list[npt.NDArray[np.int64]]] = {INPUT: []}
-    for picture in pixels:
-        tensor = (picture[None].astype(np.int64) - 128).astype(np.int8)
-        interpreter.set_tensor(entering["index"], tensor)
-        interpreter.invoke()
-        codes[INPUT].append(tensor.astype(np.int64))
-        for node, index in zip(NODES, outputs, strict=True):
-            codes.setdefault(node.name, []).append(interpreter.get_tensor(index).astype(np.int64))
-    together = {name: np.concatenate(values) for name, values in codes.items()}
-    return Seen(together, sources.int8.weights, sources.int8.table)
+
+
+@pytest.fixture(scope="module")
+def seen_by_litert(
+    exported: Exported, sources: Untyped, pixels: npt.NDArray[np.uint8], contract: Preprocess
+) -> Seen:
+    path = exported.folder / "model_int8_int8_io.tflite"
+    return seen(litert_codes(NODES, path, pixels, contract), sources, pixels)
 
 
 @pytest.fixture(scope="module")
 def seen_by_onnxruntime(
-    exported: Exported, sources: Untyped, pixels: npt.NDArray[np.uint8]
+    exported: Exported, sources: Untyped, pixels: npt.NDArray[np.uint8], contract: Preprocess
 ) -> Seen:
-    import onnx
-    import onnxruntime
-
-    model = onnx.load(exported.folder / "model_int8.onnx")
-    names, tensors = [], []
-    for node in model.graph.node:
-        tensor = node.input[1].removesuffix("/scale") if node.op_type == "QuantizeLinear" else ""
-        # A tensor that is only reshaped is quantized twice with the same range.
-        if tensor in sources.int8.table.activations and tensor not in names:
-            names.append(tensor)
-            tensors.append(node.output[0])
-            model.graph.output.append(
-                onnx.helper.make_tensor_value_info(node.output[0], onnx.TensorProto.UINT8, None)
-            )
-    assert names == [INPUT, *(node.name for node in NODES)]
-    options = onnxruntime.SessionOptions()
-    options.add_session_config_entry(*EXACT)
-    session = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-    )
-    codes: dict[str, list[npt.NDArray[np.int64]]] = {}
-    for picture in pixels:
-        answers = session.run(tensors, {"image": (picture[None] / 128 - 1).astype(np.float32)})
-        for name, answer in zip(names, answers, strict=True):
-            nhwc = answer.transpose(0, 2, 3, 1) if name != INPUT else answer
-            if name == INPUT and answer.shape[-1] != 3:
-                nhwc = answer.transpose(0, 2, 3, 1)
-            codes.setdefault(name, []).append(nhwc.astype(np.int64) - 128)
-    together = {name: np.concatenate(values) for name, values in codes.items()}
-    return Seen(together, sources.int8.weights, sources.int8.table)
+    path = exported.folder / "model_int8.onnx"
+    return seen(onnx_codes(NODES, path, pixels, contract), sources, pixels)
 
 
 @pytest.mark.parametrize(
@@ -188,6 +153,63 @@ SPREAD = 16
 def same_pictures(codes: npt.NDArray[np.int64], others: npt.NDArray[np.int64]) -> float:
     """Returns the fraction of pictures with exactly the same logits."""
     return float((codes == others).all(axis=1).mean())
+
+
+def test_the_record_says_how_alike_the_formats_are(
+    exported: Exported, sources: Untyped, pictures: Untyped
+) -> None:
+    found = exported.record.formats
+    assert found is not None
+    assert [layer.layer for layer in found.layers] == [node.name for node in NODES]
+    assert (found.images, found.layer_images) == (72, 8)
+    codes, others = int8_answers(exported, sources, pictures)
+    apart = np.abs(codes - others)
+    assert found.top1_agreement == (codes.argmax(1) == others.argmax(1)).mean()
+    assert found.within_two == (apart <= 2).mean()
+    assert found.largest_steps == apart.max()
+    # What the first layer makes depends on nothing before it: a value on a border may differ.
+    assert found.layers[0].within_one == 1
+    assert found.layers[0].equal > 0.99
+    expected = next((layer.layer for layer in found.layers if layer.largest_steps > 1), None)
+    assert found.departs == expected
+
+
+@pytest.mark.parametrize("name", ["Conv1", "block_7_add", "Conv_1"])
+def test_the_first_layer_of_another_range_departs(
+    exported: Exported, sources: Untyped, pixels: Untyped, contract: Preprocess, tmp_path: Path,
+    name: str,
+) -> None:  # fmt: skip
+    span = sources.int8.table.activations[name]
+    narrow = from_limits(0.7 * span.minimum, 0.7 * span.maximum, "trained")
+    content = tflite.convert(
+        NODES,
+        sources.int8.weights,
+        altered(sources.int8.table, {name: narrow}),
+        variant="int8",
+        io="int8",
+        size_px=(SIZE_PX, SIZE_PX),
+    )
+    (tmp_path / "altered.tflite").write_bytes(content)
+    onnx = exported.folder / "model_int8.onnx"
+    pair = (tmp_path / "altered.tflite", exported.folder / "model_int8_int8_io.tflite")
+    found, honest = (
+        {layer.layer: layer for layer in compare_layers(NODES, path, onnx, pixels, contract)}
+        for path in pair
+    )
+    assert found[name].within_one < 0.9 * honest[name].within_one
+    before = [node.name for node in NODES[: [node.name for node in NODES].index(name)]]
+    assert all(found[layer].equal == honest[layer].equal for layer in before)
+
+
+@pytest.mark.parametrize("name", ["model_float32.tflite", "model_float32.onnx"])
+def test_files_without_codes_are_refused(
+    exported: Exported, pixels: Untyped, contract: Preprocess, name: str
+) -> None:
+    int8 = "model_int8_int8_io.tflite", "model_int8.onnx"
+    pair = (name, int8[1]) if name.endswith("tflite") else (int8[0], name)
+    paths = [exported.folder / file for file in pair]
+    with pytest.raises(ConversionError, match=r"has \d+ quantized layers|not int8"):
+        compare_layers(NODES, *paths, pixels, contract)
 
 
 def test_another_range_of_one_tensor_shows_in_the_answers(

@@ -1,0 +1,150 @@
+"""The int8 TFLite and the int8 ONNX file of one model, compared layer by layer on real pictures.
+
+Both are asked for the codes of every tensor. LiteRT shows them without its XNNPACK delegate only,
+onnxruntime for every QuantizeLinear that is made an output; the layers stay fused.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from onnx import helper
+
+from edgekit.errors import ConversionError
+from edgekit.network.graph import Node
+from edgekit.network.native_log import muted
+from edgekit.records import LayerParity, Preprocess, input_codes
+from edgekit.runtimes.inspect import inspect_model
+from edgekit.runtimes.onnx_runtime import ERRORS_ONLY, EXACT
+
+Codes = dict[str, npt.NDArray[np.int16]]
+_AROUND = ("QUANTIZE", "DEQUANTIZE", "RESHAPE")
+
+
+def compare_layers(
+    nodes: Sequence[Node],
+    tflite: Path,
+    onnx_file: Path,
+    images: npt.NDArray[np.uint8],
+    preprocess: Preprocess,
+) -> tuple[LayerParity, ...]:
+    """Returns how far the codes of every layer lie apart, in network order.
+
+    Args:
+        nodes: The network that both files were made from.
+        tflite: The int8 file with integer input and a static batch of one.
+        onnx_file: The int8 file with a static batch of one.
+        images: uint8 (n, h, w, 3).
+        preprocess: The contract that turns a pixel into a tensor value.
+
+    Raises:
+        ConversionError: If a file does not have one int8 tensor for each node.
+    """
+    ours = litert_codes(nodes, tflite, images, preprocess)
+    theirs = onnx_codes(nodes, onnx_file, images, preprocess)
+    found = []
+    for node in nodes:
+        apart = np.abs(ours[node.name] - theirs[node.name])
+        found.append(
+            LayerParity(
+                layer=node.name,
+                values=apart.size,
+                equal=float((apart == 0).mean()),
+                within_one=float((apart <= 1).mean()),
+                largest_steps=int(apart.max()),
+            )
+        )
+    return tuple(found)
+
+
+def litert_codes(
+    nodes: Sequence[Node], path: Path, images: npt.NDArray[np.uint8], preprocess: Preprocess
+) -> Codes:
+    """Returns the codes that LiteRT's own kernels make: int16 (n, h, w, channels), -128..127.
+
+    Raises:
+        ConversionError: If the file does not have one operator for each node.
+    """
+    (entering,) = inspect_model(path).inputs
+    if entering.dtype == "float32":
+        raise ConversionError(
+            f"{path.name} has a float32 input, not int8",
+            "the int8 file with integer input",
+            "compare the file that was exported with int8 or uint8 input",
+        )
+    table = input_codes(preprocess, entering.dtype, entering.scale, entering.zero_point)
+    with muted():
+        interpreter = Interpreter(
+            model_path=str(path),
+            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
+            experimental_preserve_all_tensors=True,
+        )
+        interpreter.allocate_tensors()
+    operators = [op for op in interpreter._get_ops_details() if op["op_name"] not in _AROUND]
+    _check_count(path, len(operators), len(nodes))
+    index = interpreter.get_input_details()[0]["index"]
+    codes: dict[str, list[npt.NDArray[np.int16]]] = {node.name: [] for node in nodes}
+    for picture in images:
+        interpreter.set_tensor(index, _entering(table, picture))
+        interpreter.invoke()
+        for node, operator in zip(nodes, operators, strict=True):
+            tensor = interpreter.get_tensor(int(operator["outputs"][0]))
+            codes[node.name].append(tensor.astype(np.int16))
+    return {name: np.concatenate(values) for name, values in codes.items()}
+
+
+def onnx_codes(
+    nodes: Sequence[Node], path: Path, images: npt.NDArray[np.uint8], preprocess: Preprocess
+) -> Codes:
+    """Returns the codes that onnxruntime makes: int16 (n, h, w, channels), -128..127.
+
+    Raises:
+        ConversionError: If the file does not quantize each node's tensor.
+    """
+    model = onnx.load(path)
+    names = {node.name for node in nodes}
+    tensors: dict[str, str] = {}
+    for operation in model.graph.node:
+        if operation.op_type == "QuantizeLinear":
+            # A tensor that is only reshaped is quantized twice with the same range.
+            tensors.setdefault(operation.input[1].removesuffix("/scale"), operation.output[0])
+    tensors = {name: tensor for name, tensor in tensors.items() if name in names}
+    _check_count(path, len(tensors), len(nodes))
+    for tensor in tensors.values():
+        info = helper.make_tensor_value_info(tensor, onnx.TensorProto.UINT8, None)
+        model.graph.output.append(info)
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(*EXACT)
+    options.log_severity_level = ERRORS_ONLY
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    table = input_codes(preprocess, "float32")
+    codes: dict[str, list[npt.NDArray[np.int16]]] = {name: [] for name in tensors}
+    for picture in images:
+        answers = session.run(
+            list(tensors.values()), {model.graph.input[0].name: _entering(table, picture)}
+        )
+        for name, answer in zip(tensors, answers, strict=True):
+            codes[name].append(answer.transpose(0, 2, 3, 1).astype(np.int16) - 128)
+    return {name: np.concatenate(values) for name, values in codes.items()}
+
+
+def _entering(
+    table: npt.NDArray[np.generic], picture: npt.NDArray[np.uint8]
+) -> npt.NDArray[np.generic]:
+    """Returns one picture as the network takes it, (1, h, w, 3)."""
+    return np.asarray(table[picture, np.arange(3)])[None]
+
+
+def _check_count(path: Path, found: int, expected: int) -> None:
+    if found != expected:
+        raise ConversionError(
+            f"{path.name} has {found} quantized layers",
+            f"{expected}, one for each node of the network",
+            "report this with the recipe; the converter did not do as told",
+        )
