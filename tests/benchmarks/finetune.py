@@ -104,6 +104,12 @@ def show(case: str, results: list[tuple[int, dict[str, dict[str, Any]]]]) -> Non
         tests = [found[way]["test"] for _, found in results]
         phases = ", ".join(f"{name} {s:.1f}" for name, s in results[0][1][way]["phases"])
         print(f"  {way}: mean test top-1 {sum(tests) / len(tests):.2%}; seconds: {phases}")
+    for seed, found in results:
+        fast = found["edgekit"]
+        print(
+            f"  edgekit, seed {seed}: ships {fast['ships']}; the lowest validation loss, from "
+            f"{fast['lowest']}, has test top-1 {fast['test of lowest']:.2%}"
+        )
     fast = results[0][1]["edgekit"]
     parts = ", ".join(
         f"{part} {fast['spent'][part]:.1f} s (at least {fast['floor'][part]:.1f} s)"
@@ -333,6 +339,9 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
         peak = _peak_bytes()
         with np.load(Path(folder) / "weights.npz") as stored:
             arrays = {name: stored[name] for name in stored.files}
+        lowest = min(record.curve, key=lambda score: score.validation_loss).cut
+        # Never an earlier phase than the one that ships, so it trained all that that one did.
+        lowest_arrays = {**arrays, **_trained(Path(folder), lowest)}
     model = keras_model.build(
         alpha=options.alpha,
         input_size_px=options.input_size,
@@ -345,21 +354,36 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
     phases = [(name, mark - before) for (name, mark), before in zip(marks, times, strict=False)]
     phases.append(("choice", started + seconds - times[-1]))
     steps = [epoch.seconds for phase in record.phases for epoch in phase.epochs]
+    test = _accuracy(lambda images: model.predict(images, verbose=0), tx, ty)
+    adds = _multiply_adds(model, record.phases, options.alpha)
+    keras_model.assign(model, lowest_arrays)
     return {
+        "ships": record.cut,
+        "lowest": lowest,
+        "test of lowest": _accuracy(lambda images: model.predict(images, verbose=0), tx, ty),
         "spent": {
             "frozen part": sum(phase.prefix.seconds for phase in record.phases),
             "tail": sum(steps),
         },
-        "floor": {
-            part: len(y) * count / rate
-            for part, count in _multiply_adds(model, record.phases, options.alpha).items()
-        },
+        "floor": {part: len(y) * count / rate for part, count in adds.items()},
         "rate": rate,
         "seconds": seconds,
         "phases": phases,
         "peak_bytes": peak,
-        "test": _accuracy(lambda images: model.predict(images, verbose=0), tx, ty),
+        "test": test,
     }
+
+
+def _trained(folder: Path, cut: str) -> dict[str, Any]:
+    """Returns the variables that one phase trained, as its best epoch left them."""
+    import numpy as np
+
+    for phase in (folder / "train-phase").iterdir():
+        record = json.loads((phase / "record.json").read_text())["record"]
+        if record["cut"] == cut:
+            with np.load(phase / "weights.npz") as stored:
+                return {name: stored[name] for name in stored.files}
+    raise SystemExit(f"no phase from {cut} was kept")
 
 
 def _rate() -> float:
