@@ -47,7 +47,7 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-_CODE = {"data": 2, "train": 4, "quantize": 3, "export": 3, "validate": 2}
+_CODE = {"data": 2, "train": 4, "quantize": 3, "export": 3, "validate": 3}
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
 

@@ -84,7 +84,15 @@ RANGES: list[tuple[str, Any, Any]] = [
     ("validation.warmup_seconds", -1, 3601),
     ("validation.session_timeout_seconds", 0, 86_401),
 ]
-TEXTS = ["data.crop", "data.resize", "model.weights", "train.granularity", "train.strategy"]
+TEXTS = [
+    "data.crop",
+    "data.resize",
+    "model.weights",
+    "quantize.calibration",
+    "quantize.granularity",
+    "train.granularity",
+    "train.strategy",
+]
 SWITCHES = ["train.augment.enabled", "train.augment.flip"]
 
 
