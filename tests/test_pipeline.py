@@ -154,8 +154,10 @@ def test_the_page_says_what_int8_costs_and_gains(
     page = (out / "report.md").read_text()
     (said,) = [line for line in page.splitlines() if line.startswith("int8: ")]
     assert said.startswith(f"int8: {quantized.reason}; on the test split it is ")
-    assert f"{abs(drop.drop_points):.2f} points" in said
-    assert f"{abs(against.drop_points):.2f} points" in said
+    side = {True: "below", False: "above"}
+    float32 = f"{side[drop.drop_points >= 0]} model_float32.tflite"
+    assert f"{abs(drop.drop_points):.2f} points {float32}" in said
+    assert f"{abs(against.drop_points):.2f} points {side[against.drop_points > 0]} int8" in said
     assert re.search(r"times smaller and \d+\.\d\d times as (fast|slow) here", said)
     assert "does not ship" in page
 

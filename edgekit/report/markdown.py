@@ -318,7 +318,9 @@ def _formats(report: RunReport) -> tuple[str, ...]:
         "",
         f"int8 TFLite and int8 ONNX: the same answer to {found.top1_agreement:.2%} of "
         f"{found.images} pictures; {found.within_two:.2%} of the logits at most two steps apart, "
-        f"at most {found.largest_steps:g}. {departs}",
+        f"at most {found.largest_steps:g}. Layer by layer LiteRT shows its own kernels only, which "
+        "round twice where XNNPACK and onnxruntime round once, so differences grow through the "
+        f"network. {departs}",
         "",
         f"<details><summary>Codes of every layer, {found.layer_images} pictures, LiteRT's own "
         "kernels and onnxruntime</summary>",

@@ -25,20 +25,20 @@ def int8_sentence(report: RunReport) -> str:
         return parts[0]
     drop = ships[1].drop
     if drop is not None:
-        than = "below" if drop.drop_points >= 0 else "above"
+        limit = drop.upper_points
+        least = f"at most {limit:.2f} below" if limit >= 0 else f"at least {-limit:.2f} above"
         parts.append(
-            f"on the test split it is {abs(drop.drop_points):.2f} points {than} "
-            f"{report.validation.reference} (at most {drop.upper_points:+.2f} below, 95 %; McNemar "
-            f"p {drop.mcnemar_p:.2f})"
+            f"on the test split it is {abs(drop.drop_points):.2f} points "
+            f"{'below' if drop.drop_points >= 0 else 'above'} {report.validation.reference} "
+            f"({least} by the 95 % limit; McNemar p {drop.mcnemar_p:.2f})"
         )
     against = report.validation.int8_against_other
     if against is not None:
         lost = next(c.name for c in quantized.candidates if c.name != quantized.shipped)
-        gain = -against.drop_points
-        than = "above" if gain >= 0 else "below"
         parts.append(
-            f"and {abs(gain):.2f} points {than} int8 by {_HOW[lost]} (McNemar p "
-            f"{against.mcnemar_p:.2f})"
+            f"and {abs(against.drop_points):.2f} points "
+            f"{'below' if against.drop_points > 0 else 'above'} int8 by {_HOW[lost]} "
+            f"(McNemar p {against.mcnemar_p:.2f})"
         )
     return "; ".join((parts[0], " ".join(parts[1:]))) + _gain(report, ships)
 
