@@ -18,7 +18,7 @@ from edgekit.records import CalibrationMethod, TensorRange
 Progress = Callable[[int, int], None]
 Limits = tuple[float, float]
 METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
-HELD_OUT = 32
+_HELD_OUT = 32
 _BINS = 2048
 # Our own line, not a measured one: below it a handful of unusual pictures sets every range.
 _FEW = 32
@@ -28,7 +28,8 @@ _OUTSIDE = 1e-4
 _SHRINK = np.linspace(0.3, 1.0, 36)
 # Pictures of one call. All tensors of eight pictures at 224 px take 0.2 GB at alpha 1.0.
 _BATCH = 8
-# Pictures of one call with all trials beside one another: 0.3 GB at most at 224 px and alpha 1.0.
+# Pictures of one call with all trials side by side: what must be kept at once is 0.5 GB at 224 px
+# and alpha 1.0.
 _TRIAL_BATCH = 4
 
 
@@ -63,7 +64,7 @@ def representative_rows(labels: npt.NDArray[np.int32], count: int, seed: int) ->
     queues = [random.permutation(np.flatnonzero(labels == k)) for k in np.unique(labels)]
     turns = [row for rank in range(max(map(len, queues))) for row in
              (queue[rank] for queue in queues if rank < len(queue))]  # fmt: skip
-    held = min(HELD_OUT, max(1, len(turns) // 4))
+    held = min(_HELD_OUT, max(1, len(turns) // 4))
     first = max(1, min(count, len(turns) - held))
     chosen, others = turns[:first], turns[first : first + held] or turns[:1]
     return Rows(np.sort(np.array(chosen, np.int64)), np.sort(np.array(others, np.int64)))
