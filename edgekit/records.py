@@ -616,6 +616,11 @@ class ValidationRecord(Record):
     decided_by: tuple[int | None, ...] = ()
     int8_against_other: PairedDrop | None = None
 
+    @property
+    def on_one_thread(self) -> dict[str, Evaluation]:
+        """The evaluation of every file on one thread, by the file's digest."""
+        return {e.artifact_sha256: e for e in self.evaluations if e.threads == 1}
+
 
 class StageTime(Record):
     """Wall seconds a stage took when it was made, and whether this run reused it."""

@@ -49,9 +49,9 @@ _SIMULATION_STEPS = 2.0
 # TFLite and ONNX compute the same integers; runtimes differ in how an exact tie is rounded.
 _INT8_AGREEMENT = 0.99
 _PARITY_IMAGES = 1024
-# All tensors of eight pictures at 224 px take 0.1 GB in two bytes at alpha 1.0.
-_LAYER_IMAGES = 8
 _PARITY_BYTES = 256 * 1024 * 1024
+# The codes of all tensors of eight pictures, in two bytes, take 0.1 GB a file at 224 px, alpha 1.0.
+_LAYER_IMAGES = 8
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
 
 
 def _files(report: RunReport) -> str:
-    by_digest = {e.artifact_sha256: e for e in report.validation.evaluations if e.threads == 1}
+    by_digest = report.validation.on_one_thread
     rows = [_file_row(a, by_digest[a.sha256], report) for a in report.export.artifacts]
     header = ("file", "size", "test top-1 (95 %)", "top-5", "drop in points (limit)",
               "McNemar p", "agrees", "SQNR dB", "p50 ms", "p90 ms", "p99 ms",

@@ -45,31 +45,19 @@ def int8_sentence(report: RunReport) -> str:
 
 def _int8(report: RunReport) -> tuple[Artifact, Evaluation] | None:
     """Returns the int8 TFLite file that ships, with its measurements on one thread."""
-    return next(
-        (
-            (artifact, evaluation)
-            for artifact in report.export.artifacts
-            for evaluation in report.validation.evaluations
-            if (artifact.format, artifact.variant, artifact.ships) == ("tflite", "int8", True)
-            and (evaluation.artifact_sha256, evaluation.threads) == (artifact.sha256, 1)
-        ),
-        None,
-    )
+    found = report.validation.on_one_thread
+    for artifact in report.export.artifacts:
+        if (artifact.format, artifact.variant, artifact.ships) == ("tflite", "int8", True):
+            return artifact, found[artifact.sha256]
+    return None
 
 
 def _gain(report: RunReport, ships: tuple[Artifact, Evaluation]) -> str:
     """Returns how much smaller and faster than the float32 file it is here, on one thread."""
-    by_path = {artifact.path: artifact for artifact in report.export.artifacts}
-    other = by_path[report.validation.reference]
+    reference = report.validation.reference
+    other = next(a for a in report.export.artifacts if a.path == reference)
     smaller = f"; {other.size_bytes / ships[0].size_bytes:.1f} times smaller"
-    theirs = next(
-        (
-            e.latency
-            for e in report.validation.evaluations
-            if (e.artifact_sha256, e.threads) == (other.sha256, 1)
-        ),
-        None,
-    )
+    theirs = report.validation.on_one_thread[other.sha256].latency
     ours = ships[1].latency
     if ours is None or theirs is None:
         return smaller

@@ -11,7 +11,7 @@ def files_table(report: RunReport) -> Table:
     grid.add_column("file")
     for column in ("size", "test top-1", "drop (limit)", "SQNR dB", "p50 ms", "p90 ms"):
         grid.add_column(column, justify="right")
-    by_digest = {e.artifact_sha256: e for e in report.validation.evaluations if e.threads == 1}
+    by_digest = report.validation.on_one_thread
     for artifact in report.export.artifacts:
         found = by_digest[artifact.sha256]
         drop, latency = found.drop, found.latency
