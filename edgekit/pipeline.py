@@ -13,6 +13,7 @@ import numpy as np
 
 import edgekit
 from edgekit.errors import SpecError
+from edgekit.network.graph import check_names, mobilenet_v2
 from edgekit.network.native_log import load_tensorflow
 from edgekit.network.pretrained import weight_file
 from edgekit.recipe import Recipe, TrainSpec
@@ -31,7 +32,7 @@ from edgekit.records import (
 )
 from edgekit.report import JSON_NAME, MARKDOWN_NAME, describes, write_report
 from edgekit.store import StageKey, Store, Stored, canonical, file_digest, tool_version
-from edgekit.target import Target
+from edgekit.target import Target, refuse_float_layers
 
 R = TypeVar("R", bound=Record)
 Stage = Literal["data", "train", "quantize", "export", "validate"]
@@ -47,7 +48,7 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-_CODE = {"data": 2, "train": 4, "quantize": 3, "export": 3, "validate": 3}
+_CODE = {"data": 2, "train": 4, "quantize": 4, "export": 4, "validate": 3}
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
 
@@ -128,6 +129,12 @@ def run(
             "a run folder elsewhere, or its files would be taken for pictures",
             "give another folder with --out",
         )
+    asked = recipe.quantize
+    check_names(mobilenet_v2(recipe.model.alpha), asked.keep_float, "quantize.keep_float")
+    options = [f"quantize.{name}" for name, given in
+               (("keep_float", bool(asked.keep_float)), ("max_drop", asked.max_drop is not None))
+               if given]  # fmt: skip
+    refuse_float_layers(options, targets)
     store = Store(out / ".store", telling.say)
     with store.locked():
         state = _Run(recipe, store, telling)
@@ -326,6 +333,8 @@ def _quantize(
             calibration_images=spec.calibration_images,
             calibration=None if spec.calibration == "auto" else spec.calibration,
             granularity=spec.granularity,
+            keep_float=spec.keep_float,
+            max_drop=spec.max_drop,
             batch_size=recipe.train.batch_size,
             augmentation=_augmentation(recipe.train),
             views=recipe.train.views,
@@ -348,7 +357,7 @@ def _quantize(
             checkpoints=Checkpoints(state.store, key),
             shelf=_shelf(state, dataset),
             say=state.telling.say,
-            progress=lambda done, total: state.telling.progress("calibrating", done, total),
+            progress=state.telling.progress,
             epoch_done=epoch_done,
         )
 
@@ -358,6 +367,8 @@ def _quantize(
     for stage in ("quantize-*", "activations-*"):
         state.store.discard(stage)
     state.telling.say(f"int8: {stored.record.reason}")
+    if stored.record.kept_because:
+        state.telling.say(f"float32 layers: {stored.record.kept_because}")
     return stored
 
 

@@ -300,6 +300,21 @@ class QuantizeSpec(Spec):
         description="One int8 grid for each output channel of a kernel, or one for the whole "
         'kernel ("tensor"), as some accelerators want.',
     )
+    keep_float: tuple[NonEmpty, ...] = Field(
+        default=(),
+        strict=False,
+        description="Layers that compute in float32 inside the int8 files; report.md lists what "
+        "int8 costs at each. Refused for targets that need integers throughout.",
+        examples=[["Conv1", "block_13_expand"]],
+    )
+    max_drop: float | None = Field(
+        default=None,
+        ge=0,
+        lt=100,
+        description="Most top-1 accuracy that int8 may lose on the validation images, in "
+        "percentage points; as few more layers as reach it are kept in float32.",
+        examples=[0.5],
+    )
 
 
 class ValidateSpec(Spec):

@@ -29,10 +29,11 @@ class Status(StrEnum):
 
 SplitName = Literal["train", "validation", "test"]
 Format = Literal["tflite", "onnx"]
-Variant = Literal["float32", "float16", "dynamic", "int8"]
+Variant = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
 IoType = Literal["float32", "uint8", "int8"]
 Batch = Literal["one", "any"]
 Granularity = Literal["channel", "tensor"]
+Bits = Literal[8, 16]
 CalibrationMethod = Literal["min-max", "percentile", "mse"]
 Candidate = Literal["ptq", "qat"]
 
@@ -287,13 +288,16 @@ class RangeTable(Record):
     """Everything that turns a folded network into int8; both formats are written from it.
 
     Args:
-        activations: Range of every tensor, in network order, the input first.
-        kernels: Largest magnitude of each output channel of every folded kernel, or a single one
-            for the whole kernel.
+        activations: Range of every tensor that is int8, in network order, the input first.
+        kernels: Largest magnitude of each output channel of every folded int8 kernel, or a single
+            one for the whole kernel.
+        kept_float: Nodes that compute in float32. Their kernels have no limits here, and a tensor
+            that only such nodes make and read has no range.
     """
 
     activations: dict[str, TensorRange]
     kernels: dict[str, tuple[float, ...]]
+    kept_float: tuple[str, ...] = ()
 
 
 class LayerQuantization(Record):
@@ -302,6 +306,21 @@ class LayerQuantization(Record):
     layer: str
     how: Literal["qat", "calibrated", "float"]
     reason: str
+
+
+class LayerSensitivity(Record):
+    """What int8 costs at one layer, measured in the logits of pictures.
+
+    Args:
+        layer: The node.
+        alone_db: SQNR in decibels if only this node's kernel, bias and output are int8.
+        regained_db: How much the SQNR of the int8 network rises if only this node computes in
+            float32, between int8 neighbours, in decibels.
+    """
+
+    layer: str
+    alone_db: float
+    regained_db: float
 
 
 class CandidateRecord(Record):
@@ -325,13 +344,17 @@ class QuantizedModelRecord(Record):
         candidates: Post-training int8, and quantization-aware training unless it was switched off.
         shipped: The candidate that ships.
         reason: Why it ships, in words.
-        warnings: Why its ranges may be wrong, in words.
+        warnings: What a user should know about the quantization, in words.
+        sensitivity: What int8 costs the shipped candidate at each layer, in network order.
+        kept_because: What `quantize.max_drop` came to, in words; empty without it.
     """
 
     candidates: tuple[CandidateRecord, ...]
     shipped: Candidate
     reason: str
     warnings: tuple[str, ...] = ()
+    sensitivity: tuple[LayerSensitivity, ...] = ()
+    kept_because: str = ""
 
 
 class TensorInfo(Record):

@@ -24,21 +24,24 @@ class _Takes(NamedTuple):
     format: Format
     variants: tuple[Variant, ...]
     io: tuple[IoType, ...]
+    # Whether an int8 file may compute some layers in float32.
+    float_layers: bool = True
 
 
 _EVERY_IO: tuple[IoType, ...] = ("float32", "uint8", "int8")
 _TAKES: dict[RuntimeName, _Takes] = {
-    "litert": _Takes("tflite", ("float32", "float16", "dynamic", "int8"), _EVERY_IO),
+    "litert": _Takes("tflite", ("float32", "float16", "dynamic", "int8", "int16x8"), _EVERY_IO),
     # LiteRT.js 2.5.3 answers 'Element type INT8 is not supported' to an int8 input.
     "litert-js": _Takes("tflite", ("float32", "float16", "dynamic", "int8"), ("float32",)),
     # edgekit writes ONNX as a float or a QDQ graph; both have float inputs.
     "onnxruntime": _Takes("onnx", ("float32", "int8"), ("float32",)),
     "onnxruntime-web": _Takes("onnx", ("float32", "int8"), ("float32",)),
     # Source: tflite-micro's person_detection example: its kernels prefer signed int8 over the
-    # legacy unsigned format; it has no kernels for float16 or mixed arithmetic.
-    "tflite-micro": _Takes("tflite", ("float32", "int8"), ("float32", "int8")),
+    # legacy unsigned format; it has no kernels for float16 or mixed arithmetic. Many
+    # microcontrollers have no floating-point unit.
+    "tflite-micro": _Takes("tflite", ("float32", "int8"), ("float32", "int8"), float_layers=False),
     # Source: https://coral.ai/docs/edgetpu/models-intro : only models fully quantized to 8 bits.
-    "edgetpu": _Takes("tflite", ("int8",), ("uint8", "int8")),
+    "edgetpu": _Takes("tflite", ("int8",), ("uint8", "int8"), float_layers=False),
 }
 _LOCAL: tuple[RuntimeName, ...] = ("litert", "onnxruntime")
 
@@ -170,6 +173,11 @@ class Target(Spec):
         """Whether edgekit can measure the target: it is the machine edgekit runs on."""
         return self.device.transport == "local"
 
+    @property
+    def takes_float_layers(self) -> bool:
+        """Whether its file may compute some layers in float32 although it is int8."""
+        return self.artifact.variant != "int8" or _TAKES[self.runtime.name].float_layers
+
     @field_validator("name")
     @classmethod
     def _name_is_plain(cls, value: str) -> str:
@@ -286,6 +294,25 @@ def refuse_unused(options: Sequence[str], targets: Sequence[Target]) -> None:
             f"{' and '.join(options)} for {names}, not measured here",
             "a target of this machine among those asked",
             "leave out --target, or add one that edgekit targets lists as measured here",
+        )
+
+
+def refuse_float_layers(options: Sequence[str], targets: Sequence[Target]) -> None:
+    """Refuses layers in float32 for targets that need integers throughout.
+
+    Args:
+        options: Keys of the recipe that ask for such layers.
+        targets: The asked targets.
+
+    Raises:
+        SpecError: If there are options and a target that does not take float layers.
+    """
+    names = [target.name for target in targets if not target.takes_float_layers]
+    if options and names:
+        raise SpecError(
+            f"{' and '.join(options)} for {', '.join(names)}, where integers are needed throughout",
+            "targets whose runtime computes single layers in float32",
+            f"leave out {' and '.join(options)}, or make these targets in a run of their own",
         )
 
 

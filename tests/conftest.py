@@ -192,6 +192,8 @@ def quantize_plan() -> Untyped:
         calibration_images=36,
         calibration=None,
         granularity="channel",
+        keep_float=(),
+        max_drop=None,
         batch_size=16,
         augmentation=None,
         views=1,
@@ -217,7 +219,7 @@ def quantize_it(
             checkpoints=checkpoints(folder / "store"),
             shelf=shelf(folder / "store"),
             say=lambda _line: None,
-            progress=lambda _done, _total: None,
+            progress=lambda _what, _done, _total: None,
             epoch_done=lambda _epoch, _record: None,
         )
         return Quantized(folder, record)
@@ -252,7 +254,7 @@ def exported(
     pictures: Untyped,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Exported:
-    """Returns every standard file and the int8 files with other I/O types and any batch."""
+    """Returns every standard file, int8 files with other I/O types and any batch, and int16x8."""
     from edgekit.export.files import STANDARD, Request, export_files
 
     folder = tmp_path_factory.mktemp("export")
@@ -260,6 +262,7 @@ def exported(
         Request("tflite", "int8", "uint8"),
         Request("tflite", "int8", "float32"),
         Request("onnx", "int8", "float32", batch="any"),
+        Request("tflite", "int16x8", "float32"),
     )
     record = export_files(
         trained.record,

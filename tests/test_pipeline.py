@@ -93,6 +93,20 @@ def first(
     return recipe, out, run(recipe, out, "--json")
 
 
+def test_float_layers_are_refused_before_anything_is_done(pictures: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "recipe.toml", pictures)
+    asked = recipe.read_text().replace("[quantize]", '[quantize]\nkeep_float = ["{}"]')
+    recipe.write_text(asked.format("Conv1"))
+    done = run(recipe, tmp_path / "out")
+    assert done.returncode == 2
+    assert "quantize.keep_float for cortex-m7, where integers are needed" in done.stderr
+    recipe.write_text(asked.format("block_13_expnd"))
+    done = run(recipe, tmp_path / "out")
+    assert done.returncode == 2
+    assert "did you mean block_13_expand?" in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_unmeasured_targets_make_exit_code_5_and_never_pass(
     first: tuple[Path, Path, subprocess.CompletedProcess[str]],
 ) -> None:

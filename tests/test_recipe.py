@@ -78,6 +78,7 @@ RANGES: list[tuple[str, Any, Any]] = [
     ("quantize.qat_learning_rate", 0, 1.1),
     ("quantize.temperature", 0, 101),
     ("quantize.calibration_images", 0, 100_001),
+    ("quantize.max_drop", -0.1, 100),
     ("validation.sessions", 2, 60),
     ("validation.min_queries", 0, 1_000_001),
     ("validation.min_seconds", -1, 3601),
@@ -106,7 +107,7 @@ def fields(spec: Spec, path: str = "") -> list[str]:
 
 def test_the_table_of_ranges_covers_every_field() -> None:
     listed = {key for key, _, _ in RANGES} | set(TEXTS) | set(SWITCHES)
-    listed |= {"schema_version", "targets", "data.path"}
+    listed |= {"schema_version", "targets", "data.path", "quantize.keep_float"}
     assert listed == set(fields(default_recipe(Path("images"))))
 
 
@@ -293,8 +294,8 @@ def test_the_commented_recipe_writes_every_key_below_a_comment() -> None:
     recipe = default_recipe(Path("images"))
     lines = recipe_toml(recipe).split("\n")
     keys = [number for number, line in enumerate(lines) if " = " in line and line[0] != "#"]
-    # unfreeze_from and unfreeze_until are None and stay comments.
-    assert len(keys) == len(fields(recipe)) - 2
+    # unfreeze_from, unfreeze_until and max_drop are None and stay comments.
+    assert len(keys) == len(fields(recipe)) - 3
     assert all(lines[number - 1].startswith("# ") for number in keys)
     assert '# unfreeze_from = "block_13_expand"' in lines
     assert '# unfreeze_until = "block_11_expand"' in lines

@@ -11,6 +11,7 @@ from edgekit.spec import parse
 from edgekit.target import (
     Target,
     load_target,
+    refuse_float_layers,
     shipped_targets,
     target_text,
     with_latency_budget,
@@ -217,6 +218,18 @@ def test_fields_that_contradict_each_other_are_refused(
     error = refused(edited(name, *pairs))
     assert f"{key}: " in error.received
     assert accepted in error.expected
+
+
+def test_layers_in_float_are_refused_where_integers_are_needed_throughout() -> None:
+    targets = [load_target(name) for name in ("host-litert", "cortex-m7", "coral-edgetpu")]
+    with pytest.raises(SpecError) as caught:
+        refuse_float_layers(["quantize.max_drop"], targets)
+    assert caught.value.received.startswith("quantize.max_drop for cortex-m7, coral-edgetpu")
+    # Nothing was asked, no such target, or a file that is float anyway.
+    refuse_float_layers([], targets)
+    refuse_float_layers(["quantize.max_drop"], targets[:1])
+    text = edited("cortex-m7", (INT8, 'variant = "float32"'), ('io = "int8"', FLOAT_IO))
+    refuse_float_layers(["quantize.max_drop"], [parse(text, Target, "mine.toml")])
 
 
 @pytest.mark.parametrize("name", ["", "Pixel", "a b", "../x", "-a", "8x", "ü", "a" * 65])

@@ -142,7 +142,8 @@ def endless_onnx(path: Path) -> Path:
 def quantized_onnx(path: Path, dequantize: bool = True) -> Path:
     """Writes a uint8 ONNX classifier: quantized ends, one Conv, mean.
 
-    Without `dequantize` the data of the Conv come from a Transpose, not a DequantizeLinear.
+    Without `dequantize` the data of the Conv come from a Transpose, not a DequantizeLinear, and its
+    kernel is float32.
     """
     import onnx
     from onnx import helper, numpy_helper
@@ -151,14 +152,18 @@ def quantized_onnx(path: Path, dequantize: bool = True) -> Path:
     constants = [
         numpy_helper.from_array(np.array(1 / 128, np.float32), "scale"),
         numpy_helper.from_array(np.array(128, np.uint8), "zero"),
-        numpy_helper.from_array(kernel, "kernel"),
+        numpy_helper.from_array(np.array(1, np.float32), "kernel_scale"),
+        numpy_helper.from_array(kernel.astype(np.int8) if dequantize else kernel, "kernel"),
     ]
     nodes = [
         helper.make_node("DequantizeLinear", ["image", "scale", "zero"], ["real"]),
         helper.make_node("Transpose", ["real"], ["planes"], perm=[0, 3, 1, 2]),
         helper.make_node("QuantizeLinear", ["planes", "scale", "zero"], ["codes"]),
         helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["data"]),
-        helper.make_node("Conv", ["data" if dequantize else "planes", "kernel"], ["c"], name="k"),
+        *([helper.make_node("DequantizeLinear", ["kernel", "kernel_scale"], ["w"])] * dequantize),
+        helper.make_node(
+            "Conv", ["data", "w"] if dequantize else ["planes", "kernel"], ["c"], name="k"
+        ),
         helper.make_node("ReduceMean", ["c"], ["mean"], axes=[2, 3], keepdims=0),
         helper.make_node("QuantizeLinear", ["mean", "scale", "zero"], ["scores"]),
     ]

@@ -2,7 +2,7 @@
 
 import gc
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -36,12 +36,15 @@ from edgekit.store import file_digest
 
 Logits = npt.NDArray[np.float32]
 # What a file is compared with: the Keras model, or a simulated int8 candidate.
-Source = Literal["float", Candidate]
+Source = Literal["float", "int16x8", Candidate]
+# Number types whose arithmetic is integer, and which are made from a candidate.
+_INTEGERS = ("int8", "int16x8")
 
-# How far a float file may be from Keras, relative to the largest logit. float32: the same sums in
+# How far a file may be from its source, relative to the largest logit. float32: the same sums in
 # another order; 4.5e-6 was the most seen on four clothing models, and other processors differ.
 # float16: weights are rounded by up to 2^-11 (4.9e-4) each; 2.0e-2 was the most seen on the same.
-_FLOAT_BOUNDS = {"float32": 1e-4, "float16": 5e-2}
+# int16x8: rounding ties of 16 bits, which grow through 53 layers; 1.0e-3 on one clothing model.
+_BOUNDS = {"float32": 1e-4, "float16": 5e-2, "int16x8": 1e-2}
 # The int8 files follow the simulation but for rounding ties, which grow through 53 layers on some
 # pictures. Median distance in steps of the output on the clothing test split: 0 for three models of
 # alpha 0.35 at 96 px, 1 for one of alpha 1.0 at 160 px.
@@ -161,14 +164,15 @@ def export_files(
         progress(request.name, number, 2 * len(requests))
         content = _content(request, nodes, sources, train, class_names)
         (folder / request.name).write_bytes(content)
-        artifacts.append(_audited(folder / request.name, request, sources.shipped))
+        artifacts.append(_audited(folder / request.name, request, sources))
         gc.collect()  # each conversion leaves graphs behind that refer to themselves
     range_table.write(folder / "ranges.json", sources.int8.table)
     (folder / "labels.txt").write_text("".join(f"{name}\n" for name in class_names))
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         images = Path(scratch) / "images.npy"
         np.save(images, _parity_images(train, validation))
-        references = _references(float_model, nodes, sources, validation, images)
+        wide = any(request.variant == "int16x8" for request in requests)
+        references = _references(float_model, nodes, sources, validation, images, wide)
         answers = []
         for number, artifact in enumerate(artifacts):
             progress(artifact.path, len(requests) + number, 2 * len(requests))
@@ -178,7 +182,8 @@ def export_files(
         for artifact, answer in zip(artifacts, answers, strict=True)
     )
     check_formats_agree(artifacts, answers)
-    formats = _compare_formats(nodes, artifacts, answers, folder, validation)
+    kept_float = sources.int8.table.kept_float
+    formats = _compare_formats(nodes, artifacts, answers, folder, validation, kept_float)
     return ExportRecord(
         preprocess=validation.preprocess,
         class_names=class_names,
@@ -194,6 +199,7 @@ def _compare_formats(
     answers: Sequence[Logits],
     folder: Path,
     validation: Pictures,
+    kept_float: Collection[str],
 ) -> FormatParity | None:
     """Compares the int8 files that ship, TFLite with integer ends and ONNX with a batch of one."""
     found = {
@@ -213,6 +219,7 @@ def _compare_formats(
         folder / onnx_artifact.path,
         images,
         validation.preprocess,
+        kept_float,
     )
     return FormatParity(
         images=len(ours),
@@ -237,7 +244,7 @@ def _content(
     size = (contract.height_px, contract.width_px)
     int8 = sources.candidates[request.candidate or sources.shipped]
     if request.format == "tflite":
-        weights = int8.weights if request.variant == "int8" else sources.float_weights
+        weights = int8.weights if request.variant in _INTEGERS else sources.float_weights
         return tflite.convert(
             nodes, weights, int8.table, variant=request.variant, io=request.io, size_px=size
         )
@@ -249,14 +256,16 @@ def _content(
     return bytes(model.SerializeToString(deterministic=True))
 
 
-def _audited(path: Path, request: Request, shipped: Candidate) -> Artifact:
+def _audited(path: Path, request: Request, sources: Sources) -> Artifact:
     """Reads a file back and refuses it where it is not what was asked for."""
+    candidate = request.candidate or sources.shipped
+    integers = request.variant in _INTEGERS and not sources.candidates[candidate].table.kept_float
     facts = inspect_model(path)
     ends = (*facts.inputs, *facts.outputs)
     wrong = [f"{t.name} is {t.dtype}" for t in ends if t.dtype != request.io]
     batch = -1 if request.batch == "any" else 1
     free = [f"{t.name} has shape {t.shape}" for t in ends if t.shape[0] != batch]
-    islands = facts.float_tensors if request.variant == "int8" else ()
+    islands = facts.float_tensors if integers else ()
     for problem, expected in (
         (wrong, f"{request.io} input and output"),
         (free, f"a batch of {request.batch}"),
@@ -279,7 +288,7 @@ def _audited(path: Path, request: Request, shipped: Candidate) -> Artifact:
         outputs=facts.outputs,
         operators=facts.operators,
         float_tensors=facts.float_tensors,
-        candidate=(request.candidate or shipped) if request.variant == "int8" else None,
+        candidate=candidate if request.variant in _INTEGERS else None,
         ships=request.candidate is None,
     )
 
@@ -304,8 +313,9 @@ def _references(
     sources: Sources,
     validation: Pictures,
     images: Path,
+    wide: bool,
 ) -> dict[Source, Logits]:
-    """Returns the logits of the Keras model and of the simulated int8 on the parity images."""
+    """Returns the logits of the Keras model and of what was simulated on the parity images."""
     model = keras_model.build(
         alpha=float_model.alpha,
         input_size_px=float_model.input_size_px,
@@ -321,6 +331,10 @@ def _references(
     for name, int8 in sources.candidates.items():
         simulated = logits_function(nodes, int8.weights, int8.table)
         references[name] = compiled(simulated, pictures)()
+    if wide:
+        ships = sources.int8
+        simulated = logits_function(nodes, ships.weights, ships.table, bits=16)
+        references["int16x8"] = compiled(simulated, pictures)()
     return references
 
 
@@ -336,23 +350,27 @@ def compare(artifact: Artifact, answers: Logits, references: Mapping[Source, Log
     Args:
         artifact: The file.
         answers: Its logits, float32 (images, classes).
-        references: Logits of the Keras model ("float") and of every simulated int8 candidate on
-            the same images.
+        references: Logits of the Keras model ("float"), of every simulated int8 candidate and,
+            for an int16x8 file, of its simulation, on the same images.
 
     Raises:
-        ConversionError: If a float32 or float16 file is further from Keras than rounding explains,
-            an int8 file is not what was simulated, or an answer is not finite.
+        ConversionError: If a float32 or float16 file is further from Keras, or an int16x8 file from
+            its simulation, than rounding explains, an int8 file is not what was simulated, or an
+            answer is not finite.
     """
     int8 = artifact.variant == "int8"
-    reference = references[artifact.candidate or "float"]
-    source = "simulated int8" if int8 else "Keras model"
+    made_from: Source = (
+        "int16x8" if artifact.variant == "int16x8" else artifact.candidate or "float"
+    )
+    reference = references[made_from]
+    source = "Keras model" if made_from == "float" else f"simulated {artifact.variant}"
     distances = np.abs(answers - reference)
     largest = float(distances.max())
     bound = None
     if int8:
         unlike = not np.median(distances) <= _SIMULATION_STEPS * _step(reference)
     else:
-        relative = _FLOAT_BOUNDS.get(artifact.variant)
+        relative = _BOUNDS.get(artifact.variant)
         bound = relative and relative * max(1.0, float(np.abs(reference).max()))
         unlike = not np.isfinite(largest) or (bound is not None and largest > bound)
     if unlike:
@@ -360,7 +378,7 @@ def compare(artifact: Artifact, answers: Logits, references: Mapping[Source, Log
             f"{artifact.path} differs from the {source} by up to {largest:.2e}",
             f"at most {_SIMULATION_STEPS} steps of the output in the median"
             if int8
-            else f"at most {bound or np.inf:.2e}, float rounding",
+            else f"at most {bound or np.inf:.2e}, what rounding explains",
             "report this with the recipe; the converted graph is not the trained one",
         )
     return Parity(

@@ -4,7 +4,7 @@ Both are asked for the codes of every tensor. LiteRT shows them without its XNNP
 onnxruntime for every QuantizeLinear that is made an output; the layers stay fused.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +31,9 @@ def compare_layers(
     onnx_file: Path,
     images: npt.NDArray[np.uint8],
     preprocess: Preprocess,
+    kept_float: Collection[str] = (),
 ) -> tuple[LayerParity, ...]:
-    """Returns how far the codes of every layer lie apart, in network order.
+    """Returns how far the codes of every int8 layer lie apart, in network order.
 
     Args:
         nodes: The network that both files were made from.
@@ -40,14 +41,16 @@ def compare_layers(
         onnx_file: The int8 file with a static batch of one.
         images: uint8 (n, h, w, 3).
         preprocess: The contract that turns a pixel into a tensor value.
+        kept_float: Nodes that compute in float32. Defaults to none.
 
     Raises:
-        ConversionError: If a file does not have one int8 tensor for each node.
+        ConversionError: If a file does not have one int8 tensor for each other node.
     """
-    ours = litert_codes(nodes, tflite, images, preprocess)
-    theirs = onnx_codes(nodes, onnx_file, images, preprocess)
+    int8 = [node for node in nodes if node.name not in kept_float]
+    ours = litert_codes(nodes, tflite, images, preprocess, kept_float)
+    theirs = onnx_codes(int8, onnx_file, images, preprocess)
     found = []
-    for node in nodes:
+    for node in int8:
         apart = np.abs(ours[node.name] - theirs[node.name])
         found.append(
             LayerParity(
@@ -62,9 +65,13 @@ def compare_layers(
 
 
 def litert_codes(
-    nodes: Sequence[Node], path: Path, images: npt.NDArray[np.uint8], preprocess: Preprocess
+    nodes: Sequence[Node],
+    path: Path,
+    images: npt.NDArray[np.uint8],
+    preprocess: Preprocess,
+    kept_float: Collection[str] = (),
 ) -> Codes:
-    """Returns the codes that LiteRT's own kernels make: int16 (n, h, w, channels), -128..127.
+    """Returns the codes that LiteRT's own int8 kernels make: int16 (n, h, w, channels), -128..127.
 
     Raises:
         ConversionError: If the file does not have one operator for each node.
@@ -87,20 +94,24 @@ def litert_codes(
     operators = [op for op in interpreter._get_ops_details() if op["op_name"] not in _AROUND]
     _check_count(path, len(operators), len(nodes))
     index = interpreter.get_input_details()[0]["index"]
-    codes: dict[str, list[npt.NDArray[np.int16]]] = {node.name: [] for node in nodes}
+    made = {
+        node.name: int(operator["outputs"][0])
+        for node, operator in zip(nodes, operators, strict=True)
+        if node.name not in kept_float
+    }
+    codes: dict[str, list[npt.NDArray[np.int16]]] = {name: [] for name in made}
     for picture in images:
         interpreter.set_tensor(index, _entering(table, picture))
         interpreter.invoke()
-        for node, operator in zip(nodes, operators, strict=True):
-            tensor = interpreter.get_tensor(int(operator["outputs"][0]))
-            codes[node.name].append(tensor.astype(np.int16))
+        for name, tensor in made.items():
+            codes[name].append(interpreter.get_tensor(tensor).astype(np.int16))
     return {name: np.concatenate(values) for name, values in codes.items()}
 
 
 def onnx_codes(
     nodes: Sequence[Node], path: Path, images: npt.NDArray[np.uint8], preprocess: Preprocess
 ) -> Codes:
-    """Returns the codes that onnxruntime makes: int16 (n, h, w, channels), -128..127.
+    """Returns the codes that onnxruntime makes of int8 nodes: int16 (n, h, w, channels), -128..127.
 
     Raises:
         ConversionError: If the file does not quantize each node's tensor.

@@ -87,8 +87,9 @@ def quantized_model(model: Any, nodes: tuple[Node, ...], weights: Arrays, table:
 
     Activations: uint8, affine, per tensor. Kernels: int8, symmetric. All scales are the table's.
     Biases: int32 at input scale times kernel scale. A ReLU6 whose range lies in
-    0..6 is dropped, since saturation to the range computes it. The metadata name, as
-    `edgekit.session_options`, what onnxruntime needs to compute exactly on every processor.
+    0..6 is dropped, since saturation to the range computes it. Nodes that the table keeps in float
+    stay as they are, with the given weights. The metadata name, as `edgekit.session_options`, what
+    onnxruntime needs to compute exactly on every processor.
 
     Args:
         model: Float ONNX model; left unchanged.
@@ -113,11 +114,14 @@ class _Rewriter:
         self._weights = weights
         self._ranges = table.activations
         self._limits = table.kernels
+        self._kept = table.kept_float
         self._constants = {t.name: t for t in model.graph.initializer}
         self._initializers: list[Any] = []
         self._emitted: list[Any] = []
         # Float tensor name -> (name to read instead, its range), once it has been quantized.
-        self._replaced: dict[str, tuple[str, TensorRange | None]] = {}
+        self._replaced: dict[str, tuple[str, TensorRange]] = {}
+        # Float convolution's output -> its node, for the Clip behind it.
+        self._floating: dict[str, Node] = {}
 
     def rewritten(self) -> Any:
         graph = self._source.graph
@@ -154,28 +158,30 @@ class _Rewriter:
     def _copy(self, operation: Any, tensor: str) -> None:
         node = self._reading_replaced(operation)
         self._emitted.append(node)
-        self._quantize(operation.output[0], self._ranges[tensor], tensor)
+        self._quantize(operation.output[0], tensor, self._ranges.get(tensor))
 
     def _convolve(self, operation: Any, node: Node) -> None:
         kernel = self._weights[f"{node.name}/kernel"]
-        codes, scales = kernel_codes(node, kernel, self._limits[node.name])
-        laid_out = codes.transpose((2, 3, 0, 1) if node.op == "depthwise" else (3, 2, 0, 1))
-        if tuple(self._constants[operation.input[1]].dims) != laid_out.shape:
+        axes = (2, 3, 0, 1) if node.op == "depthwise" else (3, 2, 0, 1)
+        wanted = kernel.transpose(axes)
+        if tuple(self._constants[operation.input[1]].dims) != wanted.shape:
             found = list(self._constants[operation.input[1]].dims)
             raise ConversionError(
                 f"tf2onnx's convolution for {node.name} has a kernel of shape {found}",
-                f"shape {list(laid_out.shape)}",
+                f"shape {list(wanted.shape)}",
                 "use the tested tf2onnx version; report this with its version",
             )
+        if node.name in self._kept:
+            self._convolve_in_float(operation, node, wanted)
+            return
+        codes, scales = kernel_codes(node, kernel, self._limits[node.name])
         source, span = self._replaced[operation.input[0]]
-        if span is None:
-            raise ConversionError(f"{node.name} reads a float tensor", "int8 input", "report this")
         bias_scales = (span.scale * scales.astype(np.float64)).astype(np.float32)
         bias = np.round(self._weights[f"{node.name}/bias"].astype(np.float64) / bias_scales)
         limits = np.iinfo(np.int32)
         inputs = [
             source,
-            self._constant(f"{node.name}/kernel", laid_out, scales),
+            self._constant(f"{node.name}/kernel", codes.transpose(axes), scales),
             self._constant(
                 f"{node.name}/bias", np.clip(bias, limits.min, limits.max).astype(np.int32),
                 bias_scales,
@@ -194,17 +200,58 @@ class _Rewriter:
                 "a range inside 0..6, the output of a ReLU6",
                 "report this with the recipe; it is a bug in edgekit",
             )
-        self._quantize(operation.output[0], own, node.name)
+        self._quantize(operation.output[0], node.name, own)
+
+    def _convolve_in_float(
+        self, operation: Any, node: Node, kernel: npt.NDArray[np.float32]
+    ) -> None:
+        source = operation.input[0]
+        if source in self._replaced:
+            source = self._real_per_channel(*self._replaced[source], kernel.shape)
+        convolution = onnx.NodeProto()
+        convolution.CopyFrom(operation)
+        del convolution.input[:]
+        bias = self._weights[f"{node.name}/bias"]
+        constants = ((f"{node.name}/kernel", kernel), (f"{node.name}/bias", bias))
+        convolution.input.extend([source, *(self._initializer(*item) for item in constants)])
+        self._emitted.append(convolution)
+        if node.relu6:
+            self._floating[operation.output[0]] = node
+        else:
+            self._quantize(operation.output[0], node.name, self._ranges.get(node.name))
+
+    def _real_per_channel(self, real: str, span: TensorRange, kernel: tuple[int, ...]) -> str:
+        """Dequantizes a tensor with its one scale written once for every channel.
+
+        Behind a DequantizeLinear with a scalar scale onnxruntime quantizes a float kernel on its
+        own, with one scale for the whole kernel (its WeightBiasQuantization).
+        """
+        read = real.removesuffix("/real")
+        name, codes = f"{read}/real_per_channel", f"{read}/codes"
+        channels = kernel[0] if kernel[1] == 1 else kernel[1]
+        scale = self._initializer(f"{name}/scale", np.full(channels, span.scale, np.float32))
+        zeros = np.full(channels, span.zero_point + 128, np.uint8)
+        zero = self._initializer(f"{name}/zero_point", zeros)
+        self._emitted.append(
+            helper.make_node(
+                "DequantizeLinear", [codes, scale, zero], [name], f"{name}/dequantize", axis=1
+            )
+        )
+        return name
 
     def _clip(self, operation: Any) -> None:
-        self._replaced[operation.output[0]] = self._replaced[operation.input[0]]
+        kept = self._floating.get(operation.input[0])
+        if kept:
+            self._copy(operation, kept.name)
+        else:
+            self._replaced[operation.output[0]] = self._replaced[operation.input[0]]
 
     def _reshape(self, operation: Any) -> None:
         node = self._reading_replaced(operation)
         self._emitted.append(node)
-        span = self._replaced[operation.input[0]][1]
-        if operation.output[0] != self._source.graph.output[0].name and span is not None:
-            self._quantize(operation.output[0], span, node.name)
+        read = self._replaced.get(operation.input[0])
+        if read is not None and operation.output[0] != self._source.graph.output[0].name:
+            self._quantize(operation.output[0], node.name, read[1])
 
     def _reading_replaced(self, operation: Any) -> Any:
         node = onnx.NodeProto()
@@ -216,7 +263,9 @@ class _Rewriter:
                 self._initializers.append(self._constants[name])
         return node
 
-    def _quantize(self, name: str, span: TensorRange, tensor: str) -> None:
+    def _quantize(self, name: str, tensor: str, span: TensorRange | None) -> None:
+        if span is None:  # float32 between its maker and its readers
+            return
         scale = self._initializer(f"{tensor}/scale", np.array(span.scale, np.float32))
         zero = self._initializer(f"{tensor}/zero_point", np.array(span.zero_point + 128, np.uint8))
         codes, real = f"{name}/codes", f"{name}/real"

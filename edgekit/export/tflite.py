@@ -1,14 +1,15 @@
-"""TFLite files: float32, float16, dynamic range and full int8, static batch of one."""
+"""TFLite files: float32, float16, dynamic range, int8 and int16x8, static batch of one."""
 
 from typing import Any
 
 import tensorflow as tf
 
 from edgekit.errors import ConversionError
+from edgekit.export import tflite_mixed
 from edgekit.network.forward import logits_function
 from edgekit.network.graph import Arrays, Node
 from edgekit.network.native_log import muted
-from edgekit.records import IoType, RangeTable, Variant
+from edgekit.records import Bits, IoType, RangeTable, Variant
 
 _TYPES = {"float32": tf.float32, "int8": tf.int8, "uint8": tf.uint8}
 
@@ -26,12 +27,13 @@ def convert(
 
     The int8 variant is converted from a graph in which every kernel and every activation carries
     its fake quantization, so the converter has nothing left to estimate: every scale in the file
-    comes from the weights and the table.
+    comes from the weights and the table. With layers kept in float32, and for "int16x8", what the
+    converter cannot make is written by `tflite_mixed` from its float32 file.
 
     Args:
         nodes: The network.
         weights: Folded kernels and biases.
-        table: The range table; needed for "int8", unused otherwise.
+        table: The range table; needed for "int8" and "int16x8", unused otherwise.
         variant: What to make.
         io: Type of input and output; other than "float32" only for "int8".
         size_px: (height, width) of the input.
@@ -39,6 +41,10 @@ def convert(
     Raises:
         ConversionError: If the converter refuses the graph.
     """
+    if table is not None and (variant == "int16x8" or (variant == "int8" and table.kept_float)):
+        plain = convert(nodes, weights, None, variant="float32", io="float32", size_px=size_px)
+        bits: Bits = 16 if variant == "int16x8" else 8
+        return tflite_mixed.rewritten(plain, nodes, weights, table, io=io, bits=bits)
     function = tf.function(
         logits_function(nodes, weights, table if variant == "int8" else None),
         input_signature=[tf.TensorSpec((1, *size_px, 3), tf.float32, name="image")],

@@ -8,7 +8,8 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from edgekit.network.graph import INPUT, Arrays, Node, kernel_codes
-from edgekit.records import RangeTable, TensorRange
+from edgekit.network.ranges import int16_scale
+from edgekit.records import Bits, RangeTable, TensorRange
 
 Tensors = dict[str, Any]
 
@@ -18,6 +19,7 @@ def run(
     weights: Arrays,
     tensors: Tensors,
     table: RangeTable | None = None,
+    bits: Bits = 8,
 ) -> Tensors:
     """Computes the nodes and returns all tensors, the given ones included.
 
@@ -25,22 +27,27 @@ def run(
         nodes: Nodes in topological order; every input must be in `tensors` or computed before.
         weights: Folded kernels and biases.
         tensors: float32 NHWC tensors by name; the network input is named `graph.INPUT`.
-        table: If given, kernels and every output are fake-quantized to int8 with it: kernels
-            symmetric, activations affine per tensor. Defaults to float.
+        table: If given, every kernel and output that it has a grid for is fake-quantized to int8:
+            kernels symmetric, activations affine per tensor. Defaults to float.
+        bits: 16 rounds activations to `ranges.int16_scale` instead. Defaults to 8.
     """
     known = dict(tensors)
     for node in nodes:
         inputs = [known[name] for name in node.inputs]
-        if table is None:
-            known[node.name] = compute(node, inputs, *_float_weights(node, weights))
+        if table is None or node.name in table.kept_float:
+            value = compute(node, inputs, *float_weights(node, weights))
         else:
-            value = compute(node, inputs, *_rounded_weights(node, weights, table))
-            known[node.name] = quantize(value, table.activations[node.name])
+            value = compute(node, inputs, *rounded_weights(node, weights, table, bits))
+        span = table.activations.get(node.name) if table else None
+        known[node.name] = quantize(value, span, bits) if span else value
     return known
 
 
-def quantize(value: Any, span: TensorRange) -> Any:
-    """Returns the float32 tensor rounded to the int8 grid of its range."""
+def quantize(value: Any, span: TensorRange, bits: Bits = 8) -> Any:
+    """Returns the float32 tensor rounded to the int8 or int16 grid of its range."""
+    if bits == 16:
+        scale = int16_scale(span)
+        return tf.clip_by_value(tf.round(value / scale), -32767, 32767) * scale
     return tf.quantization.fake_quant_with_min_max_args(value, span.minimum, span.maximum)
 
 
@@ -66,13 +73,17 @@ def compute(node: Node, inputs: list[Any], kernel: Any = None, bias: Any = None)
     return tf.nn.relu6(value) if node.relu6 else value
 
 
-def _float_weights(node: Node, weights: Arrays) -> tuple[Any, ...]:
+def float_weights(node: Node, weights: Arrays) -> tuple[Any, ...]:
+    """Returns kernel and bias of a node, or nothing if it carries none."""
     if node.op in ("add", "pool"):
         return ()
     return tf.constant(weights[f"{node.name}/kernel"]), tf.constant(weights[f"{node.name}/bias"])
 
 
-def _rounded_weights(node: Node, weights: Arrays, table: RangeTable) -> tuple[Any, ...]:
+def rounded_weights(
+    node: Node, weights: Arrays, table: RangeTable, bits: Bits = 8
+) -> tuple[Any, ...]:
+    """Returns kernel and bias on their integer grids, or nothing if a node carries none."""
     if node.op in ("add", "pool"):
         return ()
     kernel = weights[f"{node.name}/kernel"]
@@ -80,7 +91,9 @@ def _rounded_weights(node: Node, weights: Arrays, table: RangeTable) -> tuple[An
     limit = scales * np.float32(127)
     laid_out = scales[:, None] if node.op == "depthwise" else scales
     rounded = quantize_kernel(tf.constant(codes * laid_out), limit, node.op == "depthwise")
-    bias = round_bias(weights[f"{node.name}/bias"], scales, table.activations[node.inputs[0]].scale)
+    span = table.activations[node.inputs[0]]
+    entering = span.scale if bits == 8 else int16_scale(span)
+    bias = round_bias(weights[f"{node.name}/bias"], scales, entering)
     return rounded, tf.constant(bias)
 
 
@@ -120,12 +133,13 @@ def logits_function(
     nodes: tuple[Node, ...],
     weights: Arrays,
     table: RangeTable | None = None,
+    bits: Bits = 8,
 ) -> Callable[[Any], Any]:
-    """Returns a function from float32 (n, h, w, 3) to float32 logits (n, classes)."""
+    """Returns a function from float32 (n, h, w, 3) to float32 logits (n, classes); see `run`."""
 
     def logits(images: Any) -> Any:
-        start = images if table is None else quantize(images, table.activations[INPUT])
-        last = run(nodes, weights, {INPUT: start}, table)[nodes[-1].name]
+        start = images if table is None else quantize(images, table.activations[INPUT], bits)
+        last = run(nodes, weights, {INPUT: start}, table, bits)[nodes[-1].name]
         return tf.reshape(last, (-1, last.shape[-1]))
 
     return logits

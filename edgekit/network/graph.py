@@ -5,6 +5,7 @@ quantization-aware training, TFLite, ONNX) uses this list, so that what is simul
 compute the same thing.
 """
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,6 +13,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.errors import SpecError
 from edgekit.records import Granularity
 
 Arrays = Mapping[str, npt.NDArray[np.float32]]
@@ -107,6 +109,28 @@ def _block(index: int, source: str, expand: bool, stride: int, residual: bool) -
 def weighted(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
     """Returns the nodes that carry weights, in topological order."""
     return tuple(node for node in nodes if node.op in ("conv", "depthwise"))
+
+
+def check_names(nodes: tuple[Node, ...], names: Sequence[str], asked: str) -> None:
+    """Refuses names that no node has.
+
+    Args:
+        nodes: The network.
+        names: What was asked for.
+        asked: Where, for the message.
+
+    Raises:
+        SpecError: If there is no node of that name.
+    """
+    known = [node.name for node in nodes]
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+            raise SpecError(
+                f"{asked} names {name!a}, which is no layer of the network",
+                f"names such as {', '.join(known[:3])}, ..., {', '.join(known[-2:])}",
+                f"did you mean {near[0]}?",
+            )
 
 
 def split(

@@ -1,13 +1,13 @@
 """The range table: int8 grids of activations and kernels, read by both exporters. numpy only."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from edgekit.network.graph import Arrays, Node, kernel_limits, weighted
+from edgekit.network.graph import INPUT, Arrays, Node, kernel_limits, weighted
 from edgekit.records import CalibrationMethod, Granularity, Preprocess, RangeTable, TensorRange
 
 Ranges = Mapping[str, TensorRange]
@@ -48,6 +48,11 @@ def from_limits(
     )
 
 
+def int16_scale(span: TensorRange) -> float:
+    """Returns the scale of the symmetric int16 grid of a range, whose codes are -32767..32767."""
+    return max(-span.minimum, span.maximum) / 32767
+
+
 def of_input(preprocess: Preprocess) -> TensorRange:
     """Returns the grid of the network input: what the pixels 0 and 255 become."""
     ends = [s * p + o for s, o in zip(preprocess.scale, preprocess.offset, strict=True)
@@ -73,12 +78,44 @@ def table_of(
     return RangeTable(activations=dict(activations), kernels=limits)
 
 
+def keeping_float(nodes: tuple[Node, ...], table: RangeTable, kept: Collection[str]) -> RangeTable:
+    """Returns the table of a network some of whose nodes compute in float32.
+
+    Args:
+        nodes: The network.
+        table: A table in which all nodes are int8.
+        kept: Names of the nodes.
+    """
+    int8 = int8_tensors(nodes, kept)
+    return RangeTable(
+        activations={name: span for name, span in table.activations.items() if name in int8},
+        kernels={name: limits for name, limits in table.kernels.items() if name not in kept},
+        kept_float=tuple(node.name for node in nodes if node.name in kept),
+    )
+
+
+def int8_tensors(nodes: tuple[Node, ...], kept: Collection[str]) -> frozenset[str]:
+    """Returns the tensors that stay int8 while some nodes compute in float32.
+
+    A tensor becomes float32 if its maker and all its readers are float32. The input and the logits
+    stay int8, since applications and targets read their scales.
+
+    Args:
+        nodes: The network.
+        kept: Names of the nodes in float32.
+    """
+    read_as_int8 = {name for node in nodes if node.name not in kept for name in node.inputs}
+    made_as_int8 = {node.name for node in nodes if node.name not in kept}
+    return frozenset({INPUT, nodes[-1].name} | read_as_int8 | made_as_int8)
+
+
 def write(path: Path, table: RangeTable) -> None:
     """Writes the table as JSON in network order, one tensor or kernel a line."""
     spans = {name: span.model_dump_json() for name, span in table.activations.items()}
     kernels = {name: json.dumps(limits) for name, limits in table.kernels.items()}
     path.write_text(
-        f'{{"activations": {{\n{_lines(spans)}\n}},\n"kernels": {{\n{_lines(kernels)}\n}}}}\n'
+        f'{{"activations": {{\n{_lines(spans)}\n}},\n"kernels": {{\n{_lines(kernels)}\n}},\n'
+        f'"kept_float": {json.dumps(table.kept_float)}}}\n'
     )
 
 

@@ -1,10 +1,10 @@
 """The quantize stage: post-training and quantization-aware int8 of a model, and a choice."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,20 +21,22 @@ from edgekit.network.graph import (
     Arrays,
     Node,
     boundary,
+    check_names,
     fold,
     mobilenet_v2,
     split,
-    weighted,
 )
-from edgekit.network.ranges import table_of
+from edgekit.network.ranges import keeping_float, table_of
 from edgekit.prefix.activations import Shelf
 from edgekit.prefix.frozen import store_levels
 from edgekit.prefix.inference import BATCH_ROWS, in_batches
 from edgekit.prefix.levels import Level, level_digest
 from edgekit.quantize import qat
 from edgekit.quantize.calibration import calibrate, representative_rows, warnings_about
+from edgekit.quantize.sensitivity import Trials, fewest_to_keep, sensitivity
 from edgekit.records import (
     CalibrationMethod,
+    Candidate,
     CandidateRecord,
     EpochRecord,
     FloatModelRecord,
@@ -61,6 +63,9 @@ class Plan:
         calibration_images: Training pictures that set the ranges.
         calibration: How, or None for the best method of each tensor.
         granularity: One grid for each output channel of a kernel, or one for the whole kernel.
+        keep_float: Nodes that compute in float32.
+        max_drop: Most top-1 accuracy that int8 may lose on the validation split, in percentage
+            points, by keeping more nodes in float32; None for as it comes.
         batch_size: Pictures per step.
         augmentation: Random changes of training pictures, or None.
         views: Differently changed versions of each training picture.
@@ -73,6 +78,8 @@ class Plan:
     calibration_images: int
     calibration: CalibrationMethod | None
     granularity: Granularity
+    keep_float: tuple[str, ...]
+    max_drop: float | None
     batch_size: int
     augmentation: Augmentation | None
     views: int
@@ -81,11 +88,21 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Simulated:
-    """One candidate in memory: what it ships and how it answers on the validation split."""
+    """One candidate in memory: what it ships and how it answers on the validation split.
 
-    name: Literal["ptq", "qat"]
+    Args:
+        name: How it was quantized.
+        weights: Folded weights.
+        full: Its grids if every node were int8.
+        kept: Why nodes compute in float32, by their names.
+        logits: Its answers.
+        epochs: Of quantization-aware training.
+    """
+
+    name: Candidate
     weights: Arrays
-    table: RangeTable
+    full: RangeTable
+    kept: Mapping[str, str]
     logits: Logits
     epochs: tuple[EpochRecord, ...]
 
@@ -101,7 +118,7 @@ def quantize_model(
     checkpoints: Checkpoints,
     shelf: Shelf,
     say: Callable[[str], None],
-    progress: Callable[[int, int], None],
+    progress: Callable[[str, int, int], None],
     epoch_done: Callable[[int, EpochRecord], None],
 ) -> QuantizedModelRecord:
     """Makes the int8 candidates and picks the one that ships.
@@ -119,35 +136,56 @@ def quantize_model(
         checkpoints: Keeps the finished epochs of quantization-aware training.
         shelf: Where the activations of the frozen part are kept.
         say: Called with one line per candidate.
-        progress: Called with (pictures done, in all) while calibrating.
+        progress: Called with (what, done, in all) while calibrating and measuring layers.
         epoch_done: Called after each epoch of quantization-aware training.
 
     Raises:
+        SpecError: If `plan.keep_float` names a node that the network does not have.
         TrainingError: If the loss stops being finite.
     """
     keras_model.make_deterministic(plan.seed)
     nodes = mobilenet_v2(float_model.alpha)
+    check_names(nodes, plan.keep_float, "quantize.keep_float")
     weights = fold(nodes, arrays)
     rows = representative_rows(train.labels, plan.calibration_images, plan.seed)
     warnings = warnings_about(train, rows)
     for warning in warnings:
         say(f"warning: {warning}")
-    found = calibrate(nodes, weights, train, rows, progress, plan.calibration)
-    table = table_of(nodes, weights, found, plan.granularity)
+    found = calibrate(
+        nodes, weights, train, rows, lambda *done: progress("calibrating", *done), plan.calibration
+    )
+    full = table_of(nodes, weights, found, plan.granularity)
     float_logits = compiled(logits_function(nodes, weights), validation)()
-    simulated = [_simulate("ptq", nodes, weights, table, validation, ())]
+    kept = dict.fromkeys(plan.keep_float, "named in quantize.keep_float")
+    simulated = [_simulate("ptq", nodes, weights, full, kept, validation, ())]
     if plan.qat_epochs:
         unfrozen = frozenset(float_model.unfrozen_layers)
         tuned, learned, epochs = _train(
-            nodes, unfrozen, weights, table, train, validation, plan,
+            nodes, unfrozen, weights, full, train, validation, plan,
             checkpoints, shelf, epoch_done,
         )  # fmt: skip
-        simulated.append(_simulate("qat", nodes, tuned, learned, validation, epochs))
+        simulated.append(_simulate("qat", nodes, tuned, learned, kept, validation, epochs))
+    # The lower validation loss: on few pictures it is far less noisy than the accuracy.
+    shipped = min(simulated, key=lambda item: cross_entropy(item.logits, validation.labels))
+    reason = _reason(simulated, shipped, validation)
+    chosen = Pictures(train.images[rows.held_out], train.labels[rows.held_out], train.preprocess)
+    trials = Trials(nodes, shipped.weights, shipped.full, chosen)
+    costs = sensitivity(
+        trials, plan.keep_float, lambda *done: progress("measuring each layer in int8", *done)
+    )
+    kept_because = ""
+    if plan.max_drop is not None:
+        final, kept_because, met = _keep_more(
+            shipped, nodes, trials, float_logits, validation, plan, progress
+        )
+        simulated = [final if item is shipped else item for item in simulated]
+        warnings = warnings if met else (*warnings, kept_because)
     np.savez(folder / "float.weights.npz", allow_pickle=False, **weights)
     records = []
     for item in simulated:
         np.savez(folder / f"{item.name}.weights.npz", allow_pickle=False, **item.weights)
-        range_table.write(folder / f"{item.name}.ranges.json", item.table)
+        table = keeping_float(nodes, item.full, item.kept)
+        range_table.write(folder / f"{item.name}.ranges.json", table)
         records.append(
             _record(item, nodes, float_model, float_logits, validation, len(rows.calibration))
         )
@@ -156,26 +194,77 @@ def quantize_model(
             f"loss {records[-1].validation_loss:.4f}, "
             f"agrees with float on {records[-1].agreement_with_float:.1%}"
         )
-    return _choose(tuple(records), warnings)
+    return QuantizedModelRecord(
+        candidates=tuple(records),
+        shipped=shipped.name,
+        reason=reason,
+        warnings=warnings,
+        sensitivity=costs,
+        kept_because=kept_because,
+    )
 
 
 def _simulate(
-    name: Literal["ptq", "qat"],
+    name: Candidate,
     nodes: tuple[Node, ...],
     weights: Arrays,
-    table: RangeTable,
+    full: RangeTable,
+    kept: Mapping[str, str],
     validation: Pictures,
     epochs: tuple[EpochRecord, ...],
 ) -> _Simulated:
+    table = keeping_float(nodes, full, kept)
     logits = compiled(logits_function(nodes, weights, table), validation)()
-    return _Simulated(name, weights, table, logits, epochs)
+    return _Simulated(name, weights, full, kept, logits, epochs)
+
+
+def _keep_more(
+    shipped: _Simulated,
+    nodes: tuple[Node, ...],
+    trials: Trials,
+    float_logits: Logits,
+    validation: Pictures,
+    plan: Plan,
+    progress: Callable[[str, int, int], None],
+) -> tuple[_Simulated, str, bool]:
+    """Returns the candidate with as many nodes in float32 as `max_drop` needs, why, and if met."""
+    wanted = plan.max_drop or 0.0
+    answers = Trials(nodes, shipped.weights, shipped.full, validation)
+
+    def dropped(logits: Logits) -> float:
+        """Returns the top-1 accuracy lost, in percentage points."""
+        right = [(found.argmax(1) == validation.labels).mean() for found in (float_logits, logits)]
+        return float(100 * (right[0] - right[1]))
+
+    found = fewest_to_keep(
+        trials,
+        tuple(shipped.kept),
+        lambda names: dropped(answers.keeping(names)) <= wanted,
+        lambda *done: progress("looking for layers to keep in float32", *done),
+    )
+    more = found.names[len(shipped.kept) :]
+    kept = {**shipped.kept, **dict.fromkeys(more, f"for quantize.max_drop = {wanted:g}")}
+    final = _simulate(
+        shipped.name, nodes, shipped.weights, shipped.full, kept, validation, shipped.epochs
+    )
+    before, after = dropped(shipped.logits), dropped(final.logits)
+    if not more:
+        because = f"no layer needs to stay float32 for it: int8 loses {before:.2f} points"
+    else:
+        because = (
+            f"{len(more)} of {len(nodes)} layers stay float32 for it ({', '.join(more)}): int8 "
+            f"loses {after:.2f} instead of {before:.2f} points"
+        )
+    if not found.met:
+        because = f"not even float32 in every layer meets it: {after:.2f} points are lost"
+    return final, f"max_drop = {wanted:g}: {because} on the validation split", found.met
 
 
 def _train(
     nodes: tuple[Node, ...],
     unfrozen: frozenset[str],
     weights: Arrays,
-    table: RangeTable,
+    full: RangeTable,
     train: Pictures,
     validation: Pictures,
     plan: Plan,
@@ -185,6 +274,7 @@ def _train(
 ) -> tuple[Arrays, RangeTable, tuple[EpochRecord, ...]]:
     prefix_nodes, tail_nodes = split(nodes, unfrozen)
     names = boundary(prefix_nodes, tail_nodes)
+    table = keeping_float(nodes, full, plan.keep_float)
     level = _frozen_level(prefix_nodes, names, nodes, weights, table, train)
     feeds = store_levels(
         (level,),
@@ -199,9 +289,9 @@ def _train(
     )
     shapes = feeds["train"].shapes
     spans = table.activations
-    tail = qat.wrap(tail_nodes, names, shapes[: len(names)], weights, spans, plan.granularity)
+    tail = qat.wrap(tail_nodes, names, shapes[: len(names)], weights, table, plan.granularity)
     result = fit(
-        _OnGrid(tail, [spans[name] for name in names]),
+        _OnGrid(tail, [spans.get(name) for name in names]),
         tail.trainable_variables,
         len(names),
         _distillation(plan.temperature),
@@ -219,7 +309,7 @@ def _train(
     trained = {**weights, **tuned}
     return (
         trained,
-        table_of(nodes, trained, {**spans, **learned}, plan.granularity),
+        table_of(nodes, trained, {**full.activations, **learned}, plan.granularity),
         result.epochs,
     )
 
@@ -267,7 +357,7 @@ def _frozen_level(
 class _OnGrid:
     """The tail behind tensors that storing as float16 moved off their int8 grid by a little."""
 
-    def __init__(self, tail: Any, spans: Sequence[TensorRange]) -> None:
+    def __init__(self, tail: Any, spans: Sequence[TensorRange | None]) -> None:
         self._tail = tail
         self._spans = spans
         self.variables = tail.variables
@@ -275,7 +365,8 @@ class _OnGrid:
     def __call__(self, entering: Sequence[Any], training: bool) -> Any:
         """Returns the tail's logits for the tensors rounded to their grids again."""
         pairs = zip(entering, self._spans, strict=True)
-        return self._tail([quantize(value, span) for value, span in pairs], training=training)
+        rounded = [quantize(value, span) if span else value for value, span in pairs]
+        return self._tail(rounded, training=training)
 
 
 def cosine(start: float, epochs: int) -> list[float]:
@@ -310,7 +401,12 @@ def _record(
     answers = item.logits.argmax(1)
     calibrated = f"ranges from {calibration_images} class-balanced training pictures"
     layers = []
-    for node in weighted(nodes):
+    for node in nodes:
+        if node.name in item.kept:
+            why = item.kept[node.name]
+            layers.append(LayerQuantization(layer=node.name, how="float", reason=why))
+        if node.name in item.kept or node.op not in ("conv", "depthwise"):
+            continue
         if item.name == "qat" and node.name in float_model.unfrozen_layers:
             layer = LayerQuantization(
                 layer=node.name, how="qat", reason=f"unfrozen from {float_model.cut} on"
@@ -331,19 +427,13 @@ def _record(
     )
 
 
-def _choose(
-    candidates: tuple[CandidateRecord, ...], warnings: tuple[str, ...]
-) -> QuantizedModelRecord:
-    """Ships the lower validation loss: on few pictures it is far less noisy than the accuracy."""
-    best = min(candidates, key=lambda candidate: candidate.validation_loss)
-    if len(candidates) == 1:
-        reason = "only post-training int8 was asked for (quantize.qat_epochs = 0)"
-    else:
-        shown = "; ".join(
-            f"{c.name}: loss {c.validation_loss:.4f}, top-1 {c.validation_accuracy:.2%}"
-            for c in candidates
-        )
-        reason = f"{best.name} has the lower loss on the validation split ({shown})"
-    return QuantizedModelRecord(
-        candidates=candidates, shipped=best.name, reason=reason, warnings=warnings
+def _reason(simulated: Sequence[_Simulated], shipped: _Simulated, validation: Pictures) -> str:
+    """Returns in words why a candidate ships."""
+    if len(simulated) == 1:
+        return "only post-training int8 was asked for (quantize.qat_epochs = 0)"
+    shown = "; ".join(
+        f"{item.name}: loss {cross_entropy(item.logits, validation.labels):.4f}, "
+        f"top-1 {(item.logits.argmax(1) == validation.labels).mean():.2%}"
+        for item in simulated
     )
+    return f"{shipped.name} has the lower loss on the validation split ({shown})"

@@ -18,7 +18,7 @@ import tf_keras
 from edgekit.network.forward import quantize_kernel
 from edgekit.network.graph import Arrays, Node
 from edgekit.network.ranges import Ranges, from_limits
-from edgekit.records import Granularity, TensorRange
+from edgekit.records import Granularity, RangeTable, TensorRange
 
 _OUTPUT = "_output"
 
@@ -113,17 +113,17 @@ def wrap(
     inputs: Sequence[str],
     shapes: Sequence[tuple[int, ...]],
     weights: Arrays,
-    ranges: Ranges,
+    table: RangeTable,
     granularity: Granularity,
 ) -> tf_keras.Model:
-    """Returns the tail as a Keras model whose every layer tfmot quantizes.
+    """Returns the tail as a Keras model whose every layer tfmot quantizes, but those kept in float.
 
     Args:
         tail: Unfrozen nodes.
         inputs: Names of the tensors that enter it.
         shapes: Their shapes without the batch, (h, w, c).
         weights: Folded float weights to start from.
-        ranges: Ranges of the tail's tensors to start from.
+        table: Ranges of the tail's tensors to start from, and which nodes stay in float32.
         granularity: One grid for each output channel of a kernel, or one for the whole kernel.
 
     Returns:
@@ -132,7 +132,6 @@ def wrap(
         (moving average, decay 0.999, tfmot's constant) while it trains.
     """
     layers = tf_keras.layers
-    annotate = tfmot.quantization.keras.quantize_annotate_layer
     entering = [
         layers.Input(shape, name=f"{name}_entering")
         for name, shape in zip(inputs, shapes, strict=True)
@@ -140,15 +139,19 @@ def wrap(
     tensors: dict[str, Any] = dict(zip(inputs, entering, strict=True))
     for node in tail:
         sources = [tensors[name] for name in node.inputs]
+        rounded = node.name in table.activations
         if node.op == "add":
-            tensors[node.name] = annotate(
-                layers.Add(name=f"{node.name}{_OUTPUT}"), _LayerConfig(None, True)
-            )(sources)
+            layer = layers.Add(name=_output_layer(node))
+            tensors[node.name] = _quantized(layer, None, rounded)(sources)
         elif node.op == "pool":
-            pool = layers.GlobalAveragePooling2D(keepdims=True, name=f"{node.name}{_OUTPUT}")
-            tensors[node.name] = annotate(pool, _LayerConfig(None, True))(sources[0])
+            layer = layers.GlobalAveragePooling2D(keepdims=True, name=_output_layer(node))
+            tensors[node.name] = _quantized(layer, None, rounded)(sources[0])
         else:
-            tensors[node.name] = _convolution(node, sources[0], weights, granularity)
+            kept = node.name in table.kept_float
+            kernel = weights[f"{node.name}/kernel"]
+            tensors[node.name] = _convolution(
+                node, sources[0], kernel.shape, rounded, None if kept else granularity
+            )
     last = tensors[tail[-1].name]
     logits = layers.Reshape((int(last.shape[-1]),), name="flatten")(last)
     annotated = tf_keras.Model(entering, logits)
@@ -157,10 +160,10 @@ def wrap(
             annotated, scheme=_AsIs(), quantized_layer_name_prefix=""
         )
     for node in tail:
-        wrapper = model.get_layer(_output_layer(node))
-        low, high = _limits(wrapper)
-        low.assign(ranges[node.name].minimum)
-        high.assign(ranges[node.name].maximum)
+        if node.name in table.activations:
+            low, high = _limits(model.get_layer(_output_layer(node)))
+            low.assign(table.activations[node.name].minimum)
+            high.assign(table.activations[node.name].maximum)
         if node.op in ("conv", "depthwise"):
             kernel, bias = _kernel_and_bias(model.get_layer(_kernel_layer(node)))
             kernel.assign(weights[f"{node.name}/kernel"])
@@ -181,10 +184,10 @@ def unwrap(
     weights: dict[str, npt.NDArray[np.float32]] = {}
     ranges: dict[str, TensorRange] = {}
     for node in tail:
-        low, high = (
-            float(limit.numpy()) for limit in _limits(model.get_layer(_output_layer(node)))
-        )
-        ranges[node.name] = from_limits(low, high, "trained", start[node.name].method)
+        if node.name in start:
+            limits = _limits(model.get_layer(_output_layer(node)))
+            low, high = (float(limit.numpy()) for limit in limits)
+            ranges[node.name] = from_limits(low, high, "trained", start[node.name].method)
         if node.op in ("conv", "depthwise"):
             kernel, bias = _kernel_and_bias(model.get_layer(_kernel_layer(node)))
             weights[f"{node.name}/kernel"] = kernel.numpy()
@@ -192,22 +195,36 @@ def unwrap(
     return weights, ranges
 
 
-def _convolution(node: Node, source: Any, weights: Arrays, granularity: Granularity) -> Any:
+def _convolution(
+    node: Node,
+    source: Any,
+    shape: tuple[int, ...],
+    rounded: bool,
+    granularity: Granularity | None,
+) -> Any:
     layers = tf_keras.layers
-    annotate = tfmot.quantization.keras.quantize_annotate_layer
-    kernel = weights[f"{node.name}/kernel"]
-    size, name = kernel.shape[0], _kernel_layer(node)
-    # Without a ReLU6 the convolution's own output is what the next layer reads.
     if node.op == "depthwise":
-        layer = layers.DepthwiseConv2D(size, node.stride, "same", name=name)
-        config = _LayerConfig("depthwise_kernel", not node.relu6, granularity)
+        kernel = "depthwise_kernel"
+        layer = layers.DepthwiseConv2D(shape[0], node.stride, "same", name=_kernel_layer(node))
     else:
-        layer = layers.Conv2D(kernel.shape[3], size, node.stride, "same", name=name)
-        config = _LayerConfig("kernel", not node.relu6, granularity)
-    value = annotate(layer, config)(source)
+        kernel = "kernel"
+        layer = layers.Conv2D(shape[3], shape[0], node.stride, "same", name=_kernel_layer(node))
+    # Without a ReLU6 the convolution's own output is what the next layer reads.
+    kernel_of = kernel if granularity else None
+    value = _quantized(layer, kernel_of, rounded and not node.relu6, granularity)(source)
     if not node.relu6:
         return value
-    return annotate(layers.ReLU(6.0, name=_output_layer(node)), _LayerConfig(None, True))(value)
+    return _quantized(layers.ReLU(6.0, name=_output_layer(node)), None, rounded)(value)
+
+
+def _quantized(
+    layer: Any, kernel: str | None, output: bool, granularity: Granularity | None = None
+) -> Any:
+    """Returns the layer with the note that tells tfmot what of it to quantize, if anything."""
+    if kernel is None and not output:
+        return layer
+    config = _LayerConfig(kernel, output, granularity or "channel")
+    return tfmot.quantization.keras.quantize_annotate_layer(layer, config)
 
 
 def _kernel_layer(node: Node) -> str:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 
 from edgekit.records import Accuracy, Artifact, Evaluation, RunReport, Verdict
-from edgekit.report.sentences import int8_sentence
+from edgekit.report.sentences import int8_sentence, sensitivity_sentences
 
 
 def markdown(report: RunReport) -> str:
@@ -216,7 +216,18 @@ def _quantization(report: RunReport) -> str:
     ]
     header = ("candidate", "validation top-1", "validation loss", "agrees with float", "epochs")
     shipped = next(c for c in quantized.candidates if c.name == quantized.shipped)
-    layers = [(item.layer, item.how, item.reason) for item in shipped.layers]
+    costs = {item.layer: item for item in quantized.sensitivity}
+    kept = {item.layer: item for item in shipped.layers}
+    layers = [
+        (
+            name,
+            kept[name].how if name in kept else "calibrated",
+            f"{costs[name].alone_db:.1f}" if name in costs else "-",
+            f"{costs[name].regained_db:+.2f}" if name in costs else "-",
+            kept[name].reason if name in kept else "carries no weights",
+        )
+        for name in dict.fromkeys((*costs, *kept))
+    ]
     return "\n".join(
         (
             "## Quantization",
@@ -224,11 +235,21 @@ def _quantization(report: RunReport) -> str:
             table(header, rows),
             "",
             f"{int8_sentence(report)}.",
+            *(f"\n{sentence}." for sentence in sensitivity_sentences(report)),
             *(f"\nWarning: {warning}." for warning in quantized.warnings),
             "",
             "<details><summary>Layer by layer</summary>",
             "",
-            table(("layer", "how", "why"), layers),
+            table(
+                (
+                    "layer",
+                    "how",
+                    "SQNR dB if it alone is int8",
+                    "dB if it alone stays float32",
+                    "why",
+                ),
+                layers,
+            ),
             "",
             "</details>",
         )

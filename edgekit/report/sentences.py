@@ -43,6 +43,19 @@ def int8_sentence(report: RunReport) -> str:
     return "; ".join((parts[0], " ".join(parts[1:]))) + _gain(report, ships)
 
 
+def sensitivity_sentences(report: RunReport) -> tuple[str, ...]:
+    """Returns which layers int8 costs most, and what keeping layers in float32 came to."""
+    quantized = report.quantized
+    most = sorted(quantized.sensitivity, key=lambda item: -item.regained_db)[:3]
+    found = ", ".join(f"{item.layer} {item.regained_db:+.2f} dB" for item in most)
+    asked = (
+        (f"Keeping layers in float32: {quantized.kept_because}",) if quantized.kept_because else ()
+    )
+    if not most:
+        return asked
+    return (f"Most SQNR is regained if a single layer stays float32: {found}", *asked)
+
+
 def _int8(report: RunReport) -> tuple[Artifact, Evaluation] | None:
     """Returns the int8 TFLite file that ships, with its measurements on one thread."""
     found = report.validation.on_one_thread

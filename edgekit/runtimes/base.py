@@ -30,8 +30,9 @@ class ModelFacts(Record):
         outputs: Graph outputs, in order.
         operators: Number of uses of each operator, over all subgraphs.
         float_tensors: TFLite: activations of a float type that are neither graph input nor graph
-            output. ONNX: Conv, Gemm and MatMul nodes whose data do not come from a
+            output. ONNX: Conv, Gemm and MatMul nodes whose data or weights do not come from a
             DequantizeLinear. Empty when everything between the ends is integer.
+        wide_tensors: TFLite: int16 activations.
         metadata: Text entries that the file carries (ONNX `metadata_props`, TFLite metadata
             buffers that are UTF-8).
     """
@@ -42,6 +43,7 @@ class ModelFacts(Record):
     outputs: tuple[TensorInfo, ...]
     operators: dict[str, int]
     float_tensors: tuple[str, ...]
+    wide_tensors: tuple[str, ...] = ()
     metadata: dict[str, str]
 
 

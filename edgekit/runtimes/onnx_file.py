@@ -203,10 +203,10 @@ def _linear(node: Message, constants: dict[str, Message]) -> tuple[float, int] |
 
 
 def _float_nodes(graph: Message) -> tuple[str, ...]:
-    """Names the Conv, Gemm and MatMul nodes whose data input is not dequantized integers."""
+    """Names the Conv, Gemm and MatMul nodes that do not multiply dequantized integers only."""
     dequantized = {n.output[0] for n in graph.node if n.op_type == "DequantizeLinear"}
     return tuple(
         node.name or node.output[0]
         for node in graph.node
-        if node.op_type in COMPUTE_OPERATORS and node.input[0] not in dequantized
+        if node.op_type in COMPUTE_OPERATORS and not dequantized.issuperset(node.input[:2])
     )

@@ -96,7 +96,8 @@ def _facts(content: bytes, path: str) -> ModelFacts:
         inputs=tuple(_tensor_info(main, i, types) for i in inputs),
         outputs=tuple(_tensor_info(main, i, types) for i in outputs),
         operators=operators,
-        float_tensors=_float_tensors(model, types, {*inputs, *outputs}),
+        float_tensors=_activations(model, types, FLOAT_DTYPES, {*inputs, *outputs}),
+        wide_tensors=_activations(model, types, ("int16",), {*inputs, *outputs}),
         metadata=_metadata(model),
     )
 
@@ -196,8 +197,10 @@ def _text(raw: bytes | None) -> str:
     return (raw or b"").decode("utf-8", "replace")
 
 
-def _float_tensors(model: Table, types: dict[int, str], ends: set[int]) -> tuple[str, ...]:
-    """Names the float activations of all subgraphs; `ends` are the main graph's in- and outputs."""
+def _activations(
+    model: Table, types: dict[int, str], dtypes: tuple[str, ...], ends: set[int]
+) -> tuple[str, ...]:
+    """Names the activations of some dtypes; `ends` are the main graph's inputs and outputs."""
     names = []
     for number, graph in enumerate(_subgraphs(model)):
         for index in range(graph.TensorsLength()):
@@ -205,7 +208,7 @@ def _float_tensors(model: Table, types: dict[int, str], ends: set[int]) -> tuple
             buffer = model.Buffers(tensor.Buffer())
             constant = buffer is not None and (buffer.DataLength() > 0 or buffer.Offset() > 1)
             boundary = number == 0 and index in ends
-            if types[tensor.Type()] in FLOAT_DTYPES and not constant and not boundary:
+            if types[tensor.Type()] in dtypes and not constant and not boundary:
                 names.append(_text(tensor.Name()))
     return tuple(names)
 

@@ -255,7 +255,8 @@ def variants_of(facts: ModelFacts) -> tuple[Variant, ...]:
     # TFLite computes in the type of its tensors; ONNX says by operators where integers begin.
     integer_ends = facts.format == "tflite" and bool(ends & {"uint8", "int8"})
     if used & QUANTIZED_OPERATORS or integer_ends:
-        return () if facts.float_tensors else ("int8",)
+        integers: Variant = "int16x8" if facts.wide_tensors else "int8"
+        return () if facts.float_tensors else (integers,)
     if facts.format == "onnx":
         return ("float32",)
     return ("float16",) if "DEQUANTIZE" in used else ("float32", "dynamic")

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_network import CLASSES, Exported, Trained, Untyped, altered
+from tiny_network import ALPHA, CLASSES, Exported, Trained, Untyped, altered
 
 from edgekit.errors import ConversionError
-from edgekit.network.ranges import from_limits, read
+from edgekit.network.graph import mobilenet_v2
+from edgekit.network.ranges import from_limits, keeping_float, read
 from edgekit.records import RangeTable
 
 pytest.importorskip("tensorflow")
@@ -20,6 +21,7 @@ from edgekit.devices.protocol import subject_of
 from edgekit.export import onnx_file
 from edgekit.export.files import (
     STANDARD,
+    Int8,
     Request,
     check_formats_agree,
     compare,
@@ -43,8 +45,9 @@ def test_every_run_makes_the_standard_files() -> None:
 
 def test_the_files_are_those_of_the_record(exported: Exported) -> None:
     paths = [artifact.path for artifact in exported.record.artifacts]
-    more = ("uint8_io.tflite", "float32_io.tflite", "any_batch.onnx", "ptq_int8_io.tflite")
-    assert paths == [*NAMES, *(f"model_int8_{name}" for name in more)]
+    more = ("int8_uint8_io.tflite", "int8_float32_io.tflite", "int8_any_batch.onnx",
+            "int16x8.tflite", "int8_ptq_int8_io.tflite")  # fmt: skip
+    assert paths == [*NAMES, *(f"model_{name}" for name in more)]
     found = {file.name for file in exported.folder.iterdir()}
     assert found == {*paths, "labels.txt", "ranges.json"}
     for artifact in exported.record.artifacts:
@@ -56,12 +59,13 @@ def test_the_files_are_those_of_the_record(exported: Exported) -> None:
         rows = -1 if free else 1
         assert {tensor.shape[0] for tensor in (*artifact.inputs, *artifact.outputs)} == {rows}
         assert artifact.batch == ("any" if free else "one")
-        if artifact.variant == "int8":
+        integers = artifact.variant in ("int8", "int16x8")
+        if integers:
             assert artifact.float_tensors == ()
         lost = "ptq" in artifact.path
         assert artifact.ships == (not lost)
         how = "ptq" if lost else "qat"
-        assert artifact.candidate == (how if artifact.variant == "int8" else None)
+        assert artifact.candidate == (how if integers else None)
 
 
 def test_labels_and_ranges_lie_beside_the_files(exported: Exported, sources: Untyped) -> None:
@@ -74,9 +78,10 @@ def test_every_file_was_compared_with_its_source(exported: Exported) -> None:
     for artifact, parity in zip(exported.record.artifacts, exported.record.parity, strict=True):
         assert parity.artifact_sha256 == artifact.sha256
         assert parity.images == 72  # 24 of validation, filled up with the 48 of training
-        int8 = artifact.variant == "int8"
-        assert parity.source == ("simulated int8" if int8 else "Keras model")
-        bounded = artifact.variant in ("float32", "float16")
+        integers = artifact.variant in ("int8", "int16x8")
+        simulated = f"simulated {artifact.variant}"
+        assert parity.source == (simulated if integers else "Keras model")
+        bounded = artifact.variant in ("float32", "float16", "int16x8")
         assert (parity.largest_difference_bound is not None) == bounded
         if parity.largest_difference_bound is not None:
             assert parity.largest_difference <= parity.largest_difference_bound
@@ -101,6 +106,27 @@ def export(
         progress=lambda what, done, total: told.append((what, done, total)),
     )
     return told
+
+
+def test_layers_kept_in_float_pass_every_check_of_the_export(
+    trained: Trained, sources: Untyped, pictures: Untyped, tmp_path: Path
+) -> None:
+    kept = ("Conv1", "block_5_depthwise", "block_5_project", "block_5_add")
+    nodes = mobilenet_v2(ALPHA)
+    mixed = Int8(sources.int8.weights, keeping_float(nodes, sources.int8.table, kept))
+    sources = replace(sources, candidates={"qat": mixed})
+    record = export_files(
+        trained.record, sources, *pictures, CLASSES, INT8_PAIR, tmp_path,
+        progress=lambda _what, _done, _total: None,
+    )  # fmt: skip
+    lite, onnx = record.artifacts
+    assert "block_5_depthwise" in lite.float_tensors
+    assert "block_5_depthwise" in onnx.float_tensors
+    assert "Conv1_codes" not in lite.float_tensors
+    assert record.formats is not None
+    compared = [layer.layer for layer in record.formats.layers]
+    assert compared == [node.name for node in nodes if node.name not in kept]
+    assert read(tmp_path / "ranges.json").kept_float == kept
 
 
 def test_progress_counts_writing_and_checking(

@@ -11,13 +11,15 @@ from tiny_network import ALPHA, CLASSES, SIZE_PX, Exported, Untyped, altered
 
 from edgekit.errors import ConversionError
 from edgekit.network.graph import kernel_codes, mobilenet_v2, weighted
-from edgekit.network.ranges import from_limits, table_of
+from edgekit.network.ranges import from_limits, keeping_float, table_of
 from edgekit.records import Preprocess
+from edgekit.runtimes.onnx_runtime import EXACT
 
 pytest.importorskip("tensorflow")
 onnx = pytest.importorskip("onnx")
 
 from edgekit.export import onnx_file  # noqa: E402 - after the checks that the converters are there
+from edgekit.network.forward import logits_function  # noqa: E402
 
 NODES = mobilenet_v2(ALPHA)
 FILES = ("model_float32.onnx", "model_int8.onnx")
@@ -101,6 +103,41 @@ def test_one_grid_for_a_whole_kernel_runs_in_integers_too(
         kernel = weights[f"{node.name}/kernel"]
         assert stored[f"{node.name}/kernel/scale"] == np.float32(np.abs(kernel).max()) / 127
         assert stored[f"{node.name}/kernel/zero_point"].shape == ()
+
+
+KEPT = ("Conv1", "block_2_depthwise", "block_2_project", "block_5_expand", "block_5_depthwise")
+
+
+def test_layers_kept_in_float_run_in_float_and_all_others_in_integers(
+    float_model: Untyped, sources: Untyped, pictures: Untyped, tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    weights, table = sources.int8.weights, keeping_float(NODES, sources.int8.table, KEPT)
+    model = onnx_file.quantized_model(float_model, NODES, weights, table)
+    onnx.save(model, tmp_path / "model.onnx")
+    onnx.checker.check_model(tmp_path / "model.onnx", full_check=True)
+    used = Counter(node.op_type for node in graph_that_runs(tmp_path / "model.onnx", tmp_path))
+    # Not even a single layer between int8 neighbours is quantized by onnxruntime's own choice.
+    assert used["Conv"] + used["FusedConv"] == len(KEPT)
+    assert (used["QLinearConv"], used["QLinearAdd"]) == (53 - len(KEPT), 10)
+    stored = parameters(model)
+    for name in KEPT:
+        axes = (2, 3, 0, 1) if "depthwise" in name else (3, 2, 0, 1)
+        assert np.array_equal(stored[f"{name}/kernel"], weights[f"{name}/kernel"].transpose(axes))
+        assert f"{name}/kernel/codes" not in stored
+    assert "block_5_expand/scale" not in stored
+    images = pictures[1].normalize(pictures[1].images.astype(np.float32))
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry(*EXACT)
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options)
+    answers = np.concatenate([session.run(None, {"image": image[None]})[0] for image in images])
+    simulated = logits_function(NODES, weights, table)(images).numpy()
+    all_int8 = logits_function(NODES, weights, sources.int8.table)(images).numpy()
+    step = table.activations["logits"].scale
+    assert np.median(np.abs(answers - simulated)) <= 1.001 * step
+    # Twin: the simulation without layers in float.
+    assert np.abs(answers - simulated).mean() < 0.5 * np.abs(answers - all_int8).mean()
 
 
 def test_the_float_file_runs_fused(exported: Exported, tmp_path: Path) -> None:

@@ -10,13 +10,14 @@ from tiny_network import ALPHA, SIZE_PX, Exported, Untyped, altered
 
 from edgekit.errors import ConversionError
 from edgekit.network.graph import INPUT, Arrays, kernel_codes, mobilenet_v2
-from edgekit.network.ranges import table_of
+from edgekit.network.ranges import int16_scale, keeping_float, table_of
 from edgekit.records import RangeTable, TensorRange
 from edgekit.runtimes.inspect import inspect_model
 
 pytest.importorskip("tensorflow")
 
-from edgekit.export import tflite
+from edgekit.export import tflite, tflite_mixed
+from edgekit.network.forward import logits_function
 
 NODES = mobilenet_v2(ALPHA)
 
@@ -45,8 +46,8 @@ def layers_in(content: bytes) -> list[list[Stored]]:
         grid = tensor.Quantization()
         data = model.Buffers(tensor.Buffer()).DataAsNumpy()
         return Stored(
-            np.array(grid.ScaleAsNumpy(), np.float32),
-            np.array(grid.ZeroPointAsNumpy(), np.int64),
+            np.array(grid.ScaleAsNumpy() if grid.ScaleLength() else (), np.float32),
+            np.array(grid.ZeroPointAsNumpy() if grid.ZeroPointLength() else (), np.int64),
             tuple(tensor.ShapeAsNumpy().tolist()),
             b"" if isinstance(data, int) else data.tobytes(),
         )
@@ -67,6 +68,10 @@ def differences(content: bytes, weights: Arrays, table: RangeTable) -> list[str]
     assert len(layers) == len(NODES)
     wrong = []
     for node, (output, *inputs) in zip(NODES, layers, strict=True):
+        if node.name in table.kept_float:
+            codes = [tensor for tensor in (output, *inputs) if len(tensor.scales)]
+            wrong += [f"{node.name} has codes"] * bool(codes)
+            continue
         wrong += [f"{node.name} output"] * (not same_grid(output, ranges[node.name]))
         read = inputs[:1] if node.op != "add" else inputs
         ours = [ranges[name] for name in node.inputs]
@@ -82,6 +87,9 @@ def differences(content: bytes, weights: Arrays, table: RangeTable) -> list[str]
         kernel, bias = inputs[1:]
         same = kernel.content == laid_out.tobytes() and not kernel.zero_points.any()
         wrong += [f"{node.name} kernel codes"] * (not same)
+        if kernel.scales.shape != scales.shape:
+            wrong.append(f"{node.name} kernel scale")
+            continue
         # The converter computes the scale again from the rounded kernel, in float32.
         close = np.allclose(kernel.scales, scales, rtol=4 * 2.0**-24, atol=0)
         wrong += [f"{node.name} kernel scale"] * (not close)
@@ -148,6 +156,115 @@ def test_one_grid_for_a_whole_kernel_is_one_scale_in_the_file(sources: Untyped) 
     assert "block_9_depthwise kernel codes" in found
 
 
+KEPT = ("Conv1", "block_2_depthwise", "block_5_expand", "block_5_depthwise", "block_5_add", LAST)
+
+
+def float32_file(sources: Untyped) -> bytes:
+    """Returns the float32 file of the weights that ship as int8."""
+    size = (SIZE_PX, SIZE_PX)
+    return tflite.convert(
+        NODES, sources.int8.weights, None, variant="float32", io="float32", size_px=size
+    )
+
+
+def answers_of(content: bytes, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(model_content=content)
+    interpreter.allocate_tensors()
+    found = []
+    for image in images:
+        interpreter.set_tensor(interpreter.get_input_details()[0]["index"], image[None])
+        interpreter.invoke()
+        found.append(interpreter.get_tensor(interpreter.get_output_details()[0]["index"]))
+    return np.concatenate(found)
+
+
+@pytest.mark.parametrize("io", ["int8", "uint8", "float32"])
+def test_the_rewritten_file_is_the_converters_where_that_can_make_it(
+    exported: Exported, sources: Untyped, io: Untyped
+) -> None:
+    weights, table = sources.int8.weights, sources.int8.table
+    ours = tflite_mixed.rewritten(float32_file(sources), NODES, weights, table, io=io)
+    assert differences(ours, weights, table) == []
+    theirs = (exported.folder / f"model_int8_{io}_io.tflite").read_bytes()
+    for one, other in zip(layers_in(ours), layers_in(theirs), strict=True):
+        for mine, converted in zip(one, other, strict=True):
+            assert (mine.shape, len(mine.content)) == (converted.shape, len(converted.content))
+
+
+def test_layers_kept_in_float_are_float_and_every_other_scale_is_the_tables(
+    sources: Untyped, pictures: Untyped
+) -> None:
+    weights = sources.int8.weights
+    table = keeping_float(NODES, sources.int8.table, KEPT)
+    size = (SIZE_PX, SIZE_PX)
+    content = tflite.convert(NODES, weights, table, variant="int8", io="float32", size_px=size)
+    assert differences(content, weights, table) == []
+    # Twins: a table in which a layer is int8, and one with another scale.
+    fewer = keeping_float(NODES, sources.int8.table, KEPT[1:])
+    assert "Conv1 output" in differences(content, weights, fewer)
+    span = table.activations["block_4_add"]
+    wider = {"block_4_add": span.model_copy(update={"scale": span.scale * 1.00001})}
+    assert "block_4_add output" in differences(content, weights, altered(table, wider))
+    images = pictures[1].normalize(pictures[1].images.astype(np.float32))
+    simulated = logits_function(NODES, weights, table)(images).numpy()
+    all_int8 = logits_function(NODES, weights, sources.int8.table)(images).numpy()
+    answers = answers_of(content, images)
+    assert np.median(np.abs(answers - simulated)) <= 1.001 * table.activations[LAST].scale
+    # Twin: the simulation without layers in float.
+    assert np.abs(answers - simulated).mean() < 0.7 * np.abs(answers - all_int8).mean()
+
+
+def test_int16_activations_have_the_symmetric_grids_of_the_ranges(
+    exported: Exported, sources: Untyped, pictures: Untyped
+) -> None:
+    content = (exported.folder / "model_int16x8.tflite").read_bytes()
+    weights, table = sources.int8.weights, sources.int8.table
+    for node, (output, *inputs) in zip(NODES, layers_in(content), strict=True):
+        scale = int16_scale(table.activations[node.name])
+        assert output.scales == pytest.approx([scale], rel=2.0**-22)
+        assert output.zero_points.tolist() == [0]
+        if node.op in ("conv", "depthwise"):
+            kernel = weights[f"{node.name}/kernel"]
+            codes, _ = kernel_codes(node, kernel, table.kernels[node.name])
+            assert inputs[1].content == codes.transpose((3, 0, 1, 2)).tobytes()
+            assert len(inputs[2].content) == 8 * len(weights[f"{node.name}/bias"])
+    images = pictures[1].normalize(pictures[1].images.astype(np.float32))
+    answers = answers_of(content, images)
+    wide = np.abs(answers - logits_function(NODES, weights, table, bits=16)(images).numpy())
+    largest = np.abs(answers).max()
+    assert wide.max() < 1e-2 * largest
+    # Twin: with activations of 8 bits the same weights answer otherwise.
+    narrow = np.abs(answers - logits_function(NODES, weights, table)(images).numpy())
+    assert narrow.max() > 1e-2 * largest
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_constants_are_aligned_as_the_schema_demands(sources: Untyped, bits: Untyped) -> None:
+    from ai_edge_litert import schema_py_generated as schema
+
+    table = sources.int8.table
+    table = keeping_float(NODES, table, KEPT) if bits == 8 else table
+    content = tflite_mixed.rewritten(
+        float32_file(sources), NODES, sources.int8.weights, table, io="float32", bits=bits
+    )
+    model = schema.Model.GetRootAs(content, 0)
+    whole = np.frombuffer(content, np.uint8).ctypes.data
+    filled = [model.Buffers(n) for n in range(model.BuffersLength())]
+    starts = [buffer.DataAsNumpy().ctypes.data for buffer in filled if buffer.DataLength()]
+    assert len(starts) >= 2 * 53
+    assert {(start - whole) % 16 for start in starts} == {0}
+
+
+def test_a_float_file_of_another_network_is_not_rewritten(sources: Untyped) -> None:
+    content = float32_file(sources)
+    with pytest.raises(ConversionError, match="65 operators"):
+        tflite_mixed.rewritten(
+            content, NODES[:-1], sources.int8.weights, sources.int8.table, io="float32"
+        )
+
+
 def test_the_input_has_the_grid_of_the_contract(exported: Exported) -> None:
     facts = inspect_model(exported.folder / "model_int8_int8_io.tflite")
     (entering,) = facts.inputs
@@ -165,6 +282,7 @@ def test_the_input_has_the_grid_of_the_contract(exported: Exported) -> None:
         ("model_int8_int8_io.tflite", "int8"),
         ("model_int8_uint8_io.tflite", "uint8"),
         ("model_int8_float32_io.tflite", "float32"),
+        ("model_int16x8.tflite", "float32"),
     ],
 )
 def test_types_and_shapes_are_those_asked_for(exported: Exported, name: str, dtype: str) -> None:
@@ -176,7 +294,8 @@ def test_types_and_shapes_are_those_asked_for(exported: Exported, name: str, dty
     assert facts.operators["CONV_2D"] == 36
     assert facts.operators["DEPTHWISE_CONV_2D"] == 17
     assert facts.operators["ADD"] == 10
-    integers_only = "int8" in name
+    integers_only = name.startswith("model_int")
+    assert bool(facts.wide_tensors) == ("int16" in name)
     assert (facts.float_tensors == ()) == integers_only
     if integers_only:
         ends = {"QUANTIZE", "DEQUANTIZE"} if dtype != "int8" else set()

@@ -6,7 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgekit.network.ranges import from_limits, of_input, read, write
+from edgekit.network.graph import mobilenet_v2, weighted
+from edgekit.network.ranges import (
+    from_limits,
+    int16_scale,
+    keeping_float,
+    of_input,
+    read,
+    write,
+)
 from edgekit.records import Preprocess, RangeTable, TensorRange
 
 
@@ -69,13 +77,47 @@ def test_a_table_survives_its_file(tmp_path: Path) -> None:
         "logits": from_limits(-7.7, 3.3, "trained", "percentile"),
     }
     kernels = {"Conv1": (0.1, float(np.float32(1 / 3))), "logits": (7e-9,)}
-    table = RangeTable(activations=spans, kernels=kernels)
+    table = RangeTable(activations=spans, kernels=kernels, kept_float=("block_1_expand",))
     write(tmp_path / "ranges.json", table)
     again = read(tmp_path / "ranges.json")
     assert again == table
     assert [list(again.activations), list(again.kernels)] == [list(spans), list(kernels)]
     # One tensor or kernel a line, so that two tables can be compared line by line.
-    assert len((tmp_path / "ranges.json").read_text().splitlines()) == 3 + 2 + 4
+    assert len((tmp_path / "ranges.json").read_text().splitlines()) == 3 + 2 + 5
+
+
+NODES = mobilenet_v2(0.35)
+
+
+@pytest.mark.parametrize(
+    ("kept", "real"),
+    [
+        # Between int8 neighbours a single layer reads and makes codes.
+        (["block_5_depthwise"], []),
+        (["block_5_expand", "block_5_depthwise"], ["block_5_expand"]),
+        # An addition reads the block's input too: that one is int8 for the expansion.
+        (["block_5_project", "block_5_add"], ["block_5_project"]),
+        (["block_4_add", "block_5_expand"], []),
+        (["block_4_add", "block_5_expand", "block_5_add"], ["block_4_add"]),
+        # The ends stay codes, for applications read their scales.
+        (["Conv1", "Conv_1", "global_average_pool", "logits"], ["Conv_1", "global_average_pool"]),
+        ([node.name for node in NODES], [node.name for node in NODES][:-1]),
+    ],
+)
+def test_a_tensor_is_float_between_float_layers_only(kept: list[str], real: list[str]) -> None:
+    spans = {name: from_limits(0, 6, "calibrated") for name in ["input", *(n.name for n in NODES)]}
+    limits = {node.name: (1.0,) for node in weighted(NODES)}
+    table = keeping_float(NODES, RangeTable(activations=spans, kernels=limits), kept)
+    assert [name for name in spans if name not in table.activations] == real
+    assert set(limits) - set(table.kernels) == set(kept) & set(limits)
+    assert table.kept_float == tuple(node.name for node in NODES if node.name in kept)
+
+
+def test_the_int16_grid_is_symmetric_and_covers_the_range() -> None:
+    span = from_limits(-1.0, 3.0, "calibrated")
+    assert int16_scale(span) * 32767 == pytest.approx(span.maximum)
+    span = from_limits(-3.0, 1.0, "calibrated")
+    assert int16_scale(span) * -32767 == pytest.approx(span.minimum)
 
 
 def test_pixels_are_the_codes_of_the_default_contract() -> None:

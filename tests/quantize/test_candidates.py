@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 from tiny_network import ALPHA, Quantized, Trained, Untyped, arrays_in, checkpoints, shelf
 
+from edgekit.errors import SpecError
 from edgekit.network.graph import INPUT, fold, mobilenet_v2, weighted
+from edgekit.network.ranges import keeping_float
 
 pytest.importorskip("tensorflow")
 
@@ -141,6 +143,71 @@ def test_one_grid_for_a_whole_kernel_is_simulated_as_such(
     assert coarse.validation_loss != ptq.validation_loss
 
 
+def test_layers_can_be_kept_in_float_by_name(
+    quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped, quantized: Quantized
+) -> None:
+    named = ("Conv1", "block_16_project", "Conv_1")
+    kept = quantize_it(replace(quantize_plan, keep_float=named))
+    for candidate in kept.record.candidates:
+        table = kept.table(candidate.name)
+        assert table.kept_float == named
+        assert not set(named) & set(table.kernels)
+        assert "block_16_project" not in table.activations  # float between float layers
+        layers = {layer.layer: layer for layer in candidate.layers}
+        assert {name for name, layer in layers.items() if layer.how == "float"} == set(named)
+        assert layers["Conv1"].reason == "named in quantize.keep_float"
+    assert {item.layer for item in kept.record.sensitivity} == {n.name for n in NODES} - set(named)
+    # Kept layers train all the same, only without rounding.
+    assert not np.array_equal(
+        kept.weights("qat")["Conv_1/kernel"], kept.weights("ptq")["Conv_1/kernel"]
+    )
+    # Twin: without names nothing is kept.
+    assert quantized.table("ptq").kept_float == ()
+
+
+def test_a_name_that_no_layer_has_is_refused_with_the_nearest(
+    quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped
+) -> None:
+    with pytest.raises(SpecError, match="block_16_projekt") as caught:
+        quantize_it(replace(quantize_plan, keep_float=("block_16_projekt",)))
+    assert caught.value.remedy == "did you mean block_16_project?"
+
+
+def test_a_drop_that_is_met_keeps_nothing_and_says_so(
+    quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped
+) -> None:
+    easy = quantize_it(replace(quantize_plan, qat_epochs=0, max_drop=99.0))
+    assert easy.table("ptq").kept_float == ()
+    assert "max_drop = 99: no layer needs to stay float32" in easy.record.kept_because
+
+
+def test_a_drop_that_int8_exceeds_keeps_layers_until_it_does_not(
+    quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped, pictures: Untyped
+) -> None:
+    # One grid for a whole kernel, and ranges of one picture: int8 is bad enough to be mended.
+    plan = replace(quantize_plan, qat_epochs=0, granularity="tensor", calibration_images=1)
+    before = quantize_it(plan)
+    validation = pictures[1]
+    folded = arrays_in(before.folder / "float.weights.npz")
+    right = compiled(logits_function(NODES, folded), validation)().argmax(1) == validation.labels
+    lost = 100 * (float(right.mean()) - before.record.candidates[0].validation_accuracy)
+    assert lost > 2
+    mended = quantize_it(replace(plan, max_drop=lost / 2))
+    (candidate,) = mended.record.candidates
+    kept = [layer for layer in candidate.layers if layer.how == "float"]
+    assert 0 < len(kept) < len(NODES)
+    assert all(layer.reason == f"for quantize.max_drop = {lost / 2:g}" for layer in kept)
+    assert 100 * (float(right.mean()) - candidate.validation_accuracy) <= lost / 2
+    assert set(mended.table("ptq").kept_float) == {layer.layer for layer in kept}
+    # Twin: without the last one that was kept, the drop is not met.
+    order = mended.record.kept_because.partition("(")[2].partition(")")[0].split(", ")
+    assert set(order) == {layer.layer for layer in kept}
+    fewer = keeping_float(NODES, before.table("ptq"), order[:-1])
+    answers = compiled(logits_function(NODES, folded, fewer), validation)()
+    still = float((answers.argmax(1) == validation.labels).mean())
+    assert 100 * (float(right.mean()) - still) > lost / 2
+
+
 def test_the_learning_rate_falls_along_a_cosine() -> None:
     assert cosine(0.2, 1) == [0.2]
     assert cosine(0.2, 4) == pytest.approx([0.2, 0.1 * (1 + 0.5**0.5), 0.1, 0.1 * (1 - 0.5**0.5)])
@@ -180,7 +247,7 @@ class Training:
             checkpoints=checkpoints(self.root / "store"),
             shelf=replace(place, progress=lambda what, _done, _total: self.computed.append(what)),
             say=lambda _line: None,
-            progress=lambda _done, _total: None,
+            progress=lambda _what, _done, _total: None,
             epoch_done=done,
         )
         return Quantized(folder, record)

@@ -19,7 +19,8 @@ from edgekit.network.graph import (
     split,
     weighted,
 )
-from edgekit.network.ranges import Ranges, from_limits, table_of
+from edgekit.network.ranges import Ranges, from_limits, keeping_float, table_of
+from edgekit.records import RangeTable
 
 tf = pytest.importorskip("tensorflow")
 
@@ -78,6 +79,11 @@ def prepared(trained: Trained, pictures: Untyped) -> tuple[Arrays, Ranges]:
     return weights, ranges
 
 
+def grids(ranges: Ranges) -> RangeTable:
+    """Returns the part of a table that training starts from: kernels follow the weights."""
+    return RangeTable(activations=dict(ranges), kernels={})
+
+
 def scales_of(node: Node, weights: Arrays) -> npt.NDArray[np.float32]:
     kernel = weights[f"{node.name}/kernel"]
     return kernel_codes(node, kernel, kernel_limits(node, kernel, "channel"))[1]
@@ -105,7 +111,7 @@ def tail(
     tensors = entering_of(prefix, weights, ranges, pictures)
     entering = [tensors[name] for name in names]
     shapes = [tuple(tensor.shape[1:]) for tensor in entering]
-    model = qat.wrap(nodes, names, shapes, weights, ranges, "channel")
+    model = qat.wrap(nodes, names, shapes, weights, grids(ranges), "channel")
     return Tail(nodes, model, entering, weights, ranges)
 
 
@@ -181,7 +187,8 @@ def test_unwrapping_returns_what_was_trained(
     prefix, nodes = split(NODES, frozenset(WEIGHTED[WEIGHTED.index("Conv_1") :]))
     (name,) = boundary(prefix, nodes)
     entering = entering_of(prefix, weights, ranges, pictures)[name]
-    model = qat.wrap(nodes, [name], [tuple(entering.shape[1:])], weights, ranges, "channel")
+    shapes = [tuple(entering.shape[1:])]
+    model = qat.wrap(nodes, [name], shapes, weights, grids(ranges), "channel")
     optimizer = tf_keras.optimizers.Adam(1e-2)
     for _ in range(3):
         with tf.GradientTape() as tape:
@@ -211,7 +218,7 @@ def test_ranges_follow_the_data_slowly(prepared: tuple[Arrays, Ranges], pictures
     narrow = from_limits(-0.1, 0.1, "calibrated")
     model = qat.wrap(
         nodes, ["global_average_pool"], [tuple(entering.shape[1:])], weights,
-        {**ranges, LOGITS: narrow}, "channel",
+        grids({**ranges, LOGITS: narrow}), "channel",
     )  # fmt: skip
     model([entering], training=False)
     assert qat.unwrap(model, nodes, ranges)[1][LOGITS].maximum == pytest.approx(
@@ -227,6 +234,36 @@ def test_ranges_follow_the_data_slowly(prepared: tuple[Arrays, Ranges], pictures
     expected = 0.001 * (seen_span - (narrow.maximum - narrow.minimum))
     assert widened == pytest.approx(expected, rel=0.05)
     assert node.name == LOGITS
+
+
+KEPT = ("block_16_depthwise", "block_16_project", "Conv_1")
+
+
+def test_layers_kept_in_float_are_not_wrapped_and_answer_as_what_ships(
+    prepared: tuple[Arrays, Ranges], pictures: Untyped
+) -> None:
+    weights, ranges = prepared
+    table = keeping_float(NODES, table_of(NODES, weights, ranges, "channel"), KEPT)
+    prefix, nodes = split(NODES, frozenset(WEIGHTED[WEIGHTED.index("block_16_expand") :]))
+    (name,) = boundary(prefix, nodes)
+    entering = entering_of(prefix, weights, ranges, pictures)[name]
+    model = qat.wrap(nodes, [name], [tuple(entering.shape[1:])], weights, table, "channel")
+    wrapped = {x.layer.name for x in model.layers if isinstance(x, QuantizeWrapperV2)}
+    # Conv_1 is float, but the pooling behind it reads codes, so its output is rounded.
+    assert wrapped == {
+        "block_16_expand", "block_16_expand_output", "Conv_1_output",
+        "global_average_pool_output", f"{LOGITS}_output",
+    }  # fmt: skip
+    step = ranges[LOGITS].scale
+    answers = model([entering], training=False).numpy()
+    shipped = run(nodes, weights, {name: entering}, table)[LOGITS].numpy().reshape(16, -1)
+    assert same_answers(answers, shipped, step) >= 0.9
+    # Twin: the network without layers in float is another.
+    all_int8 = run(nodes, weights, {name: entering}, table_of(NODES, weights, ranges, "channel"))
+    assert same_answers(answers, all_int8[LOGITS].numpy().reshape(16, -1), step) < 0.9
+    tuned, learned = qat.unwrap(model, nodes, table.activations)
+    assert set(tuned) == {f"{n.name}/{p}" for n in weighted(nodes) for p in ("kernel", "bias")}
+    assert list(learned) == ["block_16_expand", "Conv_1", "global_average_pool", LOGITS]
 
 
 GAINS = (0.01, 0.1, 1.0)
@@ -253,7 +290,7 @@ def depthwise_tail() -> tuple[tuple[Node, ...], Arrays, Ranges]:
 
 def test_every_channel_of_a_depthwise_kernel_uses_all_codes() -> None:
     nodes, weights, ranges = depthwise_tail()
-    model = qat.wrap(nodes, [INPUT], [(SIZE_PX, SIZE_PX, 3)], weights, ranges, "channel")
+    model = qat.wrap(nodes, [INPUT], [(SIZE_PX, SIZE_PX, 3)], weights, grids(ranges), "channel")
     model([tf.zeros((1, SIZE_PX, SIZE_PX, 3))], training=True)
     # After an eager call the wrapped layer holds the kernel it just used: the rounded one.
     used = np.array(model.get_layer("dw_output").layer.depthwise_kernel)
@@ -270,7 +307,7 @@ def test_every_channel_of_a_depthwise_kernel_uses_all_codes() -> None:
 
 def test_one_grid_for_a_whole_kernel_follows_its_largest_channel() -> None:
     nodes, weights, ranges = depthwise_tail()
-    model = qat.wrap(nodes, [INPUT], [(SIZE_PX, SIZE_PX, 3)], weights, ranges, "tensor")
+    model = qat.wrap(nodes, [INPUT], [(SIZE_PX, SIZE_PX, 3)], weights, grids(ranges), "tensor")
     model([tf.zeros((1, SIZE_PX, SIZE_PX, 3))], training=True)
     used = np.array(model.get_layer("dw_output").layer.depthwise_kernel)
     limits = kernel_limits(nodes[0], weights["dw/kernel"], "tensor")
@@ -289,7 +326,7 @@ def test_a_channel_of_zeros_stays_zero() -> None:
         [INPUT],
         [(SIZE_PX, SIZE_PX, 3)],
         {**weights, "dw/kernel": silent},
-        ranges,
+        grids(ranges),
         "channel",
     )
     answers = model([tf.ones((1, SIZE_PX, SIZE_PX, 3))], training=True).numpy()

@@ -142,6 +142,8 @@ def test_variants_by_what_files_say(tmp_path: Path) -> None:
     assert variants_of(half) == ("float16",)
     island = plain.model_copy(update={"operators": {"QUANTIZE": 1, "DEQUANTIZE": 1, "MEAN": 1}})
     assert variants_of(island) == ()
+    wide = island.model_copy(update={"float_tensors": (), "wide_tensors": ("means",)})
+    assert variants_of(wide) == ("int16x8",)
     wrapped = island.model_copy(update={"float_tensors": ()})
     assert variants_of(wrapped) == ("int8",)
     moving = inspect_model(mean_onnx(path.with_suffix(".onnx")))
