@@ -269,7 +269,7 @@ def init(
     "--reference float.onnx`"
 )
 def validate(
-    file: Annotated[Path, typer.Argument(help="A .tflite or .onnx image classifier.")],
+    file: Annotated[Path, typer.Argument(help="A .tflite, .onnx or .ort image classifier.")],
     data: Annotated[Path, typer.Option(help="Folder of labelled pictures: DIR/<class>/.")],
     target: TargetNames = None,
     reference: Annotated[
@@ -303,7 +303,7 @@ def validate(
     latency_budget_ms: LatencyBudget = None,
     as_json: Json = False,
 ) -> None:
-    """Judge any .tflite or .onnx classifier, also one that edgekit did not make.
+    """Judge any .tflite, .onnx or .ort classifier, also one that edgekit did not make.
 
     Files that edgekit exported carry or stand beside their preprocessing and labels. For others the
     input is read from the file's quantization, or given with --input-scale and --input-offset; what

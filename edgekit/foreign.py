@@ -43,7 +43,7 @@ from edgekit.validate.judging import checks_of, this_machine
 from edgekit.validate.latency import summarize
 from edgekit.validate.verdict import combine
 
-_HOST_TARGET = {"tflite": "host-litert", "onnx": "host-onnxruntime"}
+_HOST_TARGET = {"tflite": "host-litert", "onnx": "host-onnxruntime", "ort": "host-onnxruntime"}
 _SIDE_RECORD = "artifacts.json"
 # Five sessions of a second each answer within half a minute; a recipe can ask for more.
 _MIN_SECONDS = 1.0

@@ -28,7 +28,7 @@ class Status(StrEnum):
 
 
 SplitName = Literal["train", "validation", "test"]
-Format = Literal["tflite", "onnx"]
+Format = Literal["tflite", "onnx", "ort"]
 Variant = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
 IoType = Literal["float32", "uint8", "int8"]
 Batch = Literal["one", "any"]

@@ -21,7 +21,7 @@ NonEmpty = Annotated[str, Field(min_length=1)]
 class _Takes(NamedTuple):
     """What a runtime accepts."""
 
-    format: Format
+    formats: tuple[Format, ...]
     variants: tuple[Variant, ...]
     io: tuple[IoType, ...]
     # Whether an int8 file may compute some layers in float32.
@@ -30,18 +30,21 @@ class _Takes(NamedTuple):
 
 _EVERY_IO: tuple[IoType, ...] = ("float32", "uint8", "int8")
 _TAKES: dict[RuntimeName, _Takes] = {
-    "litert": _Takes("tflite", ("float32", "float16", "dynamic", "int8", "int16x8"), _EVERY_IO),
+    "litert": _Takes(("tflite",), ("float32", "float16", "dynamic", "int8", "int16x8"), _EVERY_IO),
     # LiteRT.js 2.5.3 answers 'Element type INT8 is not supported' to an int8 input.
-    "litert-js": _Takes("tflite", ("float32", "float16", "dynamic", "int8"), ("float32",)),
-    # edgekit writes ONNX as a float or a QDQ graph; both have float inputs.
-    "onnxruntime": _Takes("onnx", ("float32", "int8"), ("float32",)),
-    "onnxruntime-web": _Takes("onnx", ("float32", "int8"), ("float32",)),
+    "litert-js": _Takes(("tflite",), ("float32", "float16", "dynamic", "int8"), ("float32",)),
+    # edgekit writes ONNX as a float or a QDQ graph; both have float inputs, and so has the .ort
+    # form of them.
+    "onnxruntime": _Takes(("onnx", "ort"), ("float32", "int8"), ("float32",)),
+    "onnxruntime-web": _Takes(("onnx", "ort"), ("float32", "int8"), ("float32",)),
     # Source: tflite-micro's person_detection example: its kernels prefer signed int8 over the
     # legacy unsigned format; it has no kernels for float16 or mixed arithmetic. Many
     # microcontrollers have no floating-point unit.
-    "tflite-micro": _Takes("tflite", ("float32", "int8"), ("float32", "int8"), float_layers=False),
+    "tflite-micro": _Takes(
+        ("tflite",), ("float32", "int8"), ("float32", "int8"), float_layers=False
+    ),
     # Source: https://coral.ai/docs/edgetpu/models-intro : only models fully quantized to 8 bits.
-    "edgetpu": _Takes("tflite", ("int8",), ("uint8", "int8"), float_layers=False),
+    "edgetpu": _Takes(("tflite",), ("int8",), ("uint8", "int8"), float_layers=False),
 }
 _LOCAL: tuple[RuntimeName, ...] = ("litert", "onnxruntime")
 
@@ -88,7 +91,8 @@ class ArtifactSpec(Spec):
     io: IoType = Field(description="Element type of input and output.")
     batch: Batch = Field(
         default="one",
-        description='Pictures of one call: "one", which every runtime takes, or "any" (onnx only).',
+        description='Pictures of one call: "one", which every runtime takes, or "any", which '
+        "tflite does not.",
     )
 
     @model_validator(mode="after")
@@ -96,17 +100,18 @@ class ArtifactSpec(Spec):
         if self.io != "float32" and self.variant != "int8":
             received = f'io "{self.io}" with variant "{self.variant}"'
             raise conflict(received, 'io "float32", or variant "int8"')
-        if self.format == "onnx" and (
+        if self.format != "tflite" and (
             self.variant not in ("float32", "int8") or self.io != "float32"
         ):
             received = (
-                f'format "onnx" with variant "{self.variant}" and io "{self.io}", which edgekit '
-                "does not make"
+                f'format "{self.format}" with variant "{self.variant}" and io "{self.io}", which '
+                "edgekit does not make"
             )
-            raise conflict(received, 'for "onnx": variant "float32" or "int8", io "float32"')
-        if self.batch == "any" and self.format != "onnx":
+            accepted = f'for "{self.format}": variant "float32" or "int8", io "float32"'
+            raise conflict(received, accepted)
+        if self.batch == "any" and self.format == "tflite":
             received = f'batch "any" with format "{self.format}"'
-            raise conflict(received, 'batch "one", or format "onnx"')
+            raise conflict(received, 'batch "one", or format "onnx" or "ort"')
         return self
 
 
@@ -193,7 +198,7 @@ class Target(Spec):
         takes = _TAKES[self.runtime.name]
         asked = self.artifact
         if (
-            asked.format != takes.format
+            asked.format not in takes.formats
             or asked.variant not in takes.variants
             or asked.io not in takes.io
         ):
@@ -202,7 +207,7 @@ class Target(Spec):
                 f'"{asked.variant}" and io "{asked.io}"'
             )
             accepted = (
-                f'for "{self.runtime.name}": format "{takes.format}", variant '
+                f'for "{self.runtime.name}": format {_either(takes.formats)}, variant '
                 f"{_either(takes.variants)}, io {_either(takes.io)}"
             )
             raise conflict(received, accepted)

@@ -254,7 +254,7 @@ def exported(
     pictures: Untyped,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Exported:
-    """Returns every standard file, int8 files with other I/O types and any batch, and int16x8."""
+    """Returns every standard file, int8 files with other ends and any batch, int16x8 and .ort."""
     from edgekit.export.files import STANDARD, Request, export_files
 
     folder = tmp_path_factory.mktemp("export")
@@ -263,6 +263,7 @@ def exported(
         Request("tflite", "int8", "float32"),
         Request("onnx", "int8", "float32", batch="any"),
         Request("tflite", "int16x8", "float32"),
+        Request("ort", "int8", "float32"),
     )
     record = export_files(
         trained.record,

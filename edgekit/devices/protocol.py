@@ -20,7 +20,7 @@ class Subject(Record):
     """What is measured: the very file, who runs it, and the images it sees.
 
     Args:
-        model: A .tflite or .onnx file.
+        model: A .tflite, .onnx or .ort file.
         sha256: Digest that the file must have, in hex; checked on the bytes that are loaded.
         runtime: "litert" or "onnxruntime".
         threads: Threads the runtime may use. Defaults to 1.

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from edgekit.devices import local
 from edgekit.devices.protocol import subject_of
 from edgekit.errors import ConversionError
-from edgekit.export import layers, onnx_file, tflite
+from edgekit.export import layers, onnx_file, ort_file, tflite
 from edgekit.fitting.pictures import Pictures, compiled
 from edgekit.network import keras_model, ranges as range_table
 from edgekit.network.forward import logits_function
@@ -32,6 +32,7 @@ from edgekit.records import (
     Variant,
 )
 from edgekit.runtimes.inspect import inspect_model
+from edgekit.runtimes.ort_file import required_operators
 from edgekit.store import file_digest
 
 Logits = npt.NDArray[np.float32]
@@ -66,7 +67,7 @@ class Request:
         variant: Its number type.
         io: Type of its input and output.
         candidate: An int8 candidate that does not ship. Defaults to None, what ships.
-        batch: Pictures of one call; "any" only for ONNX. Defaults to "one".
+        batch: Pictures of one call; "any" not for TFLite. Defaults to "one".
     """
 
     format: Format
@@ -142,7 +143,7 @@ def export_files(
     *,
     progress: Callable[[str, int, int], None],
 ) -> ExportRecord:
-    """Writes all files, `labels.txt` and `ranges.json` into `folder`.
+    """Writes all files, `labels.txt` and `ranges.json` into `folder`, and the operators of an .ort.
 
     Args:
         float_model: What training made.
@@ -163,6 +164,11 @@ def export_files(
     for number, request in enumerate(requests):
         progress(request.name, number, 2 * len(requests))
         content = _content(request, nodes, sources, train, class_names)
+        if request.format == "ort":
+            content = ort_file.convert(content)
+            # What a build of onnxruntime for this file alone must hold.
+            operators = folder / f"{request.name}.required_operators.config"
+            operators.write_text(required_operators(content))
         (folder / request.name).write_bytes(content)
         artifacts.append(_audited(folder / request.name, request, sources))
         gc.collect()  # each conversion leaves graphs behind that refer to themselves
@@ -206,7 +212,7 @@ def _compare_formats(
         artifact.format: (artifact, answer)
         for artifact, answer in zip(artifacts, answers, strict=True)
         if artifact.variant == "int8" and artifact.ships and artifact.batch == "one"
-        if artifact.format == "onnx" or artifact.io == "int8"
+        if artifact.format == "onnx" or (artifact.format == "tflite" and artifact.io == "int8")
     }
     if set(found) != {"tflite", "onnx"}:
         return None
@@ -392,7 +398,7 @@ def compare(artifact: Artifact, answers: Logits, references: Mapping[Source, Log
 
 
 def check_formats_agree(artifacts: Sequence[Artifact], answers: Sequence[Logits]) -> None:
-    """Refuses an int8 ONNX that computes something else than the int8 TFLite.
+    """Refuses an int8 ONNX or ORT that computes something else than the int8 TFLite.
 
     Top-1 may differ on 1 % of the images, at least on one; and half of all logits must lie within
     one step of the output's scale, which catches a wrong scale that leaves the winner in place.
@@ -402,12 +408,12 @@ def check_formats_agree(artifacts: Sequence[Artifact], answers: Sequence[Logits]
         answers: Their logits on the same images, float32 (images, classes).
 
     Raises:
-        ConversionError: If an int8 ONNX and an int8 TFLite are further apart.
+        ConversionError: If such a file and an int8 TFLite are further apart.
     """
     int8 = [
         (a, answer) for a, answer in zip(artifacts, answers, strict=True) if a.variant == "int8"
     ]
-    for artifact, answer in (item for item in int8 if item[0].format == "onnx"):
+    for artifact, answer in (item for item in int8 if item[0].format != "tflite"):
         for other, expected in int8:
             if (other.format, other.candidate) != ("tflite", artifact.candidate):
                 continue

@@ -33,8 +33,8 @@ def open_model(
     The file is read once: the bytes that are hashed and inspected are the bytes that run.
 
     Args:
-        path: A .tflite or .onnx file.
-        runtime: Who runs it: "litert" for .tflite, "onnxruntime" for .onnx.
+        path: A .tflite, .onnx or .ort file.
+        runtime: Who runs it: "litert" for .tflite, "onnxruntime" for .onnx and .ort.
         threads: Threads for one call, at least 1.
         sha256: Digest that the file must have, in hex. Defaults to None: not checked.
 

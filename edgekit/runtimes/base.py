@@ -14,7 +14,11 @@ from edgekit.errors import IntegrityError
 from edgekit.records import Format, Record, TensorInfo
 
 RuntimeName = Literal["litert", "onnxruntime"]
-RUNTIME_OF_FORMAT: dict[Format, RuntimeName] = {"tflite": "litert", "onnx": "onnxruntime"}
+RUNTIME_OF_FORMAT: dict[Format, RuntimeName] = {
+    "tflite": "litert",
+    "onnx": "onnxruntime",
+    "ort": "onnxruntime",
+}
 INPUT_DTYPES = ("float32", "uint8", "int8")
 CHANNELS = 3
 SHOWN_CHARACTERS = 300
@@ -24,14 +28,15 @@ class ModelFacts(Record):
     """What a model file says about itself, read without running it.
 
     Args:
-        format: "tflite" or "onnx".
+        format: "tflite", "onnx" or "ort".
         schema_version: Version of the TFLite schema, or opset of ONNX's default domain.
         inputs: Graph inputs that a caller must supply, in order.
         outputs: Graph outputs, in order.
         operators: Number of uses of each operator, over all subgraphs.
         float_tensors: TFLite: activations of a float type that are neither graph input nor graph
             output. ONNX: Conv, Gemm and MatMul nodes whose data or weights do not come from a
-            DequantizeLinear. Empty when everything between the ends is integer.
+            DequantizeLinear. ORT: all of these that are left. Empty when everything between the
+            ends is integer.
         wide_tensors: TFLite: int16 activations.
         metadata: Text entries that the file carries (ONNX `metadata_props`, TFLite metadata
             buffers that are UTF-8).

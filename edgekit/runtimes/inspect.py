@@ -6,21 +6,25 @@ from edgekit.errors import SpecError
 from edgekit.records import Format
 from edgekit.runtimes.base import ModelFacts
 
-FORMAT_OF_SUFFIX: dict[str, Format] = {".tflite": "tflite", ".onnx": "onnx"}
+FORMAT_OF_SUFFIX: dict[str, Format] = {
+    ".tflite": "tflite",
+    ".onnx": "onnx",
+    ".ort": "ort",
+}
 
 
 def model_format(path: Path) -> Format:
     """Returns the format that a file name claims.
 
     Raises:
-        SpecError: If the suffix is neither .tflite nor .onnx.
+        SpecError: If the suffix is none of .tflite, .onnx and .ort.
     """
     file_format = FORMAT_OF_SUFFIX.get(path.suffix.lower())
     if file_format is None:
         found = f"{path}: file name ends in {path.suffix!r}"
         raise SpecError(
             found,
-            "a model named *.tflite or *.onnx",
+            "a model named *.tflite, *.onnx or *.ort",
             "give the exported file, or rename it to what it is",
         )
     return file_format
@@ -43,13 +47,13 @@ def read_model(path: Path) -> bytes:
 
 
 def inspect_model(path: Path) -> ModelFacts:
-    """Returns the facts of a .tflite or .onnx file without running it.
+    """Returns the facts of a .tflite, .onnx or .ort file without running it.
 
     Args:
         path: The file; its suffix says the format.
 
     Raises:
-        SpecError: If the file cannot be read or its suffix is neither .tflite nor .onnx.
+        SpecError: If the file cannot be read or its suffix is none of .tflite, .onnx and .ort.
         IntegrityError: If it is empty, damaged, of another format, has custom or Flex operators,
             or keeps data in other files.
     """
@@ -72,6 +76,10 @@ def inspect_content(content: bytes, file_format: Format, path: str) -> ModelFact
         from edgekit.runtimes.tflite_file import read_tflite
 
         return read_tflite(content, path)
+    if file_format == "ort":
+        from edgekit.runtimes.ort_file import read_ort
+
+        return read_ort(content, path)
     from edgekit.runtimes.onnx_file import read_onnx
 
     return read_onnx(content, path)

@@ -99,7 +99,7 @@ class Plan(Record):
         model: The file.
         sha256: Its digest.
         size_bytes: Its size.
-        format: "tflite" or "onnx".
+        format: "tflite", "onnx" or "ort".
         runtime: Who will run it.
         variants: What the file can be; see `variants_of`.
         input_dtype: Element type of the input.
@@ -185,7 +185,7 @@ def plan_external(
     The user's word goes before the record beside the file, and that before the file's metadata.
 
     Args:
-        model: A .tflite or .onnx file.
+        model: A .tflite, .onnx or .ort file.
         class_names: Folder names in label order.
         options: What the user says about the input. Defaults to None: nothing.
         label_lines: Lines of a labels file. Defaults to None: there is none.
@@ -220,7 +220,7 @@ def plan_reference(
     """Returns how the float reference of a judged file runs: on the same pixels, for its classes.
 
     Args:
-        model: A .tflite or .onnx file.
+        model: A .tflite, .onnx or .ort file.
         judged: Plan of the file that is compared with it.
         options: What the user says about the input of both. Defaults to None: nothing.
         recorded: From the record beside the reference. Defaults to None: there is none.
@@ -257,7 +257,7 @@ def variants_of(facts: ModelFacts) -> tuple[Variant, ...]:
     if used & QUANTIZED_OPERATORS or integer_ends:
         integers: Variant = "int16x8" if facts.wide_tensors else "int8"
         return () if facts.float_tensors else (integers,)
-    if facts.format == "onnx":
+    if facts.format != "tflite":
         return ("float32",)
     return ("float16",) if "DEQUANTIZE" in used else ("float32", "dynamic")
 

@@ -46,10 +46,11 @@ def test_every_run_makes_the_standard_files() -> None:
 def test_the_files_are_those_of_the_record(exported: Exported) -> None:
     paths = [artifact.path for artifact in exported.record.artifacts]
     more = ("int8_uint8_io.tflite", "int8_float32_io.tflite", "int8_any_batch.onnx",
-            "int16x8.tflite", "int8_ptq_int8_io.tflite")  # fmt: skip
+            "int16x8.tflite", "int8.ort", "int8_ptq_int8_io.tflite")  # fmt: skip
     assert paths == [*NAMES, *(f"model_{name}" for name in more)]
     found = {file.name for file in exported.folder.iterdir()}
-    assert found == {*paths, "labels.txt", "ranges.json"}
+    operators = "model_int8.ort.required_operators.config"
+    assert found == {*paths, "labels.txt", "ranges.json", operators}
     for artifact in exported.record.artifacts:
         content = (exported.folder / artifact.path).read_bytes()
         assert artifact.sha256 == hashlib.sha256(content).hexdigest()
