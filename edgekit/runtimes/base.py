@@ -3,6 +3,7 @@
 Runtime layer; imports only errors and records, so that listing runtimes loads none of them.
 """
 
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +23,17 @@ RUNTIME_OF_FORMAT: dict[Format, RuntimeName] = {
 INPUT_DTYPES = ("float32", "uint8", "int8")
 CHANNELS = 3
 SHOWN_CHARACTERS = 300
+# What flatbuffers and numpy raise when an offset points outside the file or to nonsense.
+FLATBUFFER_DAMAGE = (
+    struct.error,
+    IndexError,
+    KeyError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    OverflowError,
+    RecursionError,
+)
 
 
 class ModelFacts(Record):

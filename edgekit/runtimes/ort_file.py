@@ -4,13 +4,12 @@ The file is a flatbuffer of an already optimized graph. As for TFLite nothing in
 step outside the file is an `IntegrityError`, and so are weights that it keeps elsewhere.
 """
 
-import struct
 from collections import Counter
 from typing import Any, TypeAlias
 
 from edgekit.errors import IntegrityError
 from edgekit.records import TensorInfo
-from edgekit.runtimes.base import ModelFacts, printable
+from edgekit.runtimes.base import FLATBUFFER_DAMAGE, ModelFacts, printable
 from edgekit.runtimes.onnx_file import COMPUTE_OPERATORS, KNOWN_DOMAINS
 
 # Classes of the generated schema carry no type hints.
@@ -21,17 +20,6 @@ IDENTIFIER = b"ORTM"
 # those that it lays out for one kind of processor.
 _FLOAT_OPERATORS = (*COMPUTE_OPERATORS, "FusedConv", "FusedGemm", "FusedMatMul")
 _DOMAINS = (*KNOWN_DOMAINS, "com.microsoft.nchwc")
-# What flatbuffers and numpy raise when an offset points outside the file or to nonsense.
-_DAMAGE = (
-    struct.error,
-    IndexError,
-    KeyError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-)
 
 
 def read_ort(content: bytes, path: str) -> ModelFacts:
@@ -54,7 +42,7 @@ def read_ort(content: bytes, path: str) -> ModelFacts:
         )
     try:
         return _facts(content, path)
-    except _DAMAGE as err:
+    except FLATBUFFER_DAMAGE as err:
         found = f"{path}: damaged .ort file of {len(content)} bytes ({printable(str(err))})"
         raise IntegrityError(
             found,

@@ -5,14 +5,13 @@ all tables and vectors that a runtime follows are walked here and any step outsi
 `IntegrityError`.
 """
 
-import struct
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 from edgekit.errors import IntegrityError
 from edgekit.records import TensorInfo
-from edgekit.runtimes.base import ModelFacts, printable
+from edgekit.runtimes.base import FLATBUFFER_DAMAGE, ModelFacts, printable
 
 # Classes of the generated schema carry no type hints.
 Table: TypeAlias = Any
@@ -22,17 +21,6 @@ FLOAT_DTYPES = ("float32", "float16", "bfloat16", "float64")
 # Metadata is read for short contracts and labels; anything longer is not for edgekit.
 METADATA_LIMIT_BYTES = 65536
 METADATA_LIMIT_ENTRIES = 1000
-# What flatbuffers and numpy raise when an offset points outside the file or to nonsense.
-_DAMAGE = (
-    struct.error,
-    IndexError,
-    KeyError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    OverflowError,
-    RecursionError,
-)
 
 
 def read_tflite(content: bytes, path: str) -> ModelFacts:
@@ -55,7 +43,7 @@ def read_tflite(content: bytes, path: str) -> ModelFacts:
         )
     try:
         return _facts(content, path)
-    except _DAMAGE as err:
+    except FLATBUFFER_DAMAGE as err:
         found = f"{path}: damaged TFLite file of {len(content)} bytes ({printable(str(err))})"
         raise IntegrityError(
             found,
