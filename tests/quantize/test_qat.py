@@ -20,7 +20,7 @@ from edgekit.network.graph import (
     weighted,
 )
 from edgekit.network.ranges import Ranges, from_limits, keeping_float, table_of
-from edgekit.records import RangeTable
+from edgekit.records import RangeTable, TensorRange
 
 tf = pytest.importorskip("tensorflow")
 
@@ -156,12 +156,13 @@ def test_exactly_the_layers_of_the_tail_are_wrapped_by_tfmot(tail: Tail) -> None
     assert sorted(bare) == ["InputLayer"] * len(tail.entering) + ["Reshape"]
 
 
-def test_kernels_and_biases_train_and_nothing_else(tail: Tail) -> None:
+def test_kernels_biases_and_limits_train_and_nothing_else(tail: Tail) -> None:
     carrying = weighted(tail.nodes)
-    assert len(tail.model.trainable_variables) == 2 * len(carrying)
+    limits = 2 * len(tail.nodes)
+    assert len(tail.model.trainable_variables) == 2 * len(carrying) + limits
     trainable = sum(int(np.prod(v.shape)) for v in tail.model.trainable_variables)
     names = [f"{node.name}/{part}" for node in carrying for part in ("kernel", "bias")]
-    assert trainable == sum(tail.weights[name].size for name in names)
+    assert trainable == sum(tail.weights[name].size for name in names) + limits
 
 
 def test_unwrapping_returns_what_went_in(tail: Tail) -> None:
@@ -211,29 +212,61 @@ def test_unwrapping_returns_what_was_trained(
     assert np.abs(trained_answers - tail.simulated()).max() > 1.001 * step
 
 
-def test_ranges_follow_the_data_slowly(prepared: tuple[Arrays, Ranges], pictures: Untyped) -> None:
+def test_ranges_learn_from_what_they_clip(
+    prepared: tuple[Arrays, Ranges], pictures: Untyped
+) -> None:
+    import tf_keras
+
     weights, ranges = prepared
     prefix, nodes = split(NODES, frozenset({LOGITS}))
     entering = entering_of(prefix, weights, ranges, pictures)["global_average_pool"]
+    shapes = [tuple(entering.shape[1:])]
+
+    def learned(start: TensorRange, wanted: float) -> TensorRange:
+        """Returns the range of the logits behind a few steps towards larger or smaller logits."""
+        table = grids({**ranges, LOGITS: start})
+        model = qat.wrap(nodes, ["global_average_pool"], shapes, weights, table, "channel")
+        assert qat.unwrap(model, nodes, ranges)[1][LOGITS].maximum == pytest.approx(
+            start.maximum, rel=1e-6
+        )
+        optimizer = tf_keras.optimizers.Adam(1e-3)
+        for _ in range(3):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(model([entering], training=True) - wanted))
+            gradients = tape.gradient(loss, model.trainable_variables)
+            optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return qat.unwrap(model, nodes, ranges)[1][LOGITS]
+
     narrow = from_limits(-0.1, 0.1, "calibrated")
-    model = qat.wrap(
-        nodes, ["global_average_pool"], [tuple(entering.shape[1:])], weights,
-        grids({**ranges, LOGITS: narrow}), "channel",
-    )  # fmt: skip
-    model([entering], training=False)
-    assert qat.unwrap(model, nodes, ranges)[1][LOGITS].maximum == pytest.approx(
-        narrow.maximum, rel=1e-6
-    )
-    model([entering], training=True)
-    (node,) = nodes
+    # Three steps of Adam move a logarithm by 10 * 3 * 1e-3.
+    wider = learned(narrow, 5.0)
+    assert wider.maximum == pytest.approx(narrow.maximum * np.exp(0.03), rel=0.02)
+    assert learned(narrow, 0.0).maximum < narrow.maximum
+    # Twin: a range that clips nothing gets no gradient and stays.
     seen = run(nodes, weights, {"global_average_pool": entering})[LOGITS].numpy()
-    moved = qat.unwrap(model, nodes, ranges)[1][LOGITS]
-    # One step of an average with decay 0.999; the kernel's rounding moves `seen` by under 5 %.
-    widened = (moved.maximum - moved.minimum) - (narrow.maximum - narrow.minimum)
-    seen_span = max(seen.max(), 0) - min(seen.min(), 0)  # zero always belongs to a range
-    expected = 0.001 * (seen_span - (narrow.maximum - narrow.minimum))
-    assert widened == pytest.approx(expected, rel=0.05)
-    assert node.name == LOGITS
+    largest = float(np.abs(seen).max())
+    wide = from_limits(-2 * largest, 2 * largest, "calibrated")
+    assert learned(wide, 0.0).maximum == pytest.approx(wide.maximum, rel=1e-6)
+
+
+def test_the_range_of_a_relu6_never_exceeds_six(
+    prepared: tuple[Arrays, Ranges], pictures: Untyped
+) -> None:
+    weights, ranges = prepared
+    prefix, nodes = split(NODES, frozenset(WEIGHTED[WEIGHTED.index("Conv_1") :]))
+    (name,) = boundary(prefix, nodes)
+    entering = entering_of(prefix, weights, ranges, pictures)[name]
+    model = qat.wrap(nodes, [name], [tuple(entering.shape[1:])], weights, grids(ranges), "channel")
+    (logarithm,) = (
+        variable for variable in model.get_layer("Conv_1_output").trainable_weights
+        if variable.name.endswith("max_log:0")
+    )  # fmt: skip
+    logarithm.assign(1.0)  # exp(10) times the first limit
+    assert qat.unwrap(model, nodes, ranges)[1]["Conv_1"].maximum == 6.0
+    logarithm.assign(-0.1)
+    smaller = ranges["Conv_1"].maximum * np.exp(-1)
+    assert qat.unwrap(model, nodes, ranges)[1]["Conv_1"].maximum == pytest.approx(smaller, rel=1e-5)
+    assert np.isfinite(model([entering], training=True).numpy()).all()
 
 
 KEPT = ("block_16_depthwise", "block_16_project", "Conv_1")
