@@ -49,6 +49,12 @@ _VERSIONS: dict[tuple[int, Bits], int] = {
     (schema.BuiltinOperator.DEQUANTIZE, 8): 2,
     (schema.BuiltinOperator.DEQUANTIZE, 16): 3,
 }
+# Type and largest magnitude of a bias. An int64 sum may have 48 bits: MultiplyByQuantizedMultiplier
+# in TensorFlow's lite/kernels/internal/common.h.
+_BIASES: dict[Bits, tuple[type[np.signedinteger[Any]], int]] = {
+    8: (np.int32, 2**31 - 1),
+    16: (np.int64, 2**47 - 1),
+}
 _TYPES: dict[str, int] = {
     "float32": schema.TensorType.FLOAT32,
     "int8": schema.TensorType.INT8,
@@ -75,13 +81,17 @@ def rewritten(
         nodes: The network.
         weights: Folded kernels and biases.
         table: Grids of tensors and kernels, and which nodes stay float32.
-        io: Type of input and output.
+        io: Type of input and output; "float32" if `bits` is 16.
         bits: 8, or 16 for int16 activations: symmetric, scale = largest magnitude of the range /
             32767, int64 biases; kernels stay int8. Defaults to 8.
 
     Raises:
         ConversionError: If the file does not hold one operator for each node.
+        ValueError: If integer input and output are asked for with 16 bits.
     """
+    if bits == 16 and io != "float32":
+        msg = f"{io} input and output with int16 activations"
+        raise ValueError(msg)
     return _Writer(content, nodes, weights, table, bits).written(io)
 
 
@@ -133,7 +143,7 @@ class _Writer:
         if io == "float32":
             self._real[INPUT] = index
             self._quantize(INPUT)
-        elif io == "int8" and self._bits == 8:
+        elif io == "int8":
             self._retype(index, "int8", self._grid(INPUT))
             self._codes[INPUT] = index
         else:
@@ -188,10 +198,9 @@ class _Writer:
         span = self._table.activations[node.inputs[0]]
         entering = span.scale if self._bits == 8 else int16_scale(span)
         steps = np.float32(entering) * scales
-        dtype = np.int32 if self._bits == 8 else np.int64
-        limits = np.iinfo(np.int32)  # 16-bit kernels add in 64 bits, but no bias needs more
+        dtype, largest = _BIASES[self._bits]
         bias = np.round(self._weights[f"{node.name}/bias"].astype(np.float64) / steps)
-        bias = np.clip(bias, limits.min, limits.max).astype(dtype)
+        bias = np.clip(bias, -largest, largest).astype(dtype)
         zeros = np.zeros(len(scales), np.int64)
         # TFLite: (out, h, w, in), and (1, h, w, channels) for a depthwise convolution.
         axis = 3 if node.op == "depthwise" else 0

@@ -19,7 +19,8 @@ it) and exports it; every way then makes int8 of that model:
 
 All answer the test and the validation split. Agreement and SQNR (power of the float logits over
 power of the difference) are against the float file. A spread is the sample standard deviation over
-the seeds. --latency compares times instead, one thread, in fresh processes that take turns.
+the seeds. --latency compares times instead, one thread, in fresh processes that take turns; it
+trains for one epoch only, since times do not depend on the weights.
 """
 
 import argparse
@@ -57,6 +58,12 @@ weights = "{weights}"
 qat_epochs = {epochs}
 calibration_images = {images}
 granularity = "{granularity}"
+"""
+HASTY = """
+[train]
+strategy = "head"
+head_epochs = 1
+head_views = 1
 """
 Logits = npt.NDArray[np.float32]
 
@@ -99,7 +106,8 @@ def main() -> None:
 
 def run_folder(options: argparse.Namespace, seed: int) -> Path:
     """Returns the run folder of a seed; both granularities share its training."""
-    return Path(options.work) / f"{options.alpha}-{options.input_size}px-seed{seed}"
+    hasty = "-hasty" if options.latency else ""
+    return Path(options.work) / f"{options.alpha}-{options.input_size}px-seed{seed}{hasty}"
 
 
 def make_models(options: argparse.Namespace, seed: int) -> Path:
@@ -114,10 +122,11 @@ def make_models(options: argparse.Namespace, seed: int) -> Path:
             alpha=options.alpha,
             size=options.input_size,
             weights=options.weights.resolve(),
-            epochs=EPOCHS,
+            epochs=0 if options.latency else EPOCHS,
             images=CALIBRATION_IMAGES,
             granularity=options.granularity,
         )
+        + (HASTY if options.latency else "")
     )
     command = [sys.executable, "-m", "edgekit", "run", str(recipe), "--out", str(folder)]
     subprocess.run([*command, "--until", "export"], check=True, stderr=subprocess.DEVNULL)
