@@ -309,7 +309,7 @@ class LayerQuantization(Record):
 
 
 class LayerSensitivity(Record):
-    """What int8 costs at one layer, measured in the logits of pictures.
+    """What calibrated int8 costs at one layer, measured in the logits of held-out pictures.
 
     Args:
         layer: The node.
@@ -345,7 +345,7 @@ class QuantizedModelRecord(Record):
         shipped: The candidate that ships.
         reason: Why it ships, in words.
         warnings: What a user should know about the quantization, in words.
-        sensitivity: What int8 costs the shipped candidate at each layer, in network order.
+        sensitivity: What int8 by calibration alone costs at each layer, in network order.
         kept_because: What `quantize.max_drop` came to, in words; empty without it.
     """
 

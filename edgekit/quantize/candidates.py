@@ -169,14 +169,18 @@ def quantize_model(
     shipped = min(simulated, key=lambda item: cross_entropy(item.logits, validation.labels))
     reason = _reason(simulated, shipped, validation)
     chosen = Pictures(train.images[rows.held_out], train.labels[rows.held_out], train.preprocess)
-    trials = Trials(nodes, shipped.weights, shipped.full, chosen)
+    # Of the calibrated network: training behind int8 layers answers worse behind float32 ones.
+    trials = Trials(nodes, weights, full, chosen)
     costs = sensitivity(
         trials, plan.keep_float, lambda *done: progress("measuring each layer in int8", *done)
     )
     kept_because = ""
     if plan.max_drop is not None:
+        if shipped.name != "ptq":
+            trials = Trials(nodes, shipped.weights, shipped.full, chosen)
+        wanted = compiled(logits_function(nodes, weights), chosen)()
         final, kept_because, met = _keep_more(
-            shipped, nodes, trials, float_logits, validation, plan, progress
+            shipped, nodes, trials, wanted, float_logits, validation, plan, progress
         )
         simulated = [final if item is shipped else item for item in simulated]
         warnings = warnings if met else (*warnings, kept_because)
@@ -222,6 +226,7 @@ def _keep_more(
     shipped: _Simulated,
     nodes: tuple[Node, ...],
     trials: Trials,
+    reference: Logits,
     float_logits: Logits,
     validation: Pictures,
     plan: Plan,
@@ -238,6 +243,7 @@ def _keep_more(
 
     found = fewest_to_keep(
         trials,
+        reference,
         tuple(shipped.kept),
         lambda names: dropped(answers.keeping(names)) <= wanted,
         lambda *done: progress("looking for layers to keep in float32", *done),

@@ -92,7 +92,7 @@ def sensitivity(
     """Returns what int8 costs at each node that is not kept in float32, in network order.
 
     Args:
-        trials: The network.
+        trials: The float model's weights.
         kept: Nodes in float32.
         progress: Called with (trials done, trials in all).
     """
@@ -117,22 +117,23 @@ def sensitivity(
 
 def fewest_to_keep(
     trials: Trials,
+    reference: Logits,
     kept: tuple[str, ...],
     good_enough: Callable[[tuple[str, ...]], bool],
     progress: Progress,
 ) -> Kept:
     """Returns nodes to keep in float32, one more at a time, until the network is good enough.
 
-    Each time the node that lowers the noise in the logits most joins those that were kept before,
-    so that two neighbours, between which a tensor then stays float32, find each other.
+    Each time the node that brings the logits nearest to the reference joins those that were kept
+    before, so that two neighbours, between which a tensor then stays float32, find each other.
 
     Args:
         trials: The network.
+        reference: float32 (n, classes) logits of the float model for the same pictures.
         kept: Nodes that are in float32 anyway.
         good_enough: Whether the network will do with these nodes in float32.
         progress: Called with (trials done in this round, trials in it).
     """
-    reference = trials.logits((), ())
     while not good_enough(kept):
         others = [node.name for node in trials.nodes if node.name not in kept]
         if not others:

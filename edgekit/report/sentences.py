@@ -53,7 +53,10 @@ def sensitivity_sentences(report: RunReport) -> tuple[str, ...]:
     )
     if not most:
         return asked
-    return (f"Most SQNR is regained if a single layer stays float32: {found}", *asked)
+    return (
+        f"int8 by calibration alone regains most SQNR if one layer stays float32: {found}",
+        *asked,
+    )
 
 
 def _int8(report: RunReport) -> tuple[Artifact, Evaluation] | None:

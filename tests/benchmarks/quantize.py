@@ -407,12 +407,18 @@ def _edgekit(options: argparse.Namespace, candidate: str, folder: Path, scratch:
 
 
 def _quantized(folder: Path, granularity: str) -> Path:
-    """Returns the stored result of the quantize stage with this granularity."""
-    for made in (folder / ".store" / "quantize").iterdir():
-        record = json.loads((made / "record.json").read_text())
-        if record["key"]["params"]["granularity"] == granularity:
-            return made
-    raise SystemExit(f"{folder} holds no quantized model with granularity {granularity}")
+    """Returns the newest stored result of the quantize stage with this granularity.
+
+    An older one may be of another version of edgekit.
+    """
+    found = [
+        (record.stat().st_mtime, record.parent)
+        for record in (folder / ".store" / "quantize").glob("*/record.json")
+        if json.loads(record.read_text())["key"]["params"]["granularity"] == granularity
+    ]
+    if not found:
+        raise SystemExit(f"{folder} holds no quantized model with granularity {granularity}")
+    return max(found)[1]
 
 
 def _answers(path: Path, images: npt.NDArray[np.uint8]) -> Logits:

@@ -165,6 +165,14 @@ def test_layers_can_be_kept_in_float_by_name(
     assert quantized.table("ptq").kept_float == ()
 
 
+def test_what_int8_costs_is_that_of_calibration_whatever_ships(
+    quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped, quantized: Quantized
+) -> None:
+    only = quantize_it(replace(quantize_plan, qat_epochs=0))
+    assert only.record.sensitivity == quantized.record.sensitivity
+    assert [item.layer for item in only.record.sensitivity] == [node.name for node in NODES]
+
+
 def test_a_name_that_no_layer_has_is_refused_with_the_nearest(
     quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped
 ) -> None:

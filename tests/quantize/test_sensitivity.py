@@ -96,7 +96,7 @@ def test_the_fewest_layers_are_kept_worst_first(trials: Trials) -> None:
         tried.append(kept)
         return len(kept) == 2
 
-    kept = fewest_to_keep(trials, (), good_enough, silent)
+    kept = fewest_to_keep(trials, trials.logits((), ()), (), good_enough, silent)
     assert kept.met
     assert kept.names[0] == COARSE
     assert tried == [(), kept.names[:1], kept.names]
@@ -114,5 +114,5 @@ def test_what_no_layer_mends_is_said_to_be_unmet(pictures: Untyped) -> None:
     table = RangeTable(activations=spans, kernels={"logits": (3.0,)})
     small = Trials(nodes, weights, table, pictures[1])
     assert small.logits((), ()).shape == (len(pictures[1].images), 3)
-    kept = fewest_to_keep(small, (), lambda _kept: False, silent)
+    kept = fewest_to_keep(small, small.logits((), ()), (), lambda _kept: False, silent)
     assert (set(kept.names), kept.met) == ({"global_average_pool", "logits"}, False)
