@@ -28,6 +28,7 @@ _OUTPUT = "_output"
 # 0.6236, 0.5913, 0.6209, 0.6024, 0.5847; with frozen ranges (seeds 1 and 2): 0.6223, 0.5950.
 _LIMIT_RATE = 10.0
 _LIMITS = ("min", "max")
+_VARIABLES = (*_LIMITS, "min_log", "max_log")
 
 
 class _KernelQuantizer(tfmot.quantization.keras.quantizers.Quantizer):  # type: ignore[misc]
@@ -65,13 +66,12 @@ class _LearnedRange(tfmot.quantization.keras.quantizers.Quantizer):  # type: ign
         self.ceiling = ceiling
 
     def build(self, tensor_shape: Any, name: str, layer: Any) -> dict[str, Any]:
+        # `wrap` assigns the limits.
         return {
             variable: layer.add_weight(
-                f"{name}_{variable}",
-                initializer=tf_keras.initializers.Constant(start),
-                trainable=start == 0,
+                f"{name}_{variable}", initializer="zeros", trainable=variable not in _LIMITS
             )
-            for variable, start in (("min", -6.0), ("max", 6.0), ("min_log", 0.0), ("max_log", 0.0))
+            for variable in _VARIABLES
         }
 
     def __call__(self, inputs: Any, training: bool, weights: Any, **kwargs: Any) -> Any:
@@ -306,7 +306,7 @@ def _kernel_and_bias(wrapper: Any) -> tuple[Any, Any]:
 def _limits(wrapper: Any) -> dict[str, Any]:
     """Returns the variables of the output's `_LearnedRange` by their names there."""
     by_name = _by_name(wrapper.weights)
-    return {name: by_name[f"output_{name}"] for name in (*_LIMITS, "min_log", "max_log")}
+    return {name: by_name[f"output_{name}"] for name in _VARIABLES}
 
 
 def _by_name(variables: Sequence[Any]) -> dict[str, Any]:
