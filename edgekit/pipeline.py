@@ -48,7 +48,7 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-_CODE = {"data": 2, "train": 4, "quantize": 5, "export": 4, "validate": 3}
+_CODE = {"data": 2, "train": 4, "quantize": 6, "export": 4, "validate": 3}
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
 

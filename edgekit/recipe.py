@@ -312,7 +312,8 @@ class QuantizeSpec(Spec):
         ge=0,
         lt=100,
         description="Most top-1 accuracy that int8 may lose on the validation images, in "
-        "percentage points; as few more layers as reach it are kept in float32.",
+        "percentage points; where it loses more, as few layers as bring calibrated int8 there are "
+        "kept in float32, and training starts again behind them.",
         examples=[0.5],
     )
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,8 @@ class Plan:
         granularity: One grid for each output channel of a kernel, or one for the whole kernel.
         keep_float: Nodes that compute in float32.
         max_drop: Most top-1 accuracy that int8 may lose on the validation split, in percentage
-            points, by keeping more nodes in float32; None for as it comes.
+            points; where it loses more, nodes are kept in float32 until calibrated int8 does not,
+            and training starts again. None for as it comes.
         batch_size: Pictures per step.
         augmentation: Random changes of training pictures, or None.
         views: Differently changed versions of each training picture.
@@ -156,18 +157,20 @@ def quantize_model(
     )
     full = table_of(nodes, weights, found, plan.granularity)
     float_logits = compiled(logits_function(nodes, weights), validation)()
+    unfrozen = frozenset(float_model.unfrozen_layers)
+
+    def candidates(kept: Mapping[str, str]) -> list[_Simulated]:
+        made = [_simulate("ptq", nodes, weights, full, kept, validation, ())]
+        if plan.qat_epochs:
+            tuned, learned, epochs = _train(
+                nodes, unfrozen, weights, full, tuple(kept), train, validation, plan,
+                checkpoints, shelf, epoch_done,
+            )  # fmt: skip
+            made.append(_simulate("qat", nodes, tuned, learned, kept, validation, epochs))
+        return made
+
     kept = dict.fromkeys(plan.keep_float, "named in quantize.keep_float")
-    simulated = [_simulate("ptq", nodes, weights, full, kept, validation, ())]
-    if plan.qat_epochs:
-        unfrozen = frozenset(float_model.unfrozen_layers)
-        tuned, learned, epochs = _train(
-            nodes, unfrozen, weights, full, train, validation, plan,
-            checkpoints, shelf, epoch_done,
-        )  # fmt: skip
-        simulated.append(_simulate("qat", nodes, tuned, learned, kept, validation, epochs))
-    # The lower validation loss: on few pictures it is far less noisy than the accuracy.
-    shipped = min(simulated, key=lambda item: cross_entropy(item.logits, validation.labels))
-    reason = _reason(simulated, shipped, validation)
+    simulated = candidates(kept)
     chosen = Pictures(train.images[rows.held_out], train.labels[rows.held_out], train.preprocess)
     # Of the calibrated network: training behind int8 layers answers worse behind float32 ones.
     trials = Trials(nodes, weights, full, chosen)
@@ -175,15 +178,29 @@ def quantize_model(
         trials, plan.keep_float, lambda *done: progress("measuring each layer in int8", *done)
     )
     kept_because = ""
-    if plan.max_drop is not None:
-        if shipped.name != "ptq":
-            trials = Trials(nodes, shipped.weights, shipped.full, chosen)
-        wanted = compiled(logits_function(nodes, weights), chosen)()
-        final, kept_because, met = _keep_more(
-            shipped, nodes, trials, wanted, float_logits, validation, plan, progress
-        )
-        simulated = [final if item is shipped else item for item in simulated]
-        warnings = warnings if met else (*warnings, kept_because)
+    most = plan.max_drop
+    if most is not None:
+
+        def dropped(logits: Logits) -> float:
+            """Returns the top-1 accuracy lost, in percentage points."""
+            right = [(it.argmax(1) == validation.labels).mean() for it in (float_logits, logits)]
+            return float(100 * (right[0] - right[1]))
+
+        more: tuple[str, ...] = ()
+        before = dropped(_best(simulated, validation).logits)
+        if before > most:
+            more = _more_to_keep(
+                trials, Trials(nodes, weights, full, validation), tuple(kept),
+                lambda logits: dropped(logits) <= most, progress,
+            )  # fmt: skip
+            why = f"for quantize.max_drop = {most:g}"
+            simulated = candidates({**kept, **dict.fromkeys(more, why)})
+        after = dropped(_best(simulated, validation).logits)
+        kept_because = _kept_because(most, before, after, more, len(nodes))
+        if after > most:
+            warnings = (*warnings, kept_because)
+    shipped = _best(simulated, validation)
+    reason = _reason(simulated, shipped, validation)
     np.savez(folder / "float.weights.npz", allow_pickle=False, **weights)
     records = []
     for item in simulated:
@@ -222,48 +239,51 @@ def _simulate(
     return _Simulated(name, weights, full, kept, logits, epochs)
 
 
-def _keep_more(
-    shipped: _Simulated,
-    nodes: tuple[Node, ...],
+def _best(simulated: Sequence[_Simulated], validation: Pictures) -> _Simulated:
+    """Returns what ships: the lower validation loss, far less noisy than the accuracy."""
+    return min(simulated, key=lambda item: cross_entropy(item.logits, validation.labels))
+
+
+def _more_to_keep(
     trials: Trials,
-    reference: Logits,
-    float_logits: Logits,
-    validation: Pictures,
-    plan: Plan,
+    answers: Trials,
+    kept: tuple[str, ...],
+    good_enough: Callable[[Logits], bool],
     progress: Callable[[str, int, int], None],
-) -> tuple[_Simulated, str, bool]:
-    """Returns the candidate with as many nodes in float32 as `max_drop` needs, why, and if met."""
-    wanted = plan.max_drop or 0.0
-    answers = Trials(nodes, shipped.weights, shipped.full, validation)
+) -> tuple[str, ...]:
+    """Returns the nodes that, in float32 as well, make calibrated int8 good enough.
 
-    def dropped(logits: Logits) -> float:
-        """Returns the top-1 accuracy lost, in percentage points."""
-        right = [(found.argmax(1) == validation.labels).mean() for found in (float_logits, logits)]
-        return float(100 * (right[0] - right[1]))
+    Training goes on from there, behind them in float32: a tail that was trained behind int8 layers
+    does not carry over.
 
+    Args:
+        trials: The calibrated network on the pictures to choose by.
+        answers: The same on the validation split.
+        kept: Nodes in float32 anyway.
+        good_enough: Whether the answers on the validation split will do.
+        progress: Called with (what, done, in all).
+    """
     found = fewest_to_keep(
         trials,
-        reference,
-        tuple(shipped.kept),
-        lambda names: dropped(answers.keeping(names)) <= wanted,
+        kept,
+        lambda names: good_enough(answers.keeping(names)),
         lambda *done: progress("looking for layers to keep in float32", *done),
     )
-    more = found.names[len(shipped.kept) :]
-    kept = {**shipped.kept, **dict.fromkeys(more, f"for quantize.max_drop = {wanted:g}")}
-    final = _simulate(
-        shipped.name, nodes, shipped.weights, shipped.full, kept, validation, shipped.epochs
-    )
-    before, after = dropped(shipped.logits), dropped(final.logits)
+    return found[len(kept) :]
+
+
+def _kept_because(
+    max_drop: float, before: float, after: float, more: tuple[str, ...], count: int
+) -> str:
     if not more:
-        because = f"no layer needs to stay float32 for it: int8 loses {before:.2f} points"
+        said = f"no layer needs to stay float32 for it: int8 loses {after:.2f} points"
     else:
-        because = (
-            f"{len(more)} of {len(nodes)} layers stay float32 for it ({', '.join(more)}): int8 "
-            f"loses {after:.2f} instead of {before:.2f} points"
+        said = (
+            f"{len(more)} of {count} layers stay float32 for it ({', '.join(more)}): int8 loses "
+            f"{after:.2f} instead of {before:.2f} points"
         )
-    if not found.met:
-        because = f"not even float32 in every layer meets it: {after:.2f} points are lost"
-    return final, f"max_drop = {wanted:g}: {because} on the validation split", found.met
+    missed = " which is still more" if after > max_drop else ""
+    return f"max_drop = {max_drop:g}: {said} on the validation split{',' * bool(missed)}{missed}"
 
 
 def _train(
@@ -271,6 +291,7 @@ def _train(
     unfrozen: frozenset[str],
     weights: Arrays,
     full: RangeTable,
+    kept: tuple[str, ...],
     train: Pictures,
     validation: Pictures,
     plan: Plan,
@@ -280,7 +301,8 @@ def _train(
 ) -> tuple[Arrays, RangeTable, tuple[EpochRecord, ...]]:
     prefix_nodes, tail_nodes = split(nodes, unfrozen)
     names = boundary(prefix_nodes, tail_nodes)
-    table = keeping_float(nodes, full, plan.keep_float)
+    table = keeping_float(nodes, full, kept)
+    key = replace(checkpoints.key, params={**checkpoints.key.params, "kept_float": kept})
     level = _frozen_level(prefix_nodes, names, nodes, weights, table, train)
     feeds = store_levels(
         (level,),
@@ -308,7 +330,7 @@ def _train(
         batch_size=plan.batch_size,
         seed=plan.seed,
         first_epoch=0,
-        checkpoints=checkpoints,
+        checkpoints=replace(checkpoints, key=key),
         epoch_done=epoch_done,
     )
     tuned, learned = qat.unwrap(tail, tail_nodes, spans)

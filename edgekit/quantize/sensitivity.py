@@ -1,7 +1,6 @@
 """What int8 costs layer by layer, and which layers to keep in float32 for a wanted accuracy."""
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,19 +15,6 @@ from edgekit.records import LayerSensitivity, RangeTable
 
 Logits = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """Nodes to keep in float32.
-
-    Args:
-        names: In the order in which they were chosen.
-        met: Whether the wanted accuracy is met with them.
-    """
-
-    names: tuple[str, ...]
-    met: bool
 
 
 class Trials:
@@ -117,33 +103,35 @@ def sensitivity(
 
 def fewest_to_keep(
     trials: Trials,
-    reference: Logits,
     kept: tuple[str, ...],
     good_enough: Callable[[tuple[str, ...]], bool],
     progress: Progress,
-) -> Kept:
+) -> tuple[str, ...]:
     """Returns nodes to keep in float32, one more at a time, until the network is good enough.
 
-    Each time the node that brings the logits nearest to the reference joins those that were kept
-    before, so that two neighbours, between which a tensor then stays float32, find each other.
+    Each time the node that lowers the noise in the logits most joins those that were kept before,
+    so that two neighbours, between which a tensor then stays float32, find each other.
 
     Args:
         trials: The network.
-        reference: float32 (n, classes) logits of the float model for the same pictures.
         kept: Nodes that are in float32 anyway.
         good_enough: Whether the network will do with these nodes in float32.
         progress: Called with (trials done in this round, trials in it).
+
+    Returns:
+        The kept nodes, then those that joined in their order; all of them if nothing will do.
     """
+    reference = trials.logits((), ())
     while not good_enough(kept):
         others = [node.name for node in trials.nodes if node.name not in kept]
         if not others:
-            return Kept(kept, False)
+            break
         noises = []
         for number, name in enumerate(others, 1):
             noises.append(_noise(reference, trials.keeping({*kept, name})))
             progress(number, len(others))
         kept = (*kept, others[int(np.argmin(noises))])
-    return Kept(kept, True)
+    return kept
 
 
 def _noise(reference: Logits, logits: Logits) -> float:

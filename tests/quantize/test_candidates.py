@@ -216,6 +216,25 @@ def test_a_drop_that_int8_exceeds_keeps_layers_until_it_does_not(
     assert 100 * (float(right.mean()) - still) > lost / 2
 
 
+def test_training_starts_again_behind_the_layers_that_are_kept(
+    quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped
+) -> None:
+    # At such a rate training mends nothing.
+    plan = replace(
+        quantize_plan, granularity="tensor", calibration_images=1, qat_epochs=1,
+        qat_learning_rate=1e-7,
+    )  # fmt: skip
+    asked = quantize_it(replace(plan, max_drop=2.0))
+    named = asked.table("qat").kept_float
+    assert named
+    # The same as if they had been named.
+    by_name = quantize_it(replace(plan, keep_float=named))
+    for name in ("ptq", "qat"):
+        ours, theirs = asked.weights(name), by_name.weights(name)
+        assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
+        assert asked.table(name) == by_name.table(name)
+
+
 def test_the_learning_rate_falls_along_a_cosine() -> None:
     assert cosine(0.2, 1) == [0.2]
     assert cosine(0.2, 4) == pytest.approx([0.2, 0.1 * (1 + 0.5**0.5), 0.1, 0.1 * (1 - 0.5**0.5)])

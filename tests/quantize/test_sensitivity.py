@@ -96,13 +96,12 @@ def test_the_fewest_layers_are_kept_worst_first(trials: Trials) -> None:
         tried.append(kept)
         return len(kept) == 2
 
-    kept = fewest_to_keep(trials, trials.logits((), ()), (), good_enough, silent)
-    assert kept.met
-    assert kept.names[0] == COARSE
-    assert tried == [(), kept.names[:1], kept.names]
+    kept = fewest_to_keep(trials, (), good_enough, silent)
+    assert kept[0] == COARSE
+    assert tried == [(), kept[:1], kept]
 
 
-def test_what_no_layer_mends_is_said_to_be_unmet(pictures: Untyped) -> None:
+def test_where_nothing_will_do_every_layer_is_kept(pictures: Untyped) -> None:
     nodes = (replace(NODES[-2], inputs=(INPUT,)), NODES[-1])
     spans = {node.name: from_limits(-6, 6, "calibrated") for node in nodes}
     spans[INPUT] = from_limits(-1, 1, "contract")
@@ -114,5 +113,5 @@ def test_what_no_layer_mends_is_said_to_be_unmet(pictures: Untyped) -> None:
     table = RangeTable(activations=spans, kernels={"logits": (3.0,)})
     small = Trials(nodes, weights, table, pictures[1])
     assert small.logits((), ()).shape == (len(pictures[1].images), 3)
-    kept = fewest_to_keep(small, small.logits((), ()), (), lambda _kept: False, silent)
-    assert (set(kept.names), kept.met) == ({"global_average_pool", "logits"}, False)
+    kept = fewest_to_keep(small, (), lambda _kept: False, silent)
+    assert set(kept) == {"global_average_pool", "logits"}
