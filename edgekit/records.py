@@ -374,7 +374,7 @@ class Artifact(Record):
     """One exported model file. `path` is relative to the folder that holds the record.
 
     Args:
-        candidate: How an int8 file was quantized; None for the others.
+        candidate: How an int8 or int16x8 file was quantized; None for the others.
         ships: False for the int8 candidate that lost. It is exported to be compared with the one
             that won; no target gets it.
     """

@@ -36,7 +36,7 @@ from edgekit.runtimes.ort_file import required_operators
 from edgekit.store import file_digest
 
 Logits = npt.NDArray[np.float32]
-# What a file is compared with: the Keras model, or a simulated int8 candidate.
+# What a file is compared with: the Keras model, what ships with int16 activations, or a candidate.
 Source = Literal["float", "int16x8", Candidate]
 # Number types whose arithmetic is integer, and which are made from a candidate.
 _INTEGERS = ("int8", "int16x8")

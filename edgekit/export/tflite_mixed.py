@@ -1,8 +1,9 @@
 """TFLite files that the converter cannot make of fake quantization, rewritten from a float32 file.
 
 Left out of the simulation, a layer becomes int8 all the same, or keeps int8 weights beside float32
-activations; and fake quantization to 16 bits is refused. So the converter makes the float32 file
-of the same weights, and here its constants and tensors get the types and scales of the table.
+activations; fake quantization to 16 bits becomes a file with int32 biases, which LiteRT refuses. So
+the converter makes the float32 file of the same weights, and here its constants and tensors get the
+types and scales of the table.
 """
 
 from typing import Any, TypeAlias
@@ -32,7 +33,7 @@ _OPERATOR = {
 }
 # Versions of an operator on int8 and on int16 activations with int8 kernels, and of QUANTIZE and
 # DEQUANTIZE to and from them. Source: GetBuiltinOperatorVersion in TensorFlow's op_version.cc; it
-# knows no version for kernels of int8 under int16, so the highest that a stock int8 file uses.
+# knows no version of its own for int8 kernels under int16, so that of int16 kernels is named.
 _VERSIONS: dict[tuple[int, Bits], int] = {
     (schema.BuiltinOperator.CONV_2D, 8): 3,
     (schema.BuiltinOperator.CONV_2D, 16): 4,

@@ -193,6 +193,7 @@ def quantize_model(
                 trials, Trials(nodes, weights, full, validation), tuple(kept),
                 lambda logits: dropped(logits) <= most, progress,
             )  # fmt: skip
+        if more:  # none if calibrated int8 would do already
             why = f"for quantize.max_drop = {most:g}"
             simulated = candidates({**kept, **dict.fromkeys(more, why)})
         after = dropped(_best(simulated, validation).logits)
@@ -282,8 +283,8 @@ def _kept_because(
             f"{len(more)} of {count} layers stay float32 for it ({', '.join(more)}): int8 loses "
             f"{after:.2f} instead of {before:.2f} points"
         )
-    missed = " which is still more" if after > max_drop else ""
-    return f"max_drop = {max_drop:g}: {said} on the validation split{',' * bool(missed)}{missed}"
+    missed = ", which is still more" if after > max_drop else ""
+    return f"max_drop = {max_drop:g}: {said} on the validation split{missed}"
 
 
 def _train(

@@ -1,5 +1,6 @@
 """Quantization-aware training: the wrapped tail simulates what ships, channel by channel."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -179,27 +180,44 @@ def test_unwrapping_returns_what_went_in(tail: Tail) -> None:
         assert span.scale == pytest.approx(tail.ranges[name].scale, rel=2.0**-21)
 
 
-def test_unwrapping_returns_what_was_trained(
+def last_layers(
     prepared: tuple[Arrays, Ranges], pictures: Untyped
-) -> None:
-    import tf_keras
-
+) -> tuple[tuple[Node, ...], Untyped, Untyped]:
+    """Returns the nodes from Conv_1 on, what enters them, and the wrapped model."""
     weights, ranges = prepared
     prefix, nodes = split(NODES, frozenset(WEIGHTED[WEIGHTED.index("Conv_1") :]))
     (name,) = boundary(prefix, nodes)
     entering = entering_of(prefix, weights, ranges, pictures)[name]
     shapes = [tuple(entering.shape[1:])]
-    model = qat.wrap(nodes, [name], shapes, weights, grids(ranges), "channel")
-    optimizer = tf_keras.optimizers.Adam(1e-2)
+    return nodes, entering, qat.wrap(nodes, [name], shapes, weights, grids(ranges), "channel")
+
+
+def train_three_steps(
+    model: Untyped, entering: Untyped, rate: float, loss_of: Callable[[Untyped], Untyped]
+) -> None:
+    """Trains everything that is trainable by Adam on the mean loss of one batch."""
+    import tf_keras
+
+    optimizer = tf_keras.optimizers.Adam(rate)
     for _ in range(3):
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(
-                tf.nn.sparse_softmax_cross_entropy_with_logits(
-                    pictures[0].labels[:16], model([entering], training=True)
-                )
-            )
+            loss = tf.reduce_mean(loss_of(model([entering], training=True)))
         gradients = tape.gradient(loss, model.trainable_variables)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+
+
+def test_unwrapping_returns_what_was_trained(
+    prepared: tuple[Arrays, Ranges], pictures: Untyped
+) -> None:
+    weights, ranges = prepared
+    nodes, entering, model = last_layers(prepared, pictures)
+    labels = pictures[0].labels[:16]
+    train_three_steps(
+        model,
+        entering,
+        1e-2,
+        lambda logits: tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits),
+    )
     tuned, learned = qat.unwrap(model, nodes, ranges)
     assert all(not np.array_equal(tuned[key], weights[key]) for key in tuned)
     tail = Tail(nodes, model, [entering], weights, ranges)
@@ -215,8 +233,6 @@ def test_unwrapping_returns_what_was_trained(
 def test_ranges_learn_from_what_they_clip(
     prepared: tuple[Arrays, Ranges], pictures: Untyped
 ) -> None:
-    import tf_keras
-
     weights, ranges = prepared
     prefix, nodes = split(NODES, frozenset({LOGITS}))
     entering = entering_of(prefix, weights, ranges, pictures)["global_average_pool"]
@@ -229,12 +245,7 @@ def test_ranges_learn_from_what_they_clip(
         assert qat.unwrap(model, nodes, ranges)[1][LOGITS].maximum == pytest.approx(
             start.maximum, rel=1e-6
         )
-        optimizer = tf_keras.optimizers.Adam(1e-3)
-        for _ in range(3):
-            with tf.GradientTape() as tape:
-                loss = tf.reduce_mean(tf.square(model([entering], training=True) - wanted))
-            gradients = tape.gradient(loss, model.trainable_variables)
-            optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        train_three_steps(model, entering, 1e-3, lambda logits: tf.square(logits - wanted))
         return qat.unwrap(model, nodes, ranges)[1][LOGITS]
 
     narrow = from_limits(-0.1, 0.1, "calibrated")
@@ -252,11 +263,8 @@ def test_ranges_learn_from_what_they_clip(
 def test_the_range_of_a_relu6_never_exceeds_six(
     prepared: tuple[Arrays, Ranges], pictures: Untyped
 ) -> None:
-    weights, ranges = prepared
-    prefix, nodes = split(NODES, frozenset(WEIGHTED[WEIGHTED.index("Conv_1") :]))
-    (name,) = boundary(prefix, nodes)
-    entering = entering_of(prefix, weights, ranges, pictures)[name]
-    model = qat.wrap(nodes, [name], [tuple(entering.shape[1:])], weights, grids(ranges), "channel")
+    ranges = prepared[1]
+    nodes, entering, model = last_layers(prepared, pictures)
     (logarithm,) = (
         variable for variable in model.get_layer("Conv_1_output").trainable_weights
         if variable.name.endswith("max_log:0")

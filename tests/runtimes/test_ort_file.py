@@ -31,7 +31,7 @@ def test_its_facts_are_those_of_its_source(mean_ort: Path, tmp_path: Path) -> No
     assert "Gemm" in facts.operators
 
 
-def test_integers_have_no_float_operators(tmp_path: Path) -> None:
+def test_a_convolution_that_stays_float_is_named(tmp_path: Path) -> None:
     path = tmp_path / "q.ort"
     path.write_bytes(convert(quantized_onnx(tmp_path / "q.onnx").read_bytes()))
     # The one convolution has no quantized output, so it is float to the optimizer.
