@@ -11,7 +11,8 @@ from pydantic import ValidationError
 
 from edgekit.data.decode import read_folder
 from edgekit.data.scan import Scan, scan
-from edgekit.devices import local
+from edgekit.devices import measure
+from edgekit.devices.local import this_machine
 from edgekit.errors import DataError, IntegrityError, SpecError
 from edgekit.records import (
     Accuracy,
@@ -39,7 +40,7 @@ from edgekit.validate.external import (
     plan_reference,
     subject,
 )
-from edgekit.validate.judging import checks_of, this_machine
+from edgekit.validate.judging import checks_of
 from edgekit.validate.latency import summarize
 from edgekit.validate.verdict import combine
 
@@ -209,9 +210,9 @@ def judge_file(
             )
             drop, no_drop_because = drop_against(reference, judged, labels)
         threads = sorted({1, *(t.runtime.threads for t in targets if t.is_here)})
-        timings = local.time_sessions(
+        timings = measure.time_sessions(
             [subject(plan, images, count) for count in threads],
-            pace=local.Pace(min_seconds=_MIN_SECONDS),
+            pace=measure.Pace(min_seconds=_MIN_SECONDS),
             progress=lambda f: progress("latency", round(1000 * f), 1000),
         )
     by_threads = dict(zip(threads, timings, strict=True))
@@ -372,7 +373,7 @@ def _verdict(
     judged: Judgement,
     drop: PairedDrop | None,
     no_drop_because: str,
-    timings: dict[int, local.Timing],
+    timings: dict[int, measure.Timing],
 ) -> Verdict:
     here = target.is_here
     checks = checks_of(

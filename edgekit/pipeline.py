@@ -432,8 +432,9 @@ def _validate(
     exported: Stored[ExportRecord],
     targets: tuple[Target, ...],
 ) -> Stored[ValidationRecord]:
-    from edgekit.devices.local import Pace
-    from edgekit.validate.judging import Measuring, judge, this_machine
+    from edgekit.devices.local import this_machine
+    from edgekit.devices.measure import Pace
+    from edgekit.validate.judging import Measuring, judge
 
     spec = state.recipe.validation
 
@@ -538,7 +539,7 @@ def _report(
     exported: Stored[ExportRecord],
     validation: Stored[ValidationRecord],
 ) -> RunReport:
-    from edgekit.validate.judging import this_machine
+    from edgekit.devices.local import this_machine
 
     recipe = state.recipe.model_dump(mode="json")
     report = RunReport(

@@ -33,6 +33,7 @@ Variant = Literal["float32", "float16", "dynamic", "int8", "int16x8"]
 IoType = Literal["float32", "uint8", "int8"]
 Batch = Literal["one", "any"]
 Granularity = Literal["channel", "tensor"]
+Delegate = Literal["default", "none", "xnnpack", "coreml", "nnapi", "qnn"]
 Bits = Literal[8, 16]
 CalibrationMethod = Literal["min-max", "percentile", "mse"]
 Candidate = Literal["ptq", "qat"]
@@ -515,7 +516,25 @@ class PairedDrop(Record):
 
 
 class LatencySession(Record):
-    """One fresh process: every sample in milliseconds of wall time, and what disturbed it."""
+    """One fresh process: every sample in milliseconds of wall time, and what disturbed it.
+
+    Args:
+        samples_ms: Wall time of single calls, in the order they were made.
+        threads: Threads the runtime was given.
+        warmup_runs: Untimed calls before the first sample.
+        context_switches_involuntary: Of this process, while it was timed.
+        load_average: Mean number of cores in demand while it was timed: the threads given to the
+            runtime plus the cores that other processes (and the hypervisor) kept busy.
+        governor: CPU frequency governor; None where unreadable, as are all that follow.
+        frequency_before_khz: Highest core frequency after the warm-up.
+        frequency_after_khz: The same after the last sample.
+        temperature_before_c: Highest temperature after the warm-up, in degrees Celsius.
+        temperature_after_c: The same after the last sample.
+        throttled: How often the cores were slowed down for heat while it was timed.
+        power_saving: Whether a mode that saves power was on.
+        on_battery: Whether a battery was being discharged.
+        memory_bytes: Most that the process's memory grew from before the runtime was loaded.
+    """
 
     samples_ms: tuple[float, ...]
     threads: int
@@ -525,6 +544,12 @@ class LatencySession(Record):
     governor: str | None
     frequency_before_khz: int | None
     frequency_after_khz: int | None
+    temperature_before_c: float | None = None
+    temperature_after_c: float | None = None
+    throttled: int | None = None
+    power_saving: bool | None = None
+    on_battery: bool | None = None
+    memory_bytes: int | None = None
 
 
 class Latency(Record):

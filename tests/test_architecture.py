@@ -18,7 +18,7 @@ PACKAGE = Path(edgekit.__file__).parent
 
 _BASE = "errors spec records"
 _ASKED = "recipe target"
-_MACHINES = "runtimes devices"
+_MACHINES = "runner runtimes devices"
 _NETWORKS = "network fitting prefix"
 _STAGES = "data train quantize export validate"
 _UNTIL_STORE = f"root {_BASE} {_ASKED} store"
@@ -35,8 +35,9 @@ ALLOWED = {
     "recipe": _BASE,
     "target": _BASE,
     "store": f"{_BASE} {_ASKED}",
+    "runner": "",
     "runtimes": f"{_BASE} {_ASKED}",
-    "devices": f"{_BASE} {_ASKED} runtimes",
+    "devices": f"{_BASE} {_ASKED} runner runtimes",
     "network": f"{_BASE} {_ASKED}",
     "fitting": f"{_BASE} {_ASKED} store network",
     "prefix": f"{_BASE} {_ASKED} store network fitting",
@@ -184,7 +185,7 @@ def test_the_rules_cover_what_exists() -> None:
     # The graph is really read: known imports at the top, inside a function, of a submodule.
     assert "edgekit.errors" in graph["edgekit.store"]
     assert "edgekit.data.decode" in graph["edgekit.pipeline"]
-    assert "edgekit.devices.local" in graph["edgekit.export.files"]
+    assert "edgekit.devices.measure" in graph["edgekit.export.files"]
     libraries = {found.asked.split(".")[0] for found in imports(PACKAGE)}
     assert CONFINED.keys() <= libraries
 

@@ -10,13 +10,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_models import CHANNEL, CLASSES, SIZE, digest, mean_onnx, mean_tflite, quantized_onnx
+from tiny_models import (
+    CHANNEL,
+    CLASSES,
+    SIZE,
+    digest,
+    mean_onnx,
+    mean_tflite,
+    opened,
+    quantized_onnx,
+)
 
 from edgekit.data.picture import decode, fit
 from edgekit.errors import DataError, EdgekitError, SpecError
 from edgekit.foreign import FileReport, Question, judge_file
 from edgekit.records import Artifact, ExportRecord, Preprocess, Status
-from edgekit.runtimes import open_model
 from edgekit.target import target_text
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -39,7 +47,7 @@ def own_answers(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         pytest.skip(f"{MODEL.name} is not here")
     root = tmp_path_factory.mktemp("own")
     names = LABELS.read_text().splitlines()
-    session = open_model(MODEL, "litert", 1)
+    session = opened(MODEL, "litert")
     contract = Preprocess(height_px=224, width_px=224)
     for path in sorted((SHARED / "data" / "clothing" / "test").glob("*/*.jpg"))[::12]:
         pixels = fit(decode(path.read_bytes()), contract)

@@ -30,6 +30,15 @@ def shared_file(*parts: str) -> Path:
     return path
 
 
+def opened(path: Path, runtime: Any, threads: int = 1, delegate: str = "default") -> Untyped:
+    """Opens a classifier in this process, as the runner does in its own."""
+    from edgekit.runner.program import open_model
+    from edgekit.runtimes import read_ends
+
+    read_ends(path, runtime, digest(path))
+    return open_model(str(path), digest(path), runtime, threads, delegate)
+
+
 def digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 

@@ -1,1 +1,1 @@
-"""Devices: where a runtime runs. Every measurement happens in a fresh process of `session`."""
+"""Devices: where a runtime runs. Every measurement happens in a fresh process there."""

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from edgekit.errors import DeviceError
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -84,3 +86,17 @@ class Found:
     name: str
     words: str
     problem: str = ""
+
+
+def check_size(path: Path, limit_bytes: int) -> None:
+    """Refuses a result that is missing, no regular file, or larger than it can be.
+
+    Raises:
+        DeviceError: If it is.
+    """
+    size = path.stat().st_size if path.is_file() and not path.is_symlink() else None
+    if size is None or size > limit_bytes:
+        found = f"{path.name}: {'no result file' if size is None else f'{size} bytes'}"
+        raise DeviceError(
+            found, f"a file of at most {limit_bytes} bytes", "check the device and run it again"
+        )

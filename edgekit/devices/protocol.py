@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, TypeAdapter
 
-from edgekit.records import Artifact, Preprocess, Record, TensorInfo
+from edgekit.records import Artifact, Delegate, Preprocess, Record
 from edgekit.runtimes.base import RUNTIME_OF_FORMAT, RuntimeName
 
 Seconds = Annotated[float, Field(ge=0)]
@@ -24,6 +24,8 @@ class Subject(Record):
         sha256: Digest that the file must have, in hex; checked on the bytes that are loaded.
         runtime: "litert" or "onnxruntime".
         threads: Threads the runtime may use. Defaults to 1.
+        delegate: What computes in place of the runtime's own kernels. Defaults to "default": what
+            the runtime takes by itself on a CPU.
         images: A .npy file, uint8 of shape `(count, height_px, width_px, 3)`, in the channel order
             of `preprocess`.
         preprocess: The contract that turns a pixel into a tensor value.
@@ -33,12 +35,18 @@ class Subject(Record):
     sha256: str = Field(pattern="^[0-9a-f]{64}$")
     runtime: RuntimeName
     threads: int = Field(default=1, ge=1)
+    delegate: Delegate = "default"
     images: Path
     preprocess: Preprocess
 
 
 def subject_of(
-    artifact: Artifact, folder: Path, images: Path, preprocess: Preprocess, threads: int = 1
+    artifact: Artifact,
+    folder: Path,
+    images: Path,
+    preprocess: Preprocess,
+    threads: int = 1,
+    delegate: Delegate = "default",
 ) -> Subject:
     """Returns what is measured for one exported file.
 
@@ -48,22 +56,35 @@ def subject_of(
         images: As in `Subject`.
         preprocess: As in `Subject`.
         threads: As in `Subject`. Defaults to 1.
+        delegate: As in `Subject`. Defaults to "default".
     """
     return Subject(
         model=folder / artifact.path,
         sha256=artifact.sha256,
         runtime=RUNTIME_OF_FORMAT[artifact.format],
         threads=threads,
+        delegate=delegate,
         images=images,
         preprocess=preprocess,
     )
 
 
 class Job(Record):
-    """One run of the runner program.
+    """One run of the runner program; every path is one of the device.
 
     Args:
-        subject: What is measured.
+        model: The file.
+        sha256: Digest that it must have.
+        runtime: Who runs it.
+        threads: Threads the runtime may use.
+        delegate: As in `Subject`.
+        input_dtype: Dtype of its input, as the file says; so are the next four.
+        input_shape: `(batch, height, width, 3)`.
+        output_dtype: Dtype of its output.
+        classes: Scores of one answer.
+        images: As in `Subject`.
+        codes: A .npy file of shape (256, 3) in the dtype of the input: the tensor value of every
+            pixel value, per channel.
         mode: "accuracy" answers every image; "latency" times single calls.
         results: Where the array goes: raw scores of shape `(count, classes)` in the file's own
             dtype, or float64 samples in milliseconds of shape `(samples,)`.
@@ -74,9 +95,19 @@ class Job(Record):
         time_limit_seconds: The process ends itself after this, even when its parent is gone.
     """
 
-    subject: Subject
+    model: str
+    sha256: str
+    runtime: RuntimeName
+    threads: int
+    delegate: Delegate
+    input_dtype: str
+    input_shape: tuple[int, ...]
+    output_dtype: str
+    classes: int
+    images: str
+    codes: str
     mode: Literal["accuracy", "latency"]
-    results: Path
+    results: str
     warmup_seconds: Seconds = 0.5
     min_queries: int = Field(default=200, ge=1)
     min_seconds: Seconds = 10.0
@@ -92,17 +123,7 @@ class Progress(Record):
 
 
 class Surroundings(Record):
-    """What the machine did while samples were taken; see `LatencySession`.
-
-    Args:
-        warmup_runs: Untimed calls before the first sample.
-        context_switches_involuntary: Of this process, while it was timed.
-        load_average: Mean number of cores in demand while it was timed: the threads given to the
-            runtime plus the cores that other processes (and the hypervisor) kept busy.
-        governor: CPU frequency governor; None where unreadable.
-        frequency_before_khz: Highest core frequency after the warm-up; None where unreadable.
-        frequency_after_khz: The same after the last sample.
-    """
+    """What the machine did while samples were taken; see `LatencySession`."""
 
     warmup_runs: int = Field(ge=0)
     context_switches_involuntary: int = Field(ge=0)
@@ -110,6 +131,11 @@ class Surroundings(Record):
     governor: str | None = Field(max_length=64)
     frequency_before_khz: int | None = Field(ge=0)
     frequency_after_khz: int | None = Field(ge=0)
+    temperature_before_c: float | None = Field(ge=-50, le=200)
+    temperature_after_c: float | None = Field(ge=-50, le=200)
+    throttled: int | None = Field(ge=0)
+    power_saving: bool | None
+    on_battery: bool | None
 
 
 class Done(Record):
@@ -117,16 +143,17 @@ class Done(Record):
 
     Args:
         runtime: Runtime and version.
-        output: The output tensor of the file.
         count: Rows in the results file.
         surroundings: Present in latency mode only.
+        memory_bytes: Most that the process's memory grew from before the runtime was loaded; None
+            where the system does not say.
     """
 
     kind: Literal["done"] = "done"
     runtime: str = Field(max_length=200)
-    output: TensorInfo
     count: int = Field(ge=0)
     surroundings: Surroundings | None = None
+    memory_bytes: int | None = Field(default=None, ge=0)
 
 
 class Failure(Record):

@@ -10,7 +10,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.devices import local
+from edgekit.devices import measure
 from edgekit.devices.protocol import subject_of
 from edgekit.errors import ConversionError
 from edgekit.export import layers, onnx_file, ort_file, tflite
@@ -346,8 +346,8 @@ def _references(
 
 def _answers(folder: Path, artifact: Artifact, images: Path, pictures: Pictures) -> Logits:
     subject = subject_of(artifact, folder, images, pictures.preprocess)
-    answered = local.answer(subject)
-    return local.scores(answered.raw, answered.output)
+    answered = measure.answer(subject)
+    return measure.scores(answered.raw, answered.output)
 
 
 def compare(artifact: Artifact, answers: Logits, references: Mapping[Source, Logits]) -> Parity:

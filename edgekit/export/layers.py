@@ -18,8 +18,8 @@ from edgekit.errors import ConversionError
 from edgekit.network.graph import Node
 from edgekit.network.native_log import muted
 from edgekit.records import LayerParity, Preprocess, input_codes
+from edgekit.runner.onnx_runtime import ERRORS_ONLY, EXACT
 from edgekit.runtimes.inspect import inspect_model
-from edgekit.runtimes.onnx_runtime import ERRORS_ONLY, EXACT
 
 Codes = dict[str, npt.NDArray[np.int16]]
 _AROUND = ("QUANTIZE", "DEQUANTIZE", "RESHAPE")

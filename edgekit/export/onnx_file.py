@@ -21,7 +21,7 @@ from edgekit.network.forward import logits_function
 from edgekit.network.graph import INPUT, LOGITS, Arrays, Node, kernel_codes, weighted
 from edgekit.network.native_log import muted
 from edgekit.records import Batch, Preprocess, RangeTable, TensorRange
-from edgekit.runtimes.onnx_runtime import EXACT
+from edgekit.runner.onnx_runtime import EXACT
 
 # 13 is the first with per-channel DequantizeLinear; 17 is what tf2onnx 1.17 tests most.
 OPSET = 17

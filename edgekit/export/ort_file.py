@@ -21,7 +21,7 @@ from ort_flatbuffers_py.fbs import (
     OpIdKernelTypeStrArgsEntry,
 )
 
-from edgekit.runtimes.onnx_runtime import ERRORS_ONLY, EXACT
+from edgekit.runner.onnx_runtime import ERRORS_ONLY, EXACT
 from edgekit.runtimes.ort_file import IDENTIFIER
 
 # Classes of the generated schema carry no type hints.

@@ -1,14 +1,14 @@
-"""Runtimes: open an exported file and answer one image. Each library is loaded when it is used."""
+"""Runtimes: which of them runs a file, and what the file says about itself without being run."""
 
 import hashlib
 from pathlib import Path
 
 from edgekit.errors import IntegrityError, SpecError
+from edgekit.records import TensorInfo
 from edgekit.runtimes.base import (
     RUNTIME_OF_FORMAT,
     ModelFacts,
     RuntimeName,
-    Session,
     classifier_io,
 )
 from edgekit.runtimes.inspect import inspect_content, inspect_model, model_format, read_model
@@ -17,31 +17,25 @@ __all__ = [
     "RUNTIME_OF_FORMAT",
     "ModelFacts",
     "RuntimeName",
-    "Session",
     "check_digest",
     "classifier_io",
     "inspect_model",
-    "open_model",
+    "read_ends",
 ]
 
 
-def open_model(
-    path: Path, runtime: RuntimeName, threads: int, sha256: str | None = None
-) -> Session:
-    """Opens an image classifier.
-
-    The file is read once: the bytes that are hashed and inspected are the bytes that run.
+def read_ends(path: Path, runtime: RuntimeName, sha256: str) -> tuple[TensorInfo, TensorInfo]:
+    """Returns input and output of the image classifier in a file, read without running it.
 
     Args:
         path: A .tflite, .onnx or .ort file.
-        runtime: Who runs it: "litert" for .tflite, "onnxruntime" for .onnx and .ort.
-        threads: Threads for one call, at least 1.
-        sha256: Digest that the file must have, in hex. Defaults to None: not checked.
+        runtime: Who will run it: "litert" for .tflite, "onnxruntime" for .onnx and .ort.
+        sha256: Digest that the file must have, in hex.
 
     Raises:
         SpecError: If the file cannot be read or the runtime does not run its format.
-        IntegrityError: If the digest differs, or the file is damaged, untrusted, no image
-            classifier, or refused by the runtime.
+        IntegrityError: If the digest differs, or the file is damaged, untrusted or no image
+            classifier.
     """
     file_format = model_format(path)
     if RUNTIME_OF_FORMAT[file_format] != runtime:
@@ -52,16 +46,8 @@ def open_model(
             "choose the exported file that fits the runtime",
         )
     content = read_model(path)
-    if sha256 is not None:
-        check_digest(content, sha256, path)
-    model_input, output = classifier_io(inspect_content(content, file_format, str(path)), str(path))
-    if runtime == "litert":
-        from edgekit.runtimes.litert import open_litert
-
-        return open_litert(content, model_input, output, threads, str(path))
-    from edgekit.runtimes.onnx_runtime import open_onnxruntime
-
-    return open_onnxruntime(content, model_input, output, threads, str(path))
+    check_digest(content, sha256, path)
+    return classifier_io(inspect_content(content, file_format, str(path)), str(path))
 
 
 def check_digest(content: bytes, sha256: str, path: Path) -> None:

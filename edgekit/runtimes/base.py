@@ -1,15 +1,10 @@
-"""What every runtime offers: facts read from a file, and a session that answers one image.
+"""Which runtime runs a format, and the facts read from a file.
 
 Runtime layer; imports only errors and records, so that listing runtimes loads none of them.
 """
 
 import struct
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal
-
-import numpy as np
-import numpy.typing as npt
 
 from edgekit.errors import IntegrityError
 from edgekit.records import Format, Record, TensorInfo
@@ -62,25 +57,6 @@ class ModelFacts(Record):
     float_tensors: tuple[str, ...]
     wide_tensors: tuple[str, ...] = ()
     metadata: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Session:
-    """A loaded classifier.
-
-    Args:
-        input: The one input, NHWC with three channels.
-        output: The one output; its last dimension counts the classes.
-        version: Runtime with its version and options, such as "onnxruntime 1.31.1,
-            session.x64quantprecision=1".
-        run: Takes one tensor of shape `(1, height, width, 3)` in the dtype of `input`, returns the
-            raw scores of shape `(classes,)` in the dtype of `output`.
-    """
-
-    input: TensorInfo
-    output: TensorInfo
-    version: str
-    run: Callable[[npt.NDArray[np.generic]], npt.NDArray[np.generic]]
 
 
 def printable(text: str) -> str:

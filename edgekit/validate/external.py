@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from edgekit.devices import local
+from edgekit.devices import measure
 from edgekit.devices.exchange import ReportProgress
 from edgekit.devices.protocol import Subject
 from edgekit.errors import IntegrityError, SpecError
@@ -381,11 +381,11 @@ def judge_external(
         progress: Called with fractions from 0 to 1. Defaults to None.
 
     Raises:
-        EdgekitError: As `edgekit.devices.local.answer`.
+        EdgekitError: As `edgekit.devices.measure.answer`.
     """
     limit = seconds_allowed(len(labels)) if timeout_seconds is None else timeout_seconds
-    answers = local.answer(subject(plan, images, threads), limit, progress)
-    scores = local.scores(answers.raw, answers.output)
+    answers = measure.answer(subject(plan, images, threads), limit, progress)
+    scores = measure.scores(answers.raw, answers.output)
     index = np.array(plan.output_index, dtype=np.int64)
     count = len(plan.class_names)
     return Judgement(

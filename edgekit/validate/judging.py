@@ -1,7 +1,5 @@
 """The validate stage: measures every exported file here and holds it against each target."""
 
-import os
-import platform
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.devices import local
+from edgekit.devices import measure
+from edgekit.devices.local import this_machine
 from edgekit.devices.protocol import Subject, subject_of
 from edgekit.errors import SpecError
 from edgekit.records import (
@@ -53,7 +52,7 @@ class Measuring:
     """How latency is measured: fresh processes per file, their pace and their time limit."""
 
     sessions: int
-    pace: local.Pace
+    pace: measure.Pace
     timeout_seconds: float
 
 
@@ -169,25 +168,12 @@ def artifact_for(target: Target, exported: ExportRecord) -> Artifact:
     )
 
 
-def this_machine() -> str:
-    """Returns the processor, cores, architecture, system and name of this machine, in words."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.is_file():
-        for line in cpuinfo.read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    system = f"{platform.machine()}, {platform.system()} {platform.release()}"
-    return f"{model}, {os.cpu_count()} cores, {system}, {platform.node()}"
-
-
 def checks_of(
     target: Target,
     size_bytes: int,
     accuracy: Accuracy | None,
     drop: PairedDrop | None,
-    timing: local.Timing | None,
+    timing: measure.Timing | None,
     no_drop_because: str,
 ) -> tuple[Check, ...]:
     """Holds one file's measurements against every budget that a target states.
@@ -235,12 +221,12 @@ def _answer(
     classes: int,
     progress: Callable[[str, int, int], None],
 ) -> _Answered:
-    answers = local.answer(
+    answers = measure.answer(
         subject,
         seconds_allowed(len(labels)),
         lambda done: progress(f"accuracy of {artifact.path}", round(1000 * done), 1000),
     )
-    scores = local.scores(answers.raw, answers.output)
+    scores = measure.scores(answers.raw, answers.output)
     index = np.arange(classes)
     return _Answered(
         artifact,
@@ -258,7 +244,7 @@ def _time(
     targets: Sequence[Target],
     measuring: Measuring,
     progress: Callable[[str, int, int], None],
-) -> dict[tuple[str, int], local.Timing]:
+) -> dict[tuple[str, int], measure.Timing]:
     """Times every file that ships on one thread, and each local target's on its own threads.
 
     Where that is an int8 file, the float32 file of its format is timed as well.
@@ -273,7 +259,7 @@ def _time(
         subject_of(artifact, folder, images, exported.preprocess, threads)
         for (_, threads), artifact in wanted.items()
     ]
-    timings = local.time_sessions(
+    timings = measure.time_sessions(
         subjects,
         measuring.sessions,
         measuring.pace,
@@ -283,7 +269,7 @@ def _time(
     return dict(zip(wanted, timings, strict=True))
 
 
-def _summary(timing: local.Timing, percentile: int) -> Latency:
+def _summary(timing: measure.Timing, percentile: int) -> Latency:
     return summarize(timing.sessions, percentile, this_machine(), timing.runtime)
 
 
@@ -295,7 +281,7 @@ def _float_of(artifact: Artifact, exported: ExportRecord) -> Artifact:
     return next(same, artifact)
 
 
-def slower_than_float(int8: local.Timing, float32: local.Timing) -> str | None:
+def slower_than_float(int8: measure.Timing, float32: measure.Timing) -> str | None:
     """Returns a sentence if int8 is slower than float32 on one device, else None.
 
     Slower means that every session's median is above every median of the float32 file. It happens
@@ -324,7 +310,7 @@ def _verdict(
     exported: ExportRecord,
     accuracies: dict[str, Accuracy],
     drops: dict[str, PairedDrop],
-    timings: dict[tuple[str, int], local.Timing],
+    timings: dict[tuple[str, int], measure.Timing],
 ) -> Verdict:
     here, threads = target.is_here, target.runtime.threads
     timing = timings[artifact.sha256, threads] if here else None

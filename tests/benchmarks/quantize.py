@@ -169,7 +169,7 @@ def show(options: argparse.Namespace, results: dict[int, dict[str, dict[str, flo
 
 def show_latency(options: argparse.Namespace) -> None:
     """Prints the median time of one picture for each file, and the ratios that matter."""
-    from edgekit.devices.local import Pace, time_sessions
+    from edgekit.devices.measure import Pace, time_sessions
     from edgekit.devices.protocol import Subject
     from edgekit.records import Preprocess
     from edgekit.runtimes.base import RUNTIME_OF_FORMAT
@@ -426,7 +426,7 @@ def _answers(path: Path, images: npt.NDArray[np.uint8]) -> Logits:
     if path.suffix == ".onnx":
         import onnxruntime
 
-        from edgekit.runtimes.onnx_runtime import EXACT
+        from edgekit.runner.onnx_runtime import EXACT
 
         settings = onnxruntime.SessionOptions()
         settings.add_session_config_entry(*EXACT)

@@ -16,7 +16,7 @@ from edgekit.records import RangeTable
 
 pytest.importorskip("tensorflow")
 
-from edgekit.devices import local
+from edgekit.devices import measure
 from edgekit.devices.protocol import subject_of
 from edgekit.export import onnx_file
 from edgekit.export.files import (
@@ -199,8 +199,8 @@ def answers(exported: Exported, pictures: Untyped, tmp_path_factory: pytest.Temp
     found = []
     for artifact in exported.record.artifacts:
         subject = subject_of(artifact, exported.folder, images, train.preprocess)
-        answered = local.answer(subject)
-        found.append(local.scores(answered.raw, answered.output))
+        answered = measure.answer(subject)
+        found.append(measure.scores(answered.raw, answered.output))
     return found
 
 

@@ -13,7 +13,7 @@ from edgekit.errors import ConversionError
 from edgekit.network.graph import kernel_codes, mobilenet_v2, weighted
 from edgekit.network.ranges import from_limits, keeping_float, table_of
 from edgekit.records import Preprocess
-from edgekit.runtimes.onnx_runtime import EXACT
+from edgekit.runner.onnx_runtime import EXACT
 
 pytest.importorskip("tensorflow")
 onnx = pytest.importorskip("onnx")
@@ -183,7 +183,7 @@ def test_any_number_of_pictures_is_answered_as_one_at_a_time(
 ) -> None:
     import onnxruntime
 
-    from edgekit.runtimes.onnx_runtime import EXACT
+    from edgekit.runner.onnx_runtime import EXACT
 
     path = exported.folder / "model_int8_any_batch.onnx"
     onnx.checker.check_model(path, full_check=True)

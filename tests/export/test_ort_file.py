@@ -5,8 +5,8 @@ import numpy.typing as npt
 import pytest
 from tiny_network import Exported, Untyped
 
+from edgekit.runner.onnx_runtime import ERRORS_ONLY, EXACT
 from edgekit.runtimes.inspect import inspect_model
-from edgekit.runtimes.onnx_runtime import ERRORS_ONLY, EXACT
 
 onnxruntime = pytest.importorskip("onnxruntime")
 

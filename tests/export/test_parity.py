@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from tiny_models import opened
 from tiny_network import ALPHA, SIZE_PX, Exported, Trained, Untyped, altered
 
 from edgekit.errors import ConversionError
 from edgekit.network.graph import INPUT, LOGITS, Arrays, Node, mobilenet_v2
 from edgekit.network.ranges import from_limits
 from edgekit.records import Preprocess, RangeTable
-from edgekit.runtimes import open_model
 
 pytest.importorskip("tensorflow")
 
@@ -116,8 +116,8 @@ def int8_answers(
     exported: Exported, sources: Untyped, pictures: Untyped
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     """Returns the logits of the int8 TFLite and of the int8 ONNX in codes, for all pictures."""
-    first = open_model(exported.folder / "model_int8_int8_io.tflite", "litert", 1)
-    second = open_model(exported.folder / "model_int8.onnx", "onnxruntime", 1)
+    first = opened(exported.folder / "model_int8_int8_io.tflite", "litert", 1)
+    second = opened(exported.folder / "model_int8.onnx", "onnxruntime", 1)
     images = np.concatenate([pictures[1].images, pictures[0].images]).astype(np.float32)
     span = sources.int8.table.activations[LOGITS]
     codes = np.array([first.run((image[None] - 128).astype(np.int8)) for image in images])
@@ -226,7 +226,7 @@ def test_another_range_of_one_tensor_shows_in_the_answers(
         size_px=(SIZE_PX, SIZE_PX),
     )
     (tmp_path / "altered.tflite").write_bytes(content)
-    other = open_model(tmp_path / "altered.tflite", "litert", 1)
+    other = opened(tmp_path / "altered.tflite", "litert", 1)
     codes, _ = int8_answers(exported, sources, pictures)
     images = pictures[1].images
     answers = [other.run((p[None].astype(int) - 128).astype(np.int8)) for p in images]
@@ -245,7 +245,7 @@ def test_the_float_files_answer_as_keras(
     keras_model.assign(model, trained.arrays)
     images = pictures[1].normalize(pictures[1].images.astype(np.float32))
     expected = model(images, training=False).numpy()
-    session = open_model(exported.folder / name, runtime, 1)
+    session = opened(exported.folder / name, runtime, 1)
     answers = np.array([session.run(image[None]) for image in images])
     bound = FLOAT_ROUNDING * np.abs(expected).max()
     assert np.abs(answers - expected).max() <= bound

@@ -4,10 +4,9 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from tiny_models import mean_onnx, quantized_onnx
+from tiny_models import mean_onnx, opened, quantized_onnx
 
 from edgekit.errors import IntegrityError
-from edgekit.runtimes import open_model
 from edgekit.runtimes.inspect import inspect_model
 
 pytest.importorskip("onnxruntime")
@@ -39,8 +38,8 @@ def test_a_convolution_that_stays_float_is_named(tmp_path: Path) -> None:
 
 
 def test_it_is_opened_by_onnxruntime(mean_ort: Path) -> None:
-    session = open_model(mean_ort, "onnxruntime", 1)
-    assert session.input.shape[0] == 1
+    session = opened(mean_ort, "onnxruntime")
+    assert session.input_shape[0] == 1
 
 
 def test_another_file_is_refused(tmp_path: Path) -> None:

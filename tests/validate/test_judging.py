@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tiny_models import SIZE, colour_images, digest, mean_tflite
 
-from edgekit.devices.local import Pace, Timing
+from edgekit.devices.measure import Pace, Timing
 from edgekit.records import (
     Artifact,
     ExportRecord,

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from edgekit.devices.surroundings import Look, compare, look
+from edgekit.runner.surroundings import Look, compare, look
 
 BEFORE = Look(
     wall_seconds=100.0,
@@ -33,15 +33,15 @@ def test_load_is_own_threads_plus_what_others_used(
         frequency_khz=1_500_000,
     )
     around = compare(BEFORE, after, threads, warmup_runs=7)
-    assert around.load_average == pytest.approx(load)
-    assert around.context_switches_involuntary == 7
-    assert (around.frequency_before_khz, around.frequency_after_khz) == (2_000_000, 1_500_000)
-    assert (around.governor, around.warmup_runs) == ("performance", 7)
+    assert around["load_average"] == pytest.approx(load)
+    assert around["context_switches_involuntary"] == 7
+    assert (around["frequency_before_khz"], around["frequency_after_khz"]) == (2_000_000, 1_500_000)
+    assert (around["governor"], around["warmup_runs"]) == ("performance", 7)
 
 
 def test_unreadable_times_fall_back_to_the_load_average() -> None:
     blind = dataclasses.replace(BEFORE, busy_cpu_seconds=None)
-    assert compare(blind, BEFORE, 1, 5).load_average >= 0
+    assert compare(blind, BEFORE, 1, 5)["load_average"] >= 0
 
 
 def test_a_real_look_counts_this_process() -> None:

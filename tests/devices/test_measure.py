@@ -14,7 +14,7 @@ from tiny_models import (
     quantized_onnx,
 )
 
-from edgekit.devices.local import Pace, answer, scores, time_sessions
+from edgekit.devices.measure import Pace, answer, scores, time_sessions
 from edgekit.devices.protocol import Subject
 from edgekit.errors import DataError, DeviceError, EdgekitError, IntegrityError, SpecError
 from edgekit.records import Preprocess, TensorInfo

@@ -1,0 +1,398 @@
+"""Answers of a file and times of single calls, each in fresh processes. Device layer."""
+
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.devices import local
+from edgekit.devices.exchange import ReportProgress, exchange
+from edgekit.devices.place import Machine, Place
+from edgekit.devices.program import runner_file
+from edgekit.devices.protocol import Done, Job, Subject
+from edgekit.errors import DataError, DeviceError, SpecError
+from edgekit.records import LatencySession, Preprocess, TensorInfo, input_codes
+from edgekit.runtimes import read_ends
+
+# Address space, not memory in use: thread stacks and allocator arenas reserve far more than they
+# touch, so the limit only stops a model that asks for absurd amounts.
+MEMORY_LIMIT_BYTES = 16 * 1024**3
+# Above what the header of a .npy file takes.
+_HEADER_BYTES = 1024
+# More samples than any session can take: an hour of calls of 10 microseconds.
+_MOST_SAMPLES = 360_000_000
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Every answer of one file.
+
+    Args:
+        raw: Scores of shape `(images, classes)` in the file's own dtype.
+        output: The output tensor; gives the quantization of `raw`.
+        runtime: Runtime and version.
+    """
+
+    raw: npt.NDArray[np.generic]
+    output: TensorInfo
+    runtime: str
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Every timed session of one file, in the order they ran."""
+
+    sessions: tuple[LatencySession, ...]
+    runtime: str
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How one latency session runs: design and defaults from the "standard" profile.
+
+    Args:
+        warmup_seconds: Untimed running first, at least five calls. Defaults to 0.5.
+        min_queries: Fewest samples. Defaults to 200.
+        min_seconds: Shortest timed part. Defaults to 10.
+    """
+
+    warmup_seconds: float = 0.5
+    min_queries: int = 200
+    min_seconds: float = 10.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One fresh process on a device.
+
+    Args:
+        subject: File, runtime, images and preprocessing.
+        input: Input of the file.
+        output: Output of the file.
+        codes: The tensor value of every pixel value per channel, of shape (256, 3).
+        images: How many images there are.
+        mode: "accuracy" answers every image; "latency" times single calls.
+        pace: How latency is measured.
+        timeout_seconds: Wall time for the whole task.
+        memory_limit_bytes: Address space of the process; None for no limit.
+    """
+
+    subject: Subject
+    input: TensorInfo
+    output: TensorInfo
+    codes: npt.NDArray[np.generic]
+    images: int
+    mode: Literal["accuracy", "latency"]
+    pace: Pace
+    timeout_seconds: float
+    memory_limit_bytes: int | None
+
+
+class Device(Protocol):
+    """Where files are measured."""
+
+    @property
+    def machine(self) -> Machine:
+        """What it is."""
+
+    def run(
+        self, task: Task, progress: ReportProgress | None
+    ) -> tuple[Done, npt.NDArray[np.generic]]:
+        """Does one task in a fresh process; returns its last line and its array.
+
+        Raises:
+            EdgekitError: As `answer`.
+        """
+
+
+def answer(
+    subject: Subject,
+    timeout_seconds: float = 3600.0,
+    progress: ReportProgress | None = None,
+    memory_limit_bytes: int | None = MEMORY_LIMIT_BYTES,
+    device: Device | None = None,
+) -> Answers:
+    """Returns the answers of one file to every image, one image per call.
+
+    Args:
+        subject: File, runtime, images and preprocessing.
+        timeout_seconds: Wall time for the whole run. Defaults to an hour.
+        progress: Called with fractions from 0 to 1. Defaults to None.
+        memory_limit_bytes: Address space of the process. Defaults to 16 GiB; None for no limit.
+        device: Where. Defaults to None: this machine.
+
+    Raises:
+        IntegrityError: If the file is not the one named, damaged, untrusted or crashes.
+        DeviceError: If the runtime fails, hangs or answers nonsense, or the device cannot be used.
+        SpecError: If images, preprocessing and model do not fit together.
+        DataError: If the images cannot be read.
+    """
+    task = _task(subject, "accuracy", Pace(), timeout_seconds, memory_limit_bytes)
+    with _on(device) as used:
+        done, raw = used.run(task, progress)
+    _check_array(task, raw, (task.images, task.output.shape[-1]), task.output.dtype)
+    return Answers(raw=raw, output=task.output, runtime=done.runtime)
+
+
+def time_sessions(
+    subjects: Sequence[Subject],
+    sessions: int = 5,
+    pace: Pace | None = None,
+    timeout_seconds: float = 600.0,
+    progress: ReportProgress | None = None,
+    memory_limit_bytes: int | None = MEMORY_LIMIT_BYTES,
+    device: Device | None = None,
+) -> list[Timing]:
+    """Times every file in fresh processes, interleaved: session 1 of each, then session 2 of each.
+
+    Levels differ between processes and neighbouring sessions share their noise, so sessions of one
+    file lie as far apart as they can.
+
+    Args:
+        subjects: What to time; each as in `answer`.
+        sessions: Processes per file. Defaults to 5, the fewest that can show a PASS.
+        pace: How long each session warms up and measures. Defaults to `Pace()`.
+        timeout_seconds: Wall time of one session. Defaults to 600.
+        progress: Called with fractions from 0 to 1 of the whole. Defaults to None.
+        memory_limit_bytes: Address space of a process. Defaults to 16 GiB; None for no limit.
+        device: Where. Defaults to None: this machine.
+
+    Returns:
+        One `Timing` per subject, in order.
+
+    Raises:
+        EdgekitError: As `answer`.
+    """
+    tasks = [
+        _task(subject, "latency", pace or Pace(), timeout_seconds, memory_limit_bytes)
+        for subject in subjects
+    ]
+    timed: list[list[tuple[LatencySession, str]]] = [[] for _ in tasks]
+    total = sessions * len(tasks)
+    with _on(device) as used:
+        for turn in range(total):
+            which = turn % len(tasks)
+            timed[which].append(_time_once(used, tasks[which], _share(progress, turn, total)))
+    return [
+        Timing(tuple(session for session, _ in entries), entries[0][1] if entries else "")
+        for entries in timed
+    ]
+
+
+def scores(raw: npt.NDArray[np.generic], output: TensorInfo) -> npt.NDArray[np.float32]:
+    """Returns raw answers as real numbers.
+
+    Args:
+        raw: Scores of shape `(images, classes)` in the file's own dtype.
+        output: The output tensor; without a `scale` the numbers are taken as they are.
+
+    Returns:
+        `scale * (raw - zero_point)`, float32 of the same shape.
+    """
+    real = raw.astype(np.float32)
+    if output.scale is None:
+        return real
+    zero_point = np.float32(output.zero_point or 0)
+    return np.asarray(np.float32(output.scale) * (real - zero_point), dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class RunnerDevice:
+    """A device on which the runner program is started.
+
+    Args:
+        place: The device, reached.
+    """
+
+    place: Place
+
+    @property
+    def machine(self) -> Machine:
+        """What it is."""
+        return self.place.machine
+
+    def run(
+        self, task: Task, progress: ReportProgress | None
+    ) -> tuple[Done, npt.NDArray[np.generic]]:
+        """Does one task in a fresh process of the runner; see `Device.run`."""
+        subject, place = task.subject, self.place
+        program = place.put(runner_file())
+        with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
+            codes, job_file = Path(scratch) / "codes.npy", Path(scratch) / "job.json"
+            np.save(codes, task.codes)
+            job = Job(
+                model=place.put(subject.model),
+                sha256=subject.sha256,
+                runtime=subject.runtime,
+                threads=subject.threads,
+                delegate=subject.delegate,
+                input_dtype=task.input.dtype,
+                input_shape=task.input.shape,
+                output_dtype=task.output.dtype,
+                classes=task.output.shape[-1],
+                images=place.put(subject.images),
+                codes=place.put(codes),
+                mode=task.mode,
+                results=place.path("results.npy"),
+                warmup_seconds=task.pace.warmup_seconds,
+                min_queries=task.pace.min_queries,
+                min_seconds=task.pace.min_seconds,
+                memory_limit_bytes=task.memory_limit_bytes,
+                # A little after its parent should have ended it.
+                time_limit_seconds=math.ceil(task.timeout_seconds) + 10,
+            )
+            job_file.write_text(job.model_dump_json(), encoding="utf-8")
+            command = place.command(program, place.put(job_file))
+            done = exchange(
+                command,
+                str(subject.model),
+                task.timeout_seconds,
+                progress,
+                place.environment(),
+            )
+            results = Path(scratch) / "results.npy"
+            place.get(job.results, results, _largest(task))
+            return done, _array(task, results)
+
+
+@contextmanager
+def _on(device: Device | None) -> Iterator[Device]:
+    """Yields the device, or this machine."""
+    if device is not None:
+        yield device
+        return
+    with local.reach() as place:
+        yield RunnerDevice(place)
+
+
+def _task(
+    subject: Subject,
+    mode: Literal["accuracy", "latency"],
+    pace: Pace,
+    timeout_seconds: float,
+    memory_limit_bytes: int | None,
+) -> Task:
+    """Reads the ends of the file and checks that images, contract and file fit together."""
+    model_input, output = read_ends(subject.model, subject.runtime, subject.sha256)
+    return Task(
+        subject=subject,
+        input=model_input,
+        output=output,
+        codes=_codes(subject.preprocess, model_input),
+        images=_check_images(subject.images, model_input, subject.preprocess),
+        mode=mode,
+        pace=pace,
+        timeout_seconds=timeout_seconds,
+        memory_limit_bytes=memory_limit_bytes,
+    )
+
+
+def _check_images(path: Path, model_input: TensorInfo, preprocess: Preprocess) -> int:
+    """Returns how many images of shape (height, width, 3) a file holds.
+
+    Raises:
+        DataError: If the file is no such array.
+        SpecError: If the images, the contract and the model disagree about the size.
+    """
+    try:
+        images = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as err:
+        found = f"{path}: {err}"
+        raise DataError(found, "a .npy file of images", "decode the images again") from err
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
+        found = f"{path}: {images.dtype} of shape {images.shape}"
+        raise DataError(found, "uint8 of shape (count, height, width, 3)", "decode them again")
+    asked = (preprocess.height_px, preprocess.width_px)
+    if images.shape[1:3] != asked or model_input.shape[1:3] != asked:
+        found = (
+            f"images of {images.shape[1:3]}, preprocessing to {asked}, "
+            f"a model for {model_input.shape[1:3]} (height, width)"
+        )
+        raise SpecError(found, "the same size in all three", "decode the images for this model")
+    return len(images)
+
+
+def _codes(preprocess: Preprocess, model_input: TensorInfo) -> npt.NDArray[np.generic]:
+    """Returns the tensor value of every pixel value, per channel.
+
+    Raises:
+        SpecError: If the input is int8 but the file does not say what its codes mean.
+    """
+    scale, zero_point = model_input.scale, model_input.zero_point
+    if model_input.dtype == "uint8" and scale is None:
+        # A uint8 input without quantization takes plain numbers: real value = code.
+        scale, zero_point = 1.0, 0
+    if model_input.dtype == "int8" and not scale:
+        found = f"input {model_input.name!r} of type int8 without a quantization scale"
+        raise SpecError(found, "scale and zero point in the file", "export it with them")
+    return input_codes(preprocess, model_input.dtype, scale, zero_point)
+
+
+def _share(progress: ReportProgress | None, turn: int, total: int) -> ReportProgress | None:
+    """Returns a reporter for one session out of `total`."""
+    if progress is None:
+        return None
+    report = progress
+    return lambda fraction: report((turn + fraction) / total)
+
+
+def _time_once(
+    device: Device, task: Task, progress: ReportProgress | None
+) -> tuple[LatencySession, str]:
+    """Runs one session in one process; returns it with the runtime's version."""
+    done, array = device.run(task, progress)
+    _check_array(task, array, (done.count,), "float64")
+    samples = array.astype(np.float64)
+    around, least = done.surroundings, task.pace.min_queries
+    valid = done.count >= least and np.isfinite(samples).all() and (samples >= 0).all()
+    if around is None or not valid:
+        found = f"{task.subject.model}: {done.count} samples, some not usable"
+        expected = f"at least {least} finite times of 0 ms or more"
+        raise DeviceError(found, expected, "check the device's clock and run it again")
+    session = LatencySession(
+        samples_ms=tuple(samples.tolist()),
+        threads=task.subject.threads,
+        memory_bytes=done.memory_bytes,
+        **around.model_dump(),
+    )
+    return session, done.runtime
+
+
+def _largest(task: Task) -> int:
+    """Returns the most bytes that the results of a task can have."""
+    if task.mode == "latency":
+        return _HEADER_BYTES + 8 * _MOST_SAMPLES
+    scores_bytes = task.output.shape[-1] * np.dtype(task.output.dtype).itemsize
+    return _HEADER_BYTES + task.images * scores_bytes
+
+
+def _array(task: Task, path: Path) -> npt.NDArray[np.generic]:
+    """Returns the array that a runner wrote.
+
+    Raises:
+        DeviceError: If it is no array.
+    """
+    try:
+        return np.array(np.load(path, mmap_mode="r", allow_pickle=False))
+    except (OSError, ValueError, EOFError) as err:
+        found = f"{task.subject.model}: the runner's results: {err}"
+        raise DeviceError(found, "an array of numbers", "run it again") from err
+
+
+def _check_array(
+    task: Task, array: npt.NDArray[np.generic], shape: tuple[int, ...], dtype: str
+) -> None:
+    """Refuses an array that is not what the task asks for and the last line claims.
+
+    Raises:
+        DeviceError: If it is of another shape or dtype.
+    """
+    if array.shape != shape or array.dtype != np.dtype(dtype):
+        found = f"{task.subject.model}: {array.dtype} results of shape {array.shape}"
+        raise DeviceError(found, f"{dtype} of shape {shape}", "run it again")

@@ -1,0 +1,262 @@
+"""Does one job: answers every picture, or times single calls.
+
+One fresh process per job, for accuracy and for latency alike, so both judge the same bytes by the
+same code. A model that crashes or hangs takes this process down and nothing else. Unix only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import hashlib
+import importlib
+import json
+import os
+import resource
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from . import surroundings
+from .model import Array, Model, Request
+from .refusal import EXIT_CODES, Refusal
+
+MIN_WARMUP_RUNS = 5
+# Different pictures that latency cycles through; bounds the memory of the pre-built tensors.
+MAX_TIMED_IMAGES = 64
+PROGRESS_SECONDS = 0.5
+# Module of this folder and function in it that opens a model, by the runtime's name.
+RUNTIMES = {
+    "litert": ("litert", "open_litert"),
+    "onnxruntime": ("onnx_runtime", "open_onnxruntime"),
+}
+Job = dict[str, Any]
+
+
+def main(arguments: list[str]) -> int:
+    """Does the job and returns the exit code.
+
+    Args:
+        arguments: One path, of a JSON file with the fields of `edgekit.devices.protocol.Job`.
+    """
+    job: Job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
+    # When whoever started this is gone, nobody else ends a model that hangs inside native code.
+    signal.alarm(job["time_limit_seconds"])
+    limit = job["memory_limit_bytes"]
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    with _answer_channel() as channel:
+        try:
+            _say(channel, {"kind": "done", **_work(job, channel)})
+        except Refusal as refusal:
+            return _refuse(channel, refusal)
+        except MemoryError:
+            return _refuse(channel, _out_of_memory(job))
+        except OSError as error:
+            return _refuse(channel, _unusable(error))
+    return 0
+
+
+@contextlib.contextmanager
+def _answer_channel() -> Iterator[IO[str]]:
+    """Yields the real stdout and points descriptor 1 at stderr.
+
+    Native runtimes print to descriptor 1 too; this keeps their words out of the answers.
+    """
+    own = os.dup(1)
+    os.dup2(2, 1)
+    with os.fdopen(own, "w", encoding="utf-8") as channel:
+        yield channel
+
+
+def _say(channel: IO[str], line: dict[str, Any]) -> None:
+    channel.write(json.dumps(line) + "\n")
+    channel.flush()
+
+
+def _refuse(channel: IO[str], refusal: Refusal) -> int:
+    parts = ("error", "received", "expected", "remedy")
+    _say(channel, {"kind": "failure", **{part: getattr(refusal, part) for part in parts}})
+    return EXIT_CODES[refusal.error]
+
+
+def _out_of_memory(job: Job) -> Refusal:
+    return Refusal(
+        "DeviceError",
+        f"{job['model']}: ran out of memory",
+        f"at most {job['memory_limit_bytes']} bytes of address space",
+        "judge fewer or smaller pictures, or raise the memory limit",
+    )
+
+
+def _unusable(error: OSError) -> Refusal:
+    return Refusal(
+        "DeviceError",
+        f"{error.filename or 'a file'} on the device: {error.strerror or error}",
+        "a folder that can be read and written, and space in it",
+        "free some space on the device and run it again",
+    )
+
+
+def open_model(
+    path: str, sha256: str, runtime: str, threads: int = 1, delegate: str = "default"
+) -> Model:
+    """Opens a model file; the bytes that are hashed are the bytes that run.
+
+    Args:
+        path: The file.
+        sha256: Digest that it must have, in hex.
+        runtime: A key of `RUNTIMES`.
+        threads: Threads for one call. Defaults to 1.
+        delegate: As in `Request`. Defaults to "default".
+
+    Raises:
+        Refusal: If the file has another digest, or as the runtimes do.
+    """
+    content = Path(path).read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != sha256:
+        raise Refusal(
+            "IntegrityError",
+            f"{path}: SHA-256 {digest}",
+            f"SHA-256 {sha256}",
+            "the file changed since it was exported; export it again, or copy it again",
+        )
+    module, function = RUNTIMES[runtime]
+    opening = getattr(importlib.import_module(f".{module}", __package__), function)
+    opened: Model = opening(Request(content, path, threads, delegate))
+    return opened
+
+
+def _work(job: Job, channel: IO[str]) -> dict[str, Any]:
+    """Loads the model and answers or times the pictures."""
+    images = np.load(job["images"], mmap_mode="r", allow_pickle=False)
+    encode = _encoder(np.load(job["codes"], allow_pickle=False))
+    timed = _tensors(images, encode) if job["mode"] == "latency" else []
+    before = surroundings.reset_peak_memory()
+    model = open_model(job["model"], job["sha256"], job["runtime"], job["threads"], job["delegate"])
+    _check_ends(model, job)
+
+    def report(fraction: float) -> None:
+        _say(channel, {"kind": "progress", "progress": min(fraction, 1.0)})
+
+    if job["mode"] == "accuracy":
+        count, around = _answer_all(model, images, encode, job, report), None
+    else:
+        count, around = _time_calls(model, timed, job, report)
+    peak = surroundings.peak_memory()
+    return {
+        "runtime": model.version,
+        "count": count,
+        "surroundings": around,
+        "memory_bytes": None if before is None or peak is None else max(0, peak - before),
+    }
+
+
+def _check_ends(model: Model, job: Job) -> None:
+    """Refuses a runtime that sees other ends in the file than were read from it."""
+    height, width, _ = job["input_shape"][1:]
+    wanted = (job["input_dtype"], (height, width), job["output_dtype"], job["classes"])
+    found = (model.input_dtype, model.input_shape[1:3], model.output_dtype, model.classes)
+    if found != wanted:
+        raise Refusal(
+            "IntegrityError",
+            f"{job['model']}: the runtime sees (input, size, output, classes) {found}",
+            f"{wanted}, as the file says",
+            "export it again, or install the version of the runtime that edgekit names",
+        )
+
+
+def _encoder(codes: Array) -> Callable[[Array], Array]:
+    """Returns the function from one picture (height, width, 3) to the model's input tensor."""
+    channel = np.arange(codes.shape[1])
+    return lambda image: codes[image, channel][None]
+
+
+def _tensors(images: Array, encode: Callable[[Array], Array]) -> list[Array]:
+    chosen = np.linspace(0, len(images) - 1, min(len(images), MAX_TIMED_IMAGES)).astype(int)
+    return [np.ascontiguousarray(encode(images[index])) for index in chosen]
+
+
+def _answer_all(
+    model: Model,
+    images: Array,
+    encode: Callable[[Array], Array],
+    job: Job,
+    report: Callable[[float], None],
+) -> int:
+    """Writes the raw scores of every picture; returns how many there are."""
+    dtype = np.dtype(model.output_dtype)
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (len(images), model.classes),
+    }
+    unfinished = Path(job["results"] + ".part")
+    last = time.monotonic()
+    # Row by row, so memory does not grow with the pictures.
+    with unfinished.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for index, image in enumerate(images):
+            stream.write(model.run(encode(image)).astype(dtype, copy=False).tobytes())
+            if time.monotonic() - last > PROGRESS_SECONDS:
+                last = time.monotonic()
+                report(index / len(images))
+    unfinished.replace(job["results"])
+    return len(images)
+
+
+def _time_calls(
+    model: Model, tensors: list[Array], job: Job, report: Callable[[float], None]
+) -> tuple[int, dict[str, Any]]:
+    """Warms up, times single calls, writes the samples; returns their number and what went on."""
+    warmup_runs = _warm_up(model, tensors, job["warmup_seconds"])
+    # Collections inside a sample would be Python's time, not the model's.
+    gc.collect()
+    gc.disable()
+    before = surroundings.look()
+    samples_ns = _sample(model, tensors, job, report)
+    around = surroundings.compare(before, surroundings.look(), job["threads"], warmup_runs)
+    gc.enable()
+    unfinished = Path(job["results"] + ".part")
+    with unfinished.open("wb") as stream:
+        np.save(stream, np.array(samples_ns, dtype=np.float64) / 1e6)
+    unfinished.replace(job["results"])
+    return len(samples_ns), around
+
+
+def _warm_up(model: Model, tensors: list[Array], seconds: float) -> int:
+    """Runs untimed calls for at least `seconds` and `MIN_WARMUP_RUNS`; returns their number."""
+    start, runs = time.perf_counter(), 0
+    while runs < MIN_WARMUP_RUNS or time.perf_counter() - start < seconds:
+        model.run(tensors[runs % len(tensors)])
+        runs += 1
+    return runs
+
+
+def _sample(
+    model: Model, tensors: list[Array], job: Job, report: Callable[[float], None]
+) -> list[int]:
+    """Returns the wall time of single calls in nanoseconds.
+
+    A sample spans one `Model.run`: the input tensor goes in, the answer is copied out.
+    """
+    least, seconds = job["min_queries"], job["min_seconds"]
+    samples: list[int] = []
+    clock, run = time.perf_counter_ns, model.run
+    begin = last = time.perf_counter()
+    while len(samples) < least or time.perf_counter() - begin < seconds:
+        tensor = tensors[len(samples) % len(tensors)]
+        start = clock()
+        run(tensor)
+        samples.append(clock() - start)
+        now = time.perf_counter()
+        if now - last > PROGRESS_SECONDS:
+            last = now
+            elapsed = (now - begin) / seconds if seconds else 1.0
+            report(min(elapsed, len(samples) / least))
+    return samples
