@@ -45,11 +45,20 @@ TargetNames = Annotated[
     list[str] | None,
     typer.Option("--target", "-t", help="Target name or .toml file; repeat for several."),
 ]
+DeviceNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--device",
+        metavar="TARGET=WHERE",
+        help="Where a target's device is: USER@HOST[:PORT] for ssh, a serial for adb, a program "
+        "for a browser; repeat for several.",
+    ),
+]
 LatencyBudget = Annotated[
     float | None,
     typer.Option(
         "--latency-budget-ms",
-        help="Latency budget in milliseconds for the asked targets that this machine can measure.",
+        help="Latency budget in milliseconds for the asked targets that can be measured.",
     ),
 ]
 Weights = Annotated[
@@ -160,7 +169,9 @@ def demo(out: Out = Path("edgekit-demo"), as_json: Json = False) -> None:
     _check_training_is_installed()
     with working() as work:
         recipe = demo_recipe(out, work.say)
-        _run(recipe, out, ("edgekit", "demo", "--out", str(out)), "validate", None, work, as_json)
+        asked = _targets(recipe.targets, None, None)
+        command = ("edgekit", "demo", "--out", str(out))
+        _run(recipe, asked, out, command, "validate", work, as_json)
 
 
 @app.command(
@@ -192,6 +203,7 @@ def run(
     unfreeze_from: Annotated[
         str | None, typer.Option(help="Fixed cut: layer index, layer name, head or all.")
     ] = None,
+    device: DeviceNames = None,
     latency_budget_ms: LatencyBudget = None,
     until: Annotated[
         str, typer.Option(help="Last stage: data, train, quantize, export or validate.")
@@ -222,9 +234,10 @@ def run(
         overrides["train.unfreeze_until"] = None
     wanted = _recipe(recipe, data, overrides)
     stage = _stage(until)
+    asked = _targets(wanted.targets, device, latency_budget_ms)
     with working() as work:
         command = ("edgekit", *sys.argv[1:])
-        _run(wanted, out, command, stage, latency_budget_ms, work, as_json)
+        _run(wanted, asked, out, command, stage, work, as_json)
 
 
 @app.command(epilog="Example: `edgekit init pictures/ --out recipe.toml`")
@@ -272,6 +285,7 @@ def validate(
     file: Annotated[Path, typer.Argument(help="A .tflite, .onnx or .ort image classifier.")],
     data: Annotated[Path, typer.Option(help="Folder of labelled pictures: DIR/<class>/.")],
     target: TargetNames = None,
+    device: DeviceNames = None,
     reference: Annotated[
         Path | None,
         typer.Option(
@@ -298,7 +312,8 @@ def validate(
     crop: Annotated[str | None, typer.Option(help="none (stretch, default) or center.")] = None,
     channels: Annotated[str | None, typer.Option(help="rgb (default) or bgr.")] = None,
     min_accuracy: Annotated[
-        float | None, typer.Option(help="Accuracy floor in percent, for targets of this machine.")
+        float | None,
+        typer.Option(help="Accuracy floor in percent, for targets that can be measured."),
     ] = None,
     latency_budget_ms: LatencyBudget = None,
     as_json: Json = False,
@@ -311,6 +326,7 @@ def validate(
     """
     from edgekit.console import out as console, show_json, show_verdicts, working
     from edgekit.foreign import Question, judge_file
+    from edgekit.report.sentences import agreement_sentence
     from edgekit.validate.verdict import exit_code
 
     question = Question(
@@ -324,7 +340,7 @@ def validate(
         resize=_one_of(resize, ("bilinear", "bicubic", "nearest"), "--resize"),
         crop=_one_of(crop, ("none", "center"), "--crop"),
         channels=_one_of(channels, ("rgb", "bgr"), "--channels"),
-        targets=tuple(target or ()),
+        targets=_targets(tuple(target or ()), device, None),
         min_accuracy_percent=min_accuracy,
         latency_budget_ms=latency_budget_ms,
     )
@@ -334,39 +350,83 @@ def validate(
         show_json(result.model_dump(mode="json"))
     else:
         console.print(result.summary(), markup=False)
+        for found in result.on_devices:
+            console.print(
+                f"  {found.target}: {agreement_sentence(found.against_host)}", markup=False
+            )
         show_verdicts(result.verdicts)
     raise typer.Exit(exit_code(verdict.status for verdict in result.verdicts))
 
 
-@app.command(epilog="Examples: `edgekit targets` | `edgekit targets raspberry-pi-5`")
+@app.command(
+    epilog="Examples: `edgekit targets` | `edgekit targets raspberry-pi-5` | "
+    "`edgekit targets check my-board.toml` | `edgekit targets schema > target.schema.json`"
+)
 def targets(
-    name: Annotated[str | None, typer.Argument(help="Show this target with its sources.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            help='A target to show with its sources; "check" explains one in words; "schema" '
+            "prints the JSON Schema of a target file, for editors."
+        ),
+    ] = None,
+    checked: Annotated[
+        str | None, typer.Argument(metavar="FILE", help="Target name or .toml file to check.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """List the shipped targets, or show one with the source of every number."""
+    """List the shipped targets, show one with the source of every number, or check a file."""
     from edgekit.console import out as console, show_json
-    from edgekit.target import load_target, shipped_targets, target_text
+    from edgekit.target import Target, explain, load_target, shipped_targets, target_text
 
-    if name is not None:
+    if (name == "check") != (checked is not None):
+        raise SpecError(
+            "edgekit targets " + " ".join(text for text in (name, checked) if text),
+            "edgekit targets check FILE",
+            "give the name or the .toml file of a target to check",
+        )
+    if name == "schema":
+        show_json(Target.model_json_schema())
+    elif checked is not None:
+        sentences = explain(load_target(checked))
+        if as_json:
+            show_json({"target": checked, "in_words": list(sentences)})
+        else:
+            console.print("\n".join(sentences), markup=False)
+    elif name is not None:
         found = load_target(name)
         if as_json:
             show_json(found.model_dump(mode="json"))
         else:
             text = Path(name).read_text("utf-8") if name.endswith(".toml") else target_text(name)
             console.print(text.rstrip(), markup=False)
-        return
-    loaded = [load_target(item) for item in shipped_targets()]
+    elif as_json:
+        show_json([load_target(item).model_dump(mode="json") for item in shipped_targets()])
+    else:
+        for item in (load_target(shipped) for shipped in shipped_targets()):
+            wanted = item.artifact
+            console.print(f"[bold]{item.name}[/]  ({item.device.transport})")
+            console.print(
+                f"  {item.description} Takes {wanted.format} {wanted.variant}, {wanted.io} I/O.",
+                markup=False,
+            )
+
+
+@app.command(epilog="Example: `edgekit devices`")
+def devices(as_json: Json = False) -> None:
+    """List what edgekit can measure on now, and why it cannot on the rest."""
+    from dataclasses import asdict
+
+    from edgekit.console import out as console, show_json
+    from edgekit.devices.transports import find_devices
+
+    found = find_devices()
     if as_json:
-        show_json([item.model_dump(mode="json") for item in loaded])
+        show_json([asdict(item) for item in found])
         return
-    for item in loaded:
-        wanted = item.artifact
-        here = "measured here" if item.is_here else "UNMEASURED for now"
-        console.print(f"[bold]{item.name}[/]  ({here})")
-        console.print(
-            f"  {item.description} Takes {wanted.format} {wanted.variant}, {wanted.io} I/O.",
-            markup=False,
-        )
+    for item in found:
+        console.print(f"[bold]{item.transport}[/]  ", item.name, sep="")
+        console.print(f"  {item.problem or item.words}", markup=False)
 
 
 @app.command(epilog="Example: `edgekit report edgekit-run`")
@@ -436,24 +496,34 @@ def _one_of(text: str | None, allowed: tuple[Any, ...], option: str) -> Any:
     return text
 
 
-def _targets(names: tuple[str, ...], latency_budget_ms: float | None) -> tuple["Target", ...]:
-    from edgekit.target import load_target, refuse_unused, with_latency_budget
+def _targets(
+    names: tuple[str, ...], devices: list[str] | None, latency_budget_ms: float | None
+) -> tuple["Target", ...]:
+    from edgekit.target import load_target, refuse_unused, with_device, with_latency_budget
 
     loaded = tuple(load_target(name) for name in names)
+    for given in devices or ():
+        name, _, where = given.partition("=")
+        if not where or name not in {item.name for item in loaded}:
+            raise SpecError(
+                f"--device {given}",
+                "TARGET=WHERE, with a target among those asked: "
+                + (", ".join(item.name for item in loaded) or "none was"),
+                "ask for the target with --target, too",
+            )
+        loaded = tuple(with_device(t, where) if t.name == name else t for t in loaded)
     if latency_budget_ms is None:
         return loaded
     refuse_unused(["--latency-budget-ms"], loaded)
-    return tuple(
-        with_latency_budget(item, latency_budget_ms) if item.is_here else item for item in loaded
-    )
+    return tuple(with_latency_budget(t, latency_budget_ms) if t.is_measured else t for t in loaded)
 
 
 def _run(
     recipe: "Recipe",
+    asked: tuple["Target", ...],
     out: Path,
     command: tuple[str, ...],
     until: "Stage",
-    latency_budget_ms: float | None,
     work: "Work",
     as_json: bool,
 ) -> None:
@@ -462,7 +532,6 @@ def _run(
     from edgekit.validate.verdict import exit_code
 
     _check_training_is_installed()
-    asked = _targets(recipe.targets, latency_budget_ms)
     telling = Telling(work.say, work.progress)
     result = run_pipeline(recipe, asked, out, command=command, until=until, telling=telling)
     if result is None:
@@ -488,7 +557,7 @@ def _check_training_is_installed() -> None:
 
 def _show(result: "RunReport", out: Path, as_json: bool) -> None:
     from edgekit.console import out as console, show_json, show_verdicts
-    from edgekit.report.sentences import int8_sentence, unfreezing_sentence
+    from edgekit.report.sentences import agreement_sentence, int8_sentence, unfreezing_sentence
     from edgekit.report.terminal import files_table
 
     if as_json:
@@ -497,6 +566,8 @@ def _show(result: "RunReport", out: Path, as_json: bool) -> None:
     console.print(unfreezing_sentence(result), markup=False)
     console.print(f"{int8_sentence(result)}\n", markup=False)
     console.print(files_table(result))
+    for found in result.validation.on_devices:
+        console.print(f"\n{found.target}: {agreement_sentence(found.against_host)}", markup=False)
     console.print()
     show_verdicts(result.validation.verdicts)
     console.print(f"\nfiles:  {out / 'artifacts'}\nreport: {out / 'report.md'}", markup=False)

@@ -7,16 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from pydantic import ValidationError
 
 from edgekit.data.decode import read_folder
-from edgekit.data.scan import Scan, scan
+from edgekit.data.scan import Scan, printable, scan
 from edgekit.devices import measure
 from edgekit.devices.local import this_machine
+from edgekit.devices.transports import open_device
 from edgekit.errors import DataError, IntegrityError, SpecError
 from edgekit.records import (
     Accuracy,
     Check,
+    DeviceEvaluation,
     ExportRecord,
     Latency,
     PairedDrop,
@@ -40,14 +43,22 @@ from edgekit.validate.external import (
     plan_reference,
     subject,
 )
-from edgekit.validate.judging import checks_of
+from edgekit.validate.judging import checks_of, is_host
 from edgekit.validate.latency import summarize
+from edgekit.validate.on_device import (
+    HostAnswers,
+    Measured,
+    Measuring,
+    Pictures,
+    measure_on,
+    measured_of,
+)
 from edgekit.validate.verdict import combine
 
 _HOST_TARGET = {"tflite": "host-litert", "onnx": "host-onnxruntime", "ort": "host-onnxruntime"}
 _SIDE_RECORD = "artifacts.json"
 # Five sessions of a second each answer within half a minute; a recipe can ask for more.
-_MIN_SECONDS = 1.0
+_MEASURING = Measuring(5, measure.Pace(min_seconds=1.0), 600.0)
 _NO_REFERENCE = (
     "no --reference file was given to compare with; --min-accuracy judges by a floor instead"
 )
@@ -74,7 +85,7 @@ class Question:
     resize: Literal["bilinear", "bicubic", "nearest"] | None = None
     crop: Literal["none", "center"] | None = None
     channels: Literal["rgb", "bgr"] | None = None
-    targets: tuple[str, ...] = ()
+    targets: tuple[Target, ...] = ()
     min_accuracy_percent: float | None = None
     latency_budget_ms: float | None = None
 
@@ -99,6 +110,7 @@ class FileReport(Record):
         latency: On one thread.
         skipped: Files left out.
         verdicts: One per target, in the order asked.
+        on_devices: One for every target whose device is not simply this machine.
     """
 
     file: str
@@ -117,6 +129,7 @@ class FileReport(Record):
     latency: Latency
     skipped: tuple[SkippedFile, ...]
     verdicts: tuple[Verdict, ...]
+    on_devices: tuple[DeviceEvaluation, ...] = ()
 
     def summary(self) -> str:
         """Returns the measurements in a few lines."""
@@ -198,7 +211,7 @@ def judge_file(
         reference_plan = plan_reference(question.reference, plan, options, recorded)
     reference, drop, no_drop_because = None, None, _NO_REFERENCE
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        images, labels, skipped = read_folder(
+        images, labels, sources, skipped = read_folder(
             scanned, plan.preprocess, Path(scratch), lambda d, t: progress("decoding", d, t)
         )
         for item in skipped[:10]:
@@ -209,10 +222,26 @@ def judge_file(
                 reference_plan, images, labels, progress=_share(progress, reference_plan)
             )
             drop, no_drop_because = drop_against(reference, judged, labels)
-        threads = sorted({1, *(t.runtime.threads for t in targets if t.is_here)})
+        pictures = Pictures(
+            labels,
+            [printable(source.relative) for source in sources],
+            len(plan.class_names),
+            np.array(plan.output_index, dtype=np.int64),
+        )
+        host = HostAnswers(
+            judged.raw, judged.top1, reference.top1 if reference and drop else None, judged.runtime
+        )
+        on_devices = {
+            target.name: _on_device(target, plan, images, host, pictures, say, progress)
+            for target in targets
+            if target.is_measured and not is_host(target)
+        }
+        threads = sorted({1, *(t.runtime.threads for t in targets if is_host(t))})
         timings = measure.time_sessions(
             [subject(plan, images, count) for count in threads],
-            pace=measure.Pace(min_seconds=_MIN_SECONDS),
+            _MEASURING.sessions,
+            _MEASURING.pace,
+            _MEASURING.timeout_seconds,
             progress=lambda f: progress("latency", round(1000 * f), 1000),
         )
     by_threads = dict(zip(threads, timings, strict=True))
@@ -234,8 +263,17 @@ def judge_file(
         latency=summarize(timings[0].sessions, _SHOWN_PERCENTILE, machine, timings[0].runtime),
         skipped=skipped,
         verdicts=tuple(
-            _verdict(t, plan, judged, drop, no_drop_because, by_threads) for t in targets
+            _verdict(
+                target,
+                plan,
+                judged.plausible,
+                measured_of(on_devices[target.name], no_drop_because)
+                if target.name in on_devices
+                else _measured_here(target, judged, drop, no_drop_because, by_threads),
+            )
+            for target in targets
         ),
+        on_devices=tuple(on_devices.values()),
     )
 
 
@@ -305,7 +343,7 @@ def _label_lines(path: Path | None) -> tuple[str, ...] | None:
 
 
 def _targets(question: Question, plan: Plan) -> tuple[Target, ...]:
-    asked = tuple(load_target(name) for name in question.targets)
+    asked = question.targets
     for target in asked:
         _check_takes(target, plan)
     targets = asked or (_this_machine(plan),)
@@ -353,7 +391,7 @@ def _check_takes(target: Target, plan: Plan) -> None:
 
 
 def _with_budgets(target: Target, question: Question) -> Target:
-    if not target.is_here:
+    if not target.is_measured:
         return target
     if question.latency_budget_ms is not None:
         target = with_latency_budget(target, question.latency_budget_ms)
@@ -367,25 +405,48 @@ def _with_budgets(target: Target, question: Question) -> Target:
     return target
 
 
-def _verdict(
+def _on_device(
     target: Target,
     plan: Plan,
+    images: Path,
+    host: HostAnswers,
+    pictures: Pictures,
+    say: Callable[[str], None],
+    progress: Callable[[str, int, int], None],
+) -> DeviceEvaluation:
+    """Measures the file on a target's device."""
+    runtime = target.runtime
+    asked = subject(plan, images, runtime.threads, runtime.delegate)
+    with open_device(target.device, runtime.name, say) as device:
+        found, _ = measure_on(device, target, [asked], host, pictures, _MEASURING, progress)
+    return found
+
+
+def _measured_here(
+    target: Target,
     judged: Judgement,
     drop: PairedDrop | None,
     no_drop_because: str,
     timings: dict[int, measure.Timing],
-) -> Verdict:
-    here = target.is_here
-    checks = checks_of(
-        target,
-        plan.size_bytes,
-        judged.accuracy if here else None,
-        drop if here else None,
-        timings[target.runtime.threads] if here else None,
-        no_drop_because if here else "",
+) -> Measured:
+    """Returns what counts for a target that is not measured elsewhere."""
+    if not is_host(target):
+        return Measured()
+    timing = timings[target.runtime.threads]
+    return Measured(
+        accuracy=judged.accuracy,
+        drop=drop,
+        latency=summarize(
+            timing.sessions, target.budget.latency_percentile, this_machine(), timing.runtime
+        ),
+        no_drop_because=no_drop_because,
     )
-    if here:
-        checks = (judged.plausible, *checks)
+
+
+def _verdict(target: Target, plan: Plan, plausible: Check, measured: Measured) -> Verdict:
+    checks = checks_of(target, plan.size_bytes, plan.operators, measured)
+    if measured.accuracy is not None:
+        checks = (plausible, *checks)
     return Verdict(
         target=target.name,
         artifact_path=plan.model.name,

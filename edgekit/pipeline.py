@@ -1,6 +1,7 @@
 """The order of the stages; nothing else knows it. Heavy stages are imported when they run."""
 
 import hashlib
+import json
 import shlex
 import shutil
 import time
@@ -32,7 +33,7 @@ from edgekit.records import (
 )
 from edgekit.report import JSON_NAME, MARKDOWN_NAME, describes, write_report
 from edgekit.store import StageKey, Store, Stored, canonical, file_digest, tool_version
-from edgekit.target import Target, refuse_float_layers
+from edgekit.target import Target, refuse_float_layers, refuse_granularity
 
 R = TypeVar("R", bound=Record)
 Stage = Literal["data", "train", "quantize", "export", "validate"]
@@ -48,7 +49,7 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-_CODE = {"data": 2, "train": 4, "quantize": 6, "export": 4, "validate": 3}
+_CODE = {"data": 2, "train": 4, "quantize": 6, "export": 4, "validate": 4}
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
 
@@ -135,6 +136,9 @@ def run(
                (("keep_float", bool(asked.keep_float)), ("max_drop", asked.max_drop is not None))
                if given]  # fmt: skip
     refuse_float_layers(options, targets)
+    refuse_granularity(asked.granularity, targets)
+    if until == "validate":
+        _check_reachable(targets, telling.say)
     store = Store(out / ".store", telling.say)
     with store.locked():
         state = _Run(recipe, store, telling)
@@ -162,6 +166,16 @@ def run(
         return _report(
             state, out, command, notes, dataset, float_model, quantized, exported, validation
         )
+
+
+def _check_reachable(targets: tuple[Target, ...], say: Callable[[str], None]) -> None:
+    """Reaches every device once, so that a cable left out is found now and not after training."""
+    from edgekit.devices.transports import open_device
+
+    for target in targets:
+        if target.is_measured and not target.is_here:
+            with open_device(target.device, target.runtime.name, say) as device:
+                say(f"{target.name}: reached {device.machine.words}")
 
 
 def _preprocess(recipe: Recipe) -> Preprocess:
@@ -434,7 +448,8 @@ def _validate(
 ) -> Stored[ValidationRecord]:
     from edgekit.devices.local import this_machine
     from edgekit.devices.measure import Pace
-    from edgekit.validate.judging import Measuring, judge
+    from edgekit.validate.judging import judge
+    from edgekit.validate.on_device import Measuring
 
     spec = state.recipe.validation
 
@@ -450,6 +465,8 @@ def _validate(
                 Pace(spec.warmup_seconds, spec.min_queries, spec.min_seconds),
                 spec.session_timeout_seconds,
             ),
+            names=json.loads((dataset.folder / "test.files.json").read_text()),
+            say=state.telling.say,
             progress=state.telling.progress,
         )
 
@@ -517,7 +534,7 @@ def _notes_after_data(dataset: DatasetRecord, targets: tuple[Target, ...]) -> tu
     notes = []
     for target in targets:
         points = target.budget.accuracy_drop_points
-        if points is None or not target.is_here:
+        if points is None or not target.is_measured:
             continue
         needed = images_to_certify(points / 100)
         if count < needed:

@@ -570,6 +570,8 @@ class Latency(Record):
         effective_samples: Samples divided by their autocorrelation time.
         context_switches_involuntary: How often the system interrupted the timed processes, in all.
         governor: CPU frequency governor; None where unreadable.
+        memory_bytes: Most memory that a process grew by; None where unreadable.
+        hottest_c: Highest temperature seen, in degrees Celsius; None where unreadable.
         disturbances: What speaks against trusting the numbers, in words; empty when quiet.
     """
 
@@ -587,6 +589,8 @@ class Latency(Record):
     effective_samples: float
     context_switches_involuntary: int
     governor: str | None
+    memory_bytes: int | None = None
+    hottest_c: float | None = None
     disturbances: tuple[str, ...]
 
 
@@ -644,6 +648,54 @@ class Evaluation(Record):
     latency: Latency | None
 
 
+class HostAgreement(Record):
+    """How a device answers the same pixels with the same file, against this machine.
+
+    Args:
+        images: Pictures that both answered.
+        top1_agreement: Share of them with the same class.
+        equal: Share of the scores that are equal to the bit.
+        largest_steps: Most codes that an integer score is apart; None for float scores.
+        largest_share: Largest difference of a float score over the largest score; else None.
+        differing: Names of the first pictures with another class.
+        differing_images: How many there are.
+        cause: What most likely makes the difference, in words; empty where there is none.
+    """
+
+    images: int
+    top1_agreement: float
+    equal: float
+    largest_steps: float | None
+    largest_share: float | None
+    differing: tuple[str, ...]
+    differing_images: int
+    cause: str
+
+
+class DeviceEvaluation(Record):
+    """What the file of one target does on the device that the target names.
+
+    Args:
+        target: Name of the target.
+        device: The device, in words.
+        runtime: Runtime and version there.
+        threads: Threads of the timed sessions.
+        accuracy: Of the answers that came from it.
+        drop: Against the reference's answers on this machine; None without a reference.
+        latency: At the percentile of the target; None where time does not count.
+        against_host: Against this machine's answers with the same file.
+    """
+
+    target: str
+    device: str
+    runtime: str
+    threads: int
+    accuracy: Accuracy
+    drop: PairedDrop | None
+    latency: Latency | None
+    against_host: HostAgreement
+
+
 class ValidationRecord(Record):
     """Result of the validate stage: measurements per file and a verdict per target.
 
@@ -656,6 +708,7 @@ class ValidationRecord(Record):
             None where the target's device was not measured.
         int8_against_other: The int8 file that ships against the int8 candidate that lost, as the
             reference; None where there was only one candidate.
+        on_devices: One for every target whose device is not simply this machine.
     """
 
     reference: str
@@ -663,6 +716,7 @@ class ValidationRecord(Record):
     verdicts: tuple[Verdict, ...]
     decided_by: tuple[int | None, ...] = ()
     int8_against_other: PairedDrop | None = None
+    on_devices: tuple[DeviceEvaluation, ...] = ()
 
     @property
     def on_one_thread(self) -> dict[str, Evaluation]:

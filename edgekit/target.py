@@ -8,13 +8,20 @@ from typing import Annotated, Literal, NamedTuple, Self
 from pydantic import Field, field_validator, model_validator
 
 from edgekit.errors import SpecError
-from edgekit.records import Batch, Format, IoType, Variant
+from edgekit.records import Batch, Delegate, Format, Granularity, IoType, Variant
 from edgekit.spec import Spec, build, conflict, load, parse
 
-Transport = Literal["local", "none"]
+Transport = Literal["local", "ssh", "adb", "browser", "emulated", "none"]
 RuntimeName = Literal[
-    "litert", "litert-js", "onnxruntime", "onnxruntime-web", "tflite-micro", "edgetpu"
+    "litert",
+    "litert-js",
+    "onnxruntime",
+    "onnxruntime-web",
+    "tflite-micro",
+    "ethos-u",
+    "edgetpu",
 ]
+ProtocolName = Literal["quick", "standard", "mlperf-mobile", "sustained"]
 NonEmpty = Annotated[str, Field(min_length=1)]
 
 
@@ -43,25 +50,124 @@ _TAKES: dict[RuntimeName, _Takes] = {
     "tflite-micro": _Takes(
         ("tflite",), ("float32", "int8"), ("float32", "int8"), float_layers=False
     ),
+    # Source: https://developer.arm.com/documentation/109267 : Vela maps 8-bit (and 16-bit)
+    # operators to the NPU and leaves the rest to the processor beside it.
+    "ethos-u": _Takes(("tflite",), ("int8",), ("int8", "uint8"), float_layers=False),
     # Source: https://coral.ai/docs/edgetpu/models-intro : only models fully quantized to 8 bits.
     "edgetpu": _Takes(("tflite",), ("int8",), ("uint8", "int8"), float_layers=False),
 }
-_LOCAL: tuple[RuntimeName, ...] = ("litert", "onnxruntime")
+_NATIVE: tuple[RuntimeName, ...] = ("litert", "onnxruntime")
+_IN_PAGES: tuple[RuntimeName, ...] = ("onnxruntime-web", "litert-js")
+_RUNS_ON: dict[Transport, tuple[RuntimeName, ...]] = {
+    "local": _NATIVE,
+    "ssh": _NATIVE,
+    "adb": _NATIVE,
+    "emulated": _NATIVE,
+    "browser": _IN_PAGES,
+}
+_DELEGATES: dict[RuntimeName, tuple[Delegate, ...]] = {
+    "litert": ("default", "none", "xnnpack"),
+    "onnxruntime": ("default", "none", "xnnpack", "coreml", "nnapi", "qnn"),
+}
+
+
+class Protocol(NamedTuple):
+    """How latency is measured: fresh processes, and what each of them does.
+
+    Args:
+        sessions: Fresh processes.
+        warmup_seconds: Untimed running of each, at least five calls.
+        min_queries: Fewest samples of each.
+        min_seconds: Shortest timed part of each.
+        words: What it is for.
+    """
+
+    sessions: int
+    warmup_seconds: float
+    min_queries: int
+    min_seconds: float
+    words: str
+
+
+PROTOCOLS: dict[ProtocolName, Protocol] = {
+    "quick": Protocol(3, 0.5, 200, 1.0, "three sessions show a level and cannot decide"),
+    "standard": Protocol(5, 0.5, 200, 10.0, "five sessions of ten seconds decide"),
+    # Source: https://mlcommons.org/en/inference-mobile-30/ : a single stream of at least 1024
+    # queries and 60 s, judged by its 90th percentile.
+    "mlperf-mobile": Protocol(5, 0.5, 1024, 60.0, "MLPerf Mobile's 1024 queries and 60 seconds"),
+    # Ten minutes of work in all before anything counts: what is judged is the warm state.
+    "sustained": Protocol(5, 120.0, 200, 10.0, "two minutes of work before each session"),
+}
 
 
 class DeviceSpec(Spec):
-    """The device.
+    """The device, and how edgekit finds it.
 
     Args:
-        transport: "local" is this machine. "none" means that edgekit cannot reach such a device,
-            so everything that must be measured on it stays UNMEASURED.
+        transport: "local" is this machine, "ssh" a Linux board, "adb" an Android device, "browser"
+            a browser on this machine, "emulated" arm64 Linux under emulation, where time never
+            counts. "none" means that edgekit cannot reach such a device, so everything that must
+            be measured on it stays UNMEASURED.
         description: The device in words.
         cores: Number of CPU cores. Defaults to unknown.
+        host: For ssh: a host of ~/.ssh/config, HOST or USER@HOST. Defaults to none: it is given on
+            the command line, or the device stays UNMEASURED.
+        port: For ssh. Defaults to what ~/.ssh/config says.
+        serial: For adb: which of several attached devices. Defaults to the only one.
+        model: For adb: what the device must call itself (ro.product.model). Defaults to any.
+        python: For ssh and adb: the Python there. Defaults to python3 for ssh; adb needs a path.
+        program: For a browser: its program on this machine. Defaults to the Chromium found.
     """
 
     transport: Transport = Field(description="How edgekit reaches the device.")
     description: NonEmpty = Field(description="The device in words.")
     cores: int | None = Field(default=None, ge=1, le=1024, description="Number of CPU cores.")
+    host: NonEmpty | None = Field(
+        default=None, description="For ssh: HOST or USER@HOST.", examples=["pi@raspberrypi.local"]
+    )
+    port: int | None = Field(default=None, ge=1, le=65535, description="For ssh: the port.")
+    serial: NonEmpty | None = Field(
+        default=None, description="For adb: which of several attached devices."
+    )
+    model: NonEmpty | None = Field(
+        default=None, description="For adb: what the device calls itself (ro.product.model)."
+    )
+    python: NonEmpty | None = Field(
+        default=None, description="For ssh and adb: the Python there, python3 by default for ssh."
+    )
+    program: NonEmpty | None = Field(
+        default=None, description="For a browser: its program on this machine."
+    )
+
+    @model_validator(mode="after")
+    def _finds_what_it_names(self) -> Self:
+        takes: dict[str, tuple[Transport, ...]] = {
+            "host": ("ssh",),
+            "port": ("ssh",),
+            "serial": ("adb",),
+            "model": ("adb",),
+            "python": ("ssh", "adb"),
+            "program": ("browser",),
+        }
+        for name, transports in takes.items():
+            if getattr(self, name) is not None and self.transport not in transports:
+                received = f'{name} with transport "{self.transport}"'
+                raise conflict(received, f"{name} with transport {_either(transports)}")
+        return self
+
+    @property
+    def missing(self) -> str:
+        """What must still be said before edgekit can look for the device; empty if nothing."""
+        if self.transport == "none":
+            return f"edgekit cannot reach {self.description}"
+        if self.transport == "ssh" and self.host is None:
+            return f"no host is named for {self.description}: give --device TARGET=USER@HOST"
+        if self.transport == "adb" and self.python is None:
+            return (
+                f"no Python is named on {self.description}: set device.python to the path of one "
+                "that adb's shell may run, or import what an app measured there"
+            )
+        return ""
 
 
 class RuntimeSpec(Spec):
@@ -70,10 +176,23 @@ class RuntimeSpec(Spec):
     Args:
         name: The runtime.
         threads: CPU threads that it is given. Defaults to 1.
+        delegate: What computes in place of the runtime's own kernels: "default" is what it takes
+            by itself on a CPU (LiteRT: XNNPACK), "none" its own kernels. Defaults to "default".
     """
 
     name: RuntimeName = Field(description="The runtime.")
     threads: int = Field(default=1, ge=1, le=64, description="CPU threads it is given.")
+    delegate: Delegate = Field(
+        default="default", description="What computes in place of the runtime's own kernels."
+    )
+
+    @model_validator(mode="after")
+    def _runtime_has_the_delegate(self) -> Self:
+        takes = _DELEGATES.get(self.name, ("default",))
+        if self.delegate not in takes:
+            received = f'delegate "{self.delegate}" with runtime "{self.name}"'
+            raise conflict(received, f'for "{self.name}": {_either(takes)}')
+        return self
 
 
 class ArtifactSpec(Spec):
@@ -84,6 +203,9 @@ class ArtifactSpec(Spec):
         variant: Arithmetic and weights inside.
         io: Element type of the input and the output.
         batch: Pictures of one call: one, which every runtime takes, or any number.
+        granularity: Scales of an int8 kernel: one for each "channel" or one for the whole "tensor".
+            Defaults to either.
+        operators: Names of the operators that the device has. Defaults to all.
     """
 
     format: Format = Field(description="File format.")
@@ -93,6 +215,16 @@ class ArtifactSpec(Spec):
         default="one",
         description='Pictures of one call: "one", which every runtime takes, or "any", which '
         "tflite does not.",
+    )
+    granularity: Granularity | None = Field(
+        default=None, description="Scales of an int8 kernel that the device takes; either if unset."
+    )
+    operators: tuple[NonEmpty, ...] | None = Field(
+        default=None,
+        strict=False,
+        min_length=1,
+        description="Operators that the device has, as the file names them; all if unset.",
+        examples=[["CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"]],
     )
 
     @model_validator(mode="after")
@@ -125,7 +257,9 @@ class BudgetSpec(Spec):
         latency_ms: Most wall time of one single-image call, in milliseconds.
         latency_percentile: The percentile of the latency that decides. Defaults to 90.
         size_bytes: Largest file, in bytes.
-        memory_bytes: Most memory while running, in bytes; on a microcontroller, the arena.
+        memory_bytes: Most memory while running, in bytes; on a microcontroller, the arena; on a
+            computer, what the process grows by from before the runtime is loaded.
+        flash_bytes: Most flash that the compiled model takes, in bytes.
     """
 
     accuracy_drop_points: float | None = Field(
@@ -146,6 +280,9 @@ class BudgetSpec(Spec):
     memory_bytes: int | None = Field(
         default=None, gt=0, le=2**40, description="Most memory while running, in bytes."
     )
+    flash_bytes: int | None = Field(
+        default=None, gt=0, le=2**40, description="Most flash of the compiled model, in bytes."
+    )
 
     @model_validator(mode="after")
     def _something_is_asked(self) -> Self:
@@ -155,6 +292,22 @@ class BudgetSpec(Spec):
             received = "no budget at all"
             raise conflict(received, "at least one of " + ", ".join(budgets))
         return self
+
+
+class ExpectSpec(Spec):
+    """What would be too good to be true; a result beyond it is flagged, not passed.
+
+    Args:
+        latency_min_ms: Least latency to believe, at the budget's percentile, in milliseconds.
+        accuracy_max_percent: Most top-1 accuracy to believe, in percent.
+    """
+
+    latency_min_ms: float | None = Field(
+        default=None, gt=0, le=3_600_000, description="Least latency to believe, in milliseconds."
+    )
+    accuracy_max_percent: float | None = Field(
+        default=None, gt=0, lt=100, description="Most top-1 accuracy to believe, in percent."
+    )
 
 
 class Target(Spec):
@@ -172,11 +325,22 @@ class Target(Spec):
     runtime: RuntimeSpec = Field(description="What runs the file there.")
     artifact: ArtifactSpec = Field(description="Which exported file it wants.")
     budget: BudgetSpec = Field(description="What the file must meet.")
+    expect: ExpectSpec = Field(
+        default=ExpectSpec(), description="What would be too good to be true."
+    )
+    protocol: ProtocolName | None = Field(
+        default=None, description="How latency is measured; as the recipe says if unset."
+    )
 
     @property
     def is_here(self) -> bool:
-        """Whether edgekit can measure the target: it is the machine edgekit runs on."""
+        """Whether it is the machine edgekit runs on."""
         return self.device.transport == "local"
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether edgekit can measure it: it is this machine, or can be looked for."""
+        return not self.device.missing
 
     @property
     def takes_float_layers(self) -> bool:
@@ -214,11 +378,21 @@ class Target(Spec):
         return self
 
     @model_validator(mode="after")
+    def _expects_less_than_the_budget(self) -> Self:
+        least, most = self.expect.latency_min_ms, self.budget.latency_ms
+        if least is not None and most is not None and least >= most:
+            received = f"expect.latency_min_ms {least:g} with budget.latency_ms {most:g}"
+            raise conflict(received, "less than the budget")
+        return self
+
+    @model_validator(mode="after")
     def _runtime_fits_the_device(self) -> Self:
         runtime = self.runtime
-        if self.is_here and runtime.name not in _LOCAL:
-            received = f'runtime "{runtime.name}" with transport "local"'
-            raise conflict(received, f'transport "none", or runtime {_either(_LOCAL)}')
+        transport = self.device.transport
+        runs = _RUNS_ON.get(transport)
+        if runs is not None and runtime.name not in runs:
+            received = f'runtime "{runtime.name}" with transport "{transport}"'
+            raise conflict(received, f'transport "none", or runtime {_either(runs)}')
         if self.device.cores is not None and runtime.threads > self.device.cores:
             received = f"{runtime.threads} threads on {self.device.cores} cores"
             raise conflict(received, "no more threads than cores")
@@ -284,21 +458,21 @@ def with_latency_budget(target: Target, latency_ms: float) -> Target:
 
 
 def refuse_unused(options: Sequence[str], targets: Sequence[Target]) -> None:
-    """Refuses budgets that only targets of this machine can take when none of them was asked for.
+    """Refuses budgets for targets that edgekit can measure when none of them was asked for.
 
     Args:
         options: The options that were given.
         targets: The asked targets.
 
     Raises:
-        SpecError: If there are options but no target of this machine.
+        SpecError: If there are options but no target that can be measured.
     """
-    if options and not any(target.is_here for target in targets):
+    if options and not any(target.is_measured for target in targets):
         names = ", ".join(target.name for target in targets)
         raise SpecError(
-            f"{' and '.join(options)} for {names}, not measured here",
-            "a target of this machine among those asked",
-            "leave out --target, or add one that edgekit targets lists as measured here",
+            f"{' and '.join(options)} for {names}, which edgekit cannot measure",
+            "a target that can be measured among those asked",
+            "leave out --target, or add one whose device edgekit reaches: edgekit devices",
         )
 
 
@@ -319,6 +493,130 @@ def refuse_float_layers(options: Sequence[str], targets: Sequence[Target]) -> No
             "targets whose runtime computes single layers in float32",
             f"leave out {' and '.join(options)}, or make these targets in a run of their own",
         )
+
+
+def refuse_granularity(granularity: Granularity, targets: Sequence[Target]) -> None:
+    """Refuses a granularity of int8 kernels that a target does not take.
+
+    Args:
+        granularity: Of the recipe.
+        targets: The asked targets.
+
+    Raises:
+        SpecError: If a target asks for the other one.
+    """
+    for target in targets:
+        asked = target.artifact.granularity
+        if asked not in (None, granularity):
+            raise SpecError(
+                f'quantize.granularity "{granularity}" for {target.name}, which takes "{asked}"',
+                "the granularity that every asked target takes",
+                f'set quantize.granularity = "{asked}", or make this target in a run of its own',
+            )
+
+
+def with_device(target: Target, where: str) -> Target:
+    """Returns the target with its device found elsewhere than the file says.
+
+    Args:
+        target: The target to start from.
+        where: For ssh HOST or USER@HOST, optionally with :PORT; for adb a serial; for a browser its
+            program.
+
+    Raises:
+        SpecError: If its transport looks for nothing, or the device is not valid then.
+    """
+    device = target.device
+    host, _, port = where.rpartition(":")
+    named: dict[Transport, dict[str, object]] = {
+        "ssh": {"host": host, "port": int(port)} if host and port.isdigit() else {"host": where},
+        "adb": {"serial": where},
+        "browser": {"program": where},
+    }
+    if device.transport not in named:
+        raise SpecError(
+            f'--device {target.name}={where}: its transport is "{device.transport}"',
+            f"a target with transport {_either(tuple(named))}",
+            "leave it out, or change device.transport in a copy of the target's file",
+        )
+    values = {**device.model_dump(exclude_none=True), **named[device.transport]}
+    return target.model_copy(
+        update={"device": build(values, DeviceSpec, f"--device {target.name}={where}")}
+    )
+
+
+def explain(target: Target) -> tuple[str, ...]:
+    """Returns a target in sentences: what is sent where, how it is judged and what never passes."""
+    asked, runtime, budget = target.artifact, target.runtime, target.budget
+    threads = "1 thread" if runtime.threads == 1 else f"{runtime.threads} threads"
+    delegate = "" if runtime.delegate == "default" else f", delegate {runtime.delegate}"
+    kernels = (
+        "" if asked.granularity is None else f", one scale for each kernel's {asked.granularity}"
+    )
+    batch = "" if asked.batch == "one" else ", any number of pictures a call"
+    said = [
+        f"{target.name}: {target.description}",
+        f"It takes a {asked.format} file, {asked.variant}{kernels}, with {asked.io} input and "
+        f"output{batch}; {runtime.name} runs it on {threads}{delegate}.",
+        _where(target),
+    ]
+    said += [f"It passes if {sentence}." for sentence in _budgets(budget)]
+    if asked.operators is not None:
+        said.append(f"The file may use only {', '.join(asked.operators)}.")
+    believed = target.expect
+    if believed.latency_min_ms is not None:
+        said.append(f"Less than {believed.latency_min_ms:g} ms is flagged as too good to be true.")
+    if believed.accuracy_max_percent is not None:
+        said.append(
+            f"Top-1 above {believed.accuracy_max_percent:g} % is flagged as too good to be true."
+        )
+    if budget.latency_ms is not None and target.is_measured:
+        said.append(_how_timed(target))
+    return tuple(said)
+
+
+def _where(target: Target) -> str:
+    device = target.device
+    if target.device.missing:
+        return f"It stays UNMEASURED: {device.missing}."
+    ways: dict[Transport, str] = {
+        "local": "It is measured on this machine.",
+        "ssh": f"It is measured on {device.host} by ssh.",
+        "adb": "It is measured by adb on "
+        + (f"the device {device.serial}." if device.serial else "the one device attached."),
+        "browser": "It is measured in a browser on this machine.",
+        "emulated": "Its accuracy is measured under emulation; its latency stays UNMEASURED.",
+    }
+    return ways[device.transport]
+
+
+def _budgets(budget: BudgetSpec) -> list[str]:
+    """Returns every budget as the end of a sentence."""
+    found = {
+        "accuracy_drop_points": "it loses at most {} points of top-1 against the float model, by "
+        "the 95 % limit",
+        "accuracy_min_percent": "its top-1 is at least {} %, by the 95 % interval",
+        "latency_ms": f"the {budget.latency_percentile}th percentile of its latency is at most "
+        "{} ms in every session",
+        "size_bytes": "the file has at most {} bytes",
+        "memory_bytes": "running it takes at most {} bytes of memory",
+        "flash_bytes": "the compiled model takes at most {} bytes of flash",
+    }
+    values = ((text, getattr(budget, name)) for name, text in found.items())
+    return [text.format(f"{value:,}") for text, value in values if value is not None]
+
+
+def _how_timed(target: Target) -> str:
+    if target.device.transport == "emulated":
+        return "Time under emulation says nothing about a device."
+    if target.protocol is None:
+        return "Latency is measured as the recipe's [validation] says."
+    way = PROTOCOLS[target.protocol]
+    return (
+        f"Latency by the protocol {target.protocol}: {way.sessions} fresh processes, each "
+        f"{way.warmup_seconds:g} s of warm-up and at least {way.min_queries} calls and "
+        f"{way.min_seconds:g} s; {way.words}."
+    )
 
 
 def _folder() -> Path:

@@ -41,11 +41,22 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_lists_commands_and_exit_codes() -> None:
     shown = edgekit("--help")
     assert shown.returncode == 0
-    for word in ("demo", "init", "run", "validate", "targets", "report", "130 interrupted"):
+    for word in (
+        "demo",
+        "init",
+        "run",
+        "validate",
+        "targets",
+        "devices",
+        "report",
+        "130 interrupted",
+    ):
         assert word in shown.stdout
 
 
-@pytest.mark.parametrize("command", ["demo", "init", "run", "validate", "targets", "report"])
+@pytest.mark.parametrize(
+    "command", ["demo", "init", "run", "validate", "targets", "devices", "report"]
+)
 def test_help_of_every_command_has_an_example(command: str) -> None:
     shown = edgekit(command, "--help")
     assert shown.returncode == 0

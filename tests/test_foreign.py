@@ -25,7 +25,7 @@ from edgekit.data.picture import decode, fit
 from edgekit.errors import DataError, EdgekitError, SpecError
 from edgekit.foreign import FileReport, Question, judge_file
 from edgekit.records import Artifact, ExportRecord, Preprocess, Status
-from edgekit.target import target_text
+from edgekit.target import load_target, target_text
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MODEL = SHARED / "models" / "tf2_mobilenet_v2_1.0_224_ptq.tflite"
@@ -150,7 +150,7 @@ def test_only_the_test_split_is_judged_and_an_absent_device_never_passes(tmp_pat
             data=tmp_path / "data",
             reference=mean_tflite(tmp_path / "f.tflite", "float32"),
             labels=labels_file(tmp_path),
-            targets=("host-litert", str(absent_target(tmp_path))),
+            targets=(load_target("host-litert"), load_target(str(absent_target(tmp_path)))),
         )
     )
     assert said == ["judging the test split (150 pictures); training saw the others"]
@@ -200,11 +200,11 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_float_onnx_does_not_get_the_verdict_of_an_int8_target(tmp_path: Path, few: Path) -> None:
     contract = {"input_scale": (1 / 255,), "input_offset": (0.0,)}
     model = mean_onnx(tmp_path / "m.onnx")
-    error = refusal(Question(model, few, targets=("host-onnxruntime",), **contract))
+    error = refusal(Question(model, few, targets=(load_target("host-onnxruntime"),), **contract))
     assert "host-onnxruntime takes onnx int8 with float32 I/O" in error.received
     assert "m.onnx is onnx float32" in error.received
     mixed = quantized_onnx(tmp_path / "q.onnx", dequantize=False)
-    error = refusal(Question(mixed, few, targets=("host-onnxruntime",)))
+    error = refusal(Question(mixed, few, targets=(load_target("host-onnxruntime"),)))
     assert "q.onnx is onnx partly quantized with uint8 input" in error.received
 
 
@@ -220,10 +220,10 @@ def test_a_budget_for_nothing_that_is_measured_here_is_refused(
 ) -> None:
     target = str(absent_target(tmp_path))
     model, labels = mean_tflite(tmp_path / "m.tflite"), labels_file(tmp_path)
-    error = refusal(Question(model, few, labels=labels, targets=(target,), **budgets))
+    error = refusal(Question(model, few, labels=labels, targets=(load_target(target),), **budgets))
     assert isinstance(error, SpecError)
     assert words in error.received
-    assert "not measured here" in error.received
+    assert "which edgekit cannot measure" in error.received
 
 
 def test_the_record_beside_a_file_says_its_variant_and_its_contract(
@@ -252,7 +252,7 @@ def test_the_record_beside_a_file_says_its_variant_and_its_contract(
     )
     (tmp_path / "artifacts.json").write_text(record.model_dump_json())
     target = absent_target(tmp_path, int8="float32", uint8="float32")
-    error = refusal(Question(model, few, targets=(str(target),)))
+    error = refusal(Question(model, few, targets=(load_target(str(target)),)))
     assert "m.tflite is tflite dynamic" in error.received
     other = tmp_path / "other"
     other.mkdir()

@@ -346,4 +346,4 @@ def test_a_budget_that_no_asked_target_can_take_is_refused(
     recipe, out, _ = first
     done = run(recipe, out, "--target", "pixel-8", "--latency-budget-ms", "5")
     assert done.returncode == 2
-    assert "--latency-budget-ms for pixel-8, not measured here" in done.stderr
+    assert "--latency-budget-ms for pixel-8, which edgekit cannot measure" in done.stderr

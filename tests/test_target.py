@@ -23,6 +23,7 @@ NAMES = (
     "host-litert",
     "host-onnxruntime",
     "iphone-13",
+    "linux-arm64-emulated",
     "pixel-8",
     "raspberry-pi-4",
     "raspberry-pi-5",
@@ -72,8 +73,11 @@ def test_every_shipped_target_loads_and_has_its_budgets(name: str) -> None:
     if name.startswith("host-"):
         assert target.device.transport == "local"
         assert target.budget.latency_ms is None
+    elif name.endswith("-emulated"):
+        assert target.device.transport == "emulated"
+        assert target.budget.latency_ms is None
     else:
-        assert target.device.transport == "none"
+        assert target.device.transport != "local"
         assert target.budget.latency_ms is not None
         assert target.budget.size_bytes is not None
     assert (target.budget.memory_bytes is not None) == (target.runtime.name == "tflite-micro")

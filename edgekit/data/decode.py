@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -91,6 +91,22 @@ def decode(
     )
 
 
+class Folder(NamedTuple):
+    """A labelled folder, decoded as one set.
+
+    Args:
+        images: Path of a uint8 `.npy` of shape (n, h, w, 3).
+        labels: int32 of shape (n,).
+        sources: The file of each row.
+        skipped: Files left out.
+    """
+
+    images: Path
+    labels: npt.NDArray[np.int32]
+    sources: tuple[Source, ...]
+    skipped: tuple[SkippedFile, ...]
+
+
 def read_folder(
     scanned: Scan,
     preprocess: Preprocess,
@@ -98,7 +114,7 @@ def read_folder(
     progress: Progress,
     *,
     max_bad_fraction: float = 0.01,
-) -> tuple[Path, npt.NDArray[np.int32], tuple[SkippedFile, ...]]:
+) -> Folder:
     """Decodes a labelled folder as one set, whatever its splits, to judge a finished file on it.
 
     Args:
@@ -109,8 +125,7 @@ def read_folder(
         max_bad_fraction: Largest share of files that may be skipped as damaged. Defaults to 0.01.
 
     Returns:
-        The path of a uint8 `.npy` of shape (n, h, w, 3) in `folder`, int32 labels of shape (n,),
-        and the files left out.
+        The pictures, in scan order.
 
     Raises:
         DataError: If too many files are damaged or none is readable, one changed since the scan, or
@@ -130,7 +145,8 @@ def read_folder(
     _write_rows(path, np.load(every, mmap_mode="r"), list(range(len(decoded))))
     every.unlink()
     labels = np.array([item.source.label for item in decoded], np.int32)
-    return path, labels, (*scanned.skipped, *skipped)
+    sources = tuple(item.source for item in decoded)
+    return Folder(path, labels, sources, (*scanned.skipped, *skipped))
 
 
 def _decode_all(

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from edgekit.records import Accuracy, Artifact, Evaluation, RunReport, Verdict
-from edgekit.report.sentences import int8_sentence, sensitivity_sentences
+from edgekit.records import Accuracy, Artifact, Evaluation, Latency, RunReport, Verdict
+from edgekit.report.sentences import agreement_sentence, int8_sentence, sensitivity_sentences
 
 
 def markdown(report: RunReport) -> str:
@@ -12,6 +12,7 @@ def markdown(report: RunReport) -> str:
         _summary(report),
         _verdicts(report),
         _files(report),
+        *_devices(report),
         _curve(report),
         _quantization(report),
         _classes(report),
@@ -99,11 +100,6 @@ def _file_row(artifact: Artifact, evaluation: Evaluation, report: RunReport) -> 
         for verdict in _v(report)
         if verdict.artifact_sha256 == artifact.sha256
     ]
-    times = (
-        ("-", "-", "-")
-        if latency is None
-        else tuple(f"{value:.3f}" for value in (latency.p50_ms, latency.p90_ms, latency.p99_ms))
-    )
     return (
         artifact.path,
         f"{artifact.size_bytes / 1000:,.0f} kB",
@@ -113,9 +109,39 @@ def _file_row(artifact: Artifact, evaluation: Evaluation, report: RunReport) -> 
         "-" if drop is None else f"{drop.mcnemar_p:.3f}",
         "-" if drop is None else f"{drop.agreement:.1%}",
         "-" if evaluation.sqnr_db is None else f"{evaluation.sqnr_db:.1f}",
-        *times,
+        *_times(latency),
         (", ".join(judged) or "-") if artifact.ships else "does not ship",
     )
+
+
+def _devices(report: RunReport) -> tuple[str, ...]:
+    """Returns what was measured on the targets' own devices."""
+    found = report.validation.on_devices
+    if not found:
+        return ()
+    rows = [
+        (
+            e.target,
+            e.device,
+            f"{e.runtime}, {e.threads} threads",
+            _accuracy(e.accuracy),
+            "-" if e.drop is None else f"{e.drop.drop_points:+.2f} ({e.drop.upper_points:+.2f})",
+            *_times(e.latency),
+            "-" if e.latency is None or e.latency.hottest_c is None
+            else f"{e.latency.hottest_c:.0f} °C",
+        )
+        for e in found
+    ]  # fmt: skip
+    header = ("target", "device", "runtime", "test top-1 (95 %)", "drop in points (limit)",
+              "p50 ms", "p90 ms", "p99 ms", "hottest")  # fmt: skip
+    sentences = (f"- {e.target}: {agreement_sentence(e.against_host)}." for e in found)
+    return ("\n".join(("## On the devices", "", table(header, rows), "", *sentences)),)
+
+
+def _times(latency: Latency | None) -> tuple[str, ...]:
+    if latency is None:
+        return "-", "-", "-"
+    return tuple(f"{value:.3f}" for value in (latency.p50_ms, latency.p90_ms, latency.p99_ms))
 
 
 def _accuracy(accuracy: Accuracy) -> str:

@@ -1,6 +1,6 @@
 """What a run brought, in single sentences."""
 
-from edgekit.records import Artifact, Evaluation, RunReport
+from edgekit.records import Artifact, Evaluation, HostAgreement, RunReport
 
 _HOW = {"qat": "quantization-aware training", "ptq": "calibration after training"}
 
@@ -57,6 +57,25 @@ def sensitivity_sentences(report: RunReport) -> tuple[str, ...]:
         f"int8 by calibration alone regains most SQNR if one layer stays float32: {found}",
         *asked,
     )
+
+
+def agreement_sentence(found: HostAgreement) -> str:
+    """Returns how a device answers the same pixels with the same file, and the likely cause."""
+    said = (
+        f"{found.top1_agreement:.2%} of {found.images} pictures have the same answer as on this "
+        f"machine, {found.equal:.2%} of the scores are equal to the bit"
+    )
+    if found.largest_steps:
+        said += f", the others at most {found.largest_steps:g} steps apart"
+    if found.largest_share:
+        said += f", the others at most {found.largest_share:.1e} of the largest score apart"
+    if found.cause:
+        said += f"; likely cause: {found.cause}"
+    if found.differing:
+        more = found.differing_images - len(found.differing)
+        said += f"; other answers: {', '.join(found.differing)}"
+        said += f" and {more} more" if more else ""
+    return said
 
 
 def _int8(report: RunReport) -> tuple[Artifact, Evaluation] | None:

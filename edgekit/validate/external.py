@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
 from edgekit.devices import measure
@@ -20,6 +21,7 @@ from edgekit.errors import IntegrityError, SpecError
 from edgekit.records import (
     Accuracy,
     Check,
+    Delegate,
     Format,
     PairedDrop,
     Preprocess,
@@ -109,6 +111,7 @@ class Plan(Record):
         output_index: The output that stands for each class.
         outputs: Number of outputs.
         label_offset: The offset that `output_index` includes.
+        operators: Names of the operators in the file.
     """
 
     model: Path
@@ -124,6 +127,7 @@ class Plan(Record):
     output_index: tuple[int, ...]
     outputs: int
     label_offset: int
+    operators: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -146,12 +150,14 @@ class Judgement:
     Args:
         accuracy: Against the labels of the folders.
         plausible: Whether the labels were matched the right way.
+        raw: Raw scores of shape `(images, outputs)` in the file's own dtype.
         top1: Class of each answer, int32 of shape `(images,)`; -1 outside the classes.
         runtime: Runtime and version.
     """
 
     accuracy: Accuracy
     plausible: Check
+    raw: npt.NDArray[np.generic]
     top1: Classes
     runtime: str
 
@@ -298,6 +304,7 @@ def _plan(
         output_index=output_index,
         outputs=file.output.shape[-1],
         label_offset=label_offset,
+        operators=tuple(file.facts.operators),
     )
 
 
@@ -391,6 +398,7 @@ def judge_external(
     return Judgement(
         accuracy=measure_accuracy(scores, labels, count, index),
         plausible=plausibility(scores, labels, index, plan.label_offset),
+        raw=answers.raw,
         top1=top1_classes(scores, count, index),
         runtime=answers.runtime,
     )
@@ -419,13 +427,14 @@ def drop_against(
     return drop, ""
 
 
-def subject(plan: Plan, images: Path, threads: int = 1) -> Subject:
+def subject(plan: Plan, images: Path, threads: int = 1, delegate: Delegate = "default") -> Subject:
     """Returns what the device layer measures, for accuracy and for latency alike."""
     return Subject(
         model=plan.model,
         sha256=plan.sha256,
         runtime=plan.runtime,
         threads=threads,
+        delegate=delegate,
         images=images,
         preprocess=plan.preprocess,
     )

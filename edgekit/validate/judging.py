@@ -1,6 +1,6 @@
 """The validate stage: measures every exported file here and holds it against each target."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +10,13 @@ import numpy.typing as npt
 from edgekit.devices import measure
 from edgekit.devices.local import this_machine
 from edgekit.devices.protocol import Subject, subject_of
+from edgekit.devices.transports import open_device
 from edgekit.errors import SpecError
 from edgekit.records import (
     Accuracy,
     Artifact,
     Check,
+    DeviceEvaluation,
     Evaluation,
     ExportRecord,
     Latency,
@@ -32,12 +34,25 @@ from edgekit.validate.accuracy import (
     top1_classes,
 )
 from edgekit.validate.latency import summarize
+from edgekit.validate.on_device import (
+    HostAnswers,
+    Measured,
+    Measuring,
+    Pictures,
+    measure_on,
+    measured_of,
+    measuring_of,
+)
 from edgekit.validate.verdict import (
     check_accuracy_drop,
     check_accuracy_floor,
+    check_believable_accuracy,
+    check_believable_latency,
     check_device,
+    check_flash,
     check_latency,
     check_memory,
+    check_operators,
     check_size,
     combine,
 )
@@ -48,20 +63,12 @@ _TABLE_PERCENTILE = 90
 
 
 @dataclass(frozen=True)
-class Measuring:
-    """How latency is measured: fresh processes per file, their pace and their time limit."""
-
-    sessions: int
-    pace: measure.Pace
-    timeout_seconds: float
-
-
-@dataclass(frozen=True)
 class _Answered:
     """One file's answers on the test split."""
 
     artifact: Artifact
     accuracy: Accuracy
+    raw: npt.NDArray[np.generic]
     scores: npt.NDArray[np.float32]
     top1: Labels
     runtime: str
@@ -75,9 +82,14 @@ def judge(
     targets: Sequence[Target],
     measuring: Measuring,
     *,
+    names: Sequence[str],
+    say: Callable[[str], None],
     progress: Callable[[str, int, int], None],
 ) -> ValidationRecord:
     """Judges every file on the test split and every target by the file it asks for.
+
+    Every file is answered and timed on this machine; a target's file also on the target's device,
+    where edgekit can reach it.
 
     Args:
         exported: The files, with the preprocessing contract.
@@ -85,7 +97,9 @@ def judge(
         images: `.npy`, uint8 (n, h, w, 3), the test split.
         labels: int32 (n,).
         targets: Targets in the order asked.
-        measuring: How latency is measured.
+        measuring: How latency is measured, where a target has no protocol of its own.
+        names: What each image is called, for people.
+        say: Called with one line worth keeping.
         progress: Called with (what, done, in all).
 
     Raises:
@@ -105,6 +119,15 @@ def judge(
         if (a.artifact.format, a.artifact.variant) == ("tflite", "float32")
     )
     drops = {digest: paired_drop(reference.top1, a.top1, labels) for digest, a in answered.items()}
+    pictures = Pictures(labels, names, len(exported.class_names), _every(exported))
+    on_devices = {}
+    for target in targets:
+        if target.is_measured and not is_host(target):
+            found = answered[artifact_for(target, exported).sha256]
+            host = HostAnswers(found.raw, found.top1, reference.top1, found.runtime)
+            on_devices[target.name] = _on_device(
+                target, exported, folder, images, host, pictures, measuring, say, progress
+            )
     timings = _time(exported, folder, images, targets, measuring, progress)
     wanted = dict.fromkeys((*((digest, 1) for digest in answered), *timings))
     evaluations = []
@@ -121,22 +144,35 @@ def judge(
                 latency=None if timing is None else _summary(timing, _TABLE_PERCENTILE),
             )
         )
-    accuracies = {digest: a.accuracy for digest, a in answered.items()}
     positions = {key: position for position, key in enumerate(wanted)}
-    verdicts = tuple(
-        _verdict(target, artifact_for(target, exported), exported, accuracies, drops, timings)
-        for target in targets
-    )
+    verdicts = []
+    for target in targets:
+        artifact = artifact_for(target, exported)
+        if is_host(target):
+            timing, float_timing = _host_timings(target, artifact, exported, timings)
+            measured = Measured(
+                accuracy=answered[artifact.sha256].accuracy,
+                drop=drops[artifact.sha256],
+                latency=_summary(timing, target.budget.latency_percentile),
+            )
+            notes = _notes(timing, float_timing)
+        elif target.name in on_devices:
+            evaluation, notes = on_devices[target.name]
+            measured = measured_of(evaluation)
+        else:
+            measured, notes = Measured(), ()
+        verdicts.append(_verdict(target, artifact, measured, notes))
     return ValidationRecord(
         reference=reference.artifact.path,
         evaluations=tuple(evaluations),
-        verdicts=verdicts,
+        verdicts=tuple(verdicts),
         decided_by=tuple(
             positions[artifact_for(target, exported).sha256, target.runtime.threads]
-            if target.is_here
+            if is_host(target)
             else None
             for target in targets
         ),
+        on_devices=tuple(evaluation for evaluation, _ in on_devices.values()),
         int8_against_other=_against_other(answered.values(), labels),
     )
 
@@ -169,47 +205,62 @@ def artifact_for(target: Target, exported: ExportRecord) -> Artifact:
 
 
 def checks_of(
-    target: Target,
-    size_bytes: int,
-    accuracy: Accuracy | None,
-    drop: PairedDrop | None,
-    timing: measure.Timing | None,
-    no_drop_because: str,
+    target: Target, size_bytes: int, operators: Collection[str], measured: Measured
 ) -> tuple[Check, ...]:
     """Holds one file's measurements against every budget that a target states.
 
-    Where edgekit cannot reach the device, at least one check is UNMEASURED, whatever the budgets.
+    Where nothing was measured on the device, at least one check is UNMEASURED, whatever the
+    budgets.
 
     Args:
         target: The target.
         size_bytes: Size of the file.
-        accuracy: Accuracy measured on the target's own device, or None.
-        drop: Accuracy lost on it, or None.
-        timing: Timed sessions on it, or None.
-        no_drop_because: Why `drop` is None, if it is.
+        operators: Names of the operators in the file.
+        measured: What is known about it on the target's own device.
     """
-    budget, reachable = target.budget, target.is_here
-    absent = (
-        "not measured"
-        if reachable
-        else f"edgekit cannot reach {target.device.description} yet; "
-        "only a measurement on it counts"
-    )
+    budget, expect = target.budget, target.expect
+    absent = "not measured"
+    if target.device.missing:
+        absent = f"{target.device.missing}; only a measurement on it counts"
+    no_time = measured.no_latency_because or absent
+    estimates = dict(measured.estimates)
     checks = []
     if budget.accuracy_drop_points is not None:
+        reason = measured.no_drop_because or absent
         checks.append(
-            check_accuracy_drop(drop, budget.accuracy_drop_points, no_drop_because or absent)
+            check_accuracy_drop(
+                measured.drop, budget.accuracy_drop_points, reason, estimates.get("accuracy_drop")
+            )
         )
     if budget.accuracy_min_percent is not None:
-        checks.append(check_accuracy_floor(accuracy, budget.accuracy_min_percent, absent))
+        checks.append(
+            check_accuracy_floor(
+                measured.accuracy, budget.accuracy_min_percent, absent, estimates.get("accuracy")
+            )
+        )
+    if expect.accuracy_max_percent is not None:
+        checks.append(
+            check_believable_accuracy(measured.accuracy, expect.accuracy_max_percent, absent)
+        )
     if budget.latency_ms is not None:
-        latency = _summary(timing, budget.latency_percentile) if timing else None
-        checks.append(check_latency(latency, budget.latency_ms, absent))
+        checks.append(
+            check_latency(measured.latency, budget.latency_ms, no_time, estimates.get("latency"))
+        )
+    if expect.latency_min_ms is not None:
+        checks.append(check_believable_latency(measured.latency, expect.latency_min_ms, no_time))
     if budget.size_bytes is not None:
         checks.append(check_size(size_bytes, budget.size_bytes))
     if budget.memory_bytes is not None:
-        checks.append(check_memory(None, budget.memory_bytes, absent))
-    if not reachable and all(check.status != Status.UNMEASURED for check in checks):
+        checks.append(
+            check_memory(
+                measured.memory_bytes, budget.memory_bytes, no_time, estimates.get("memory")
+            )
+        )
+    if budget.flash_bytes is not None:
+        checks.append(check_flash(budget.flash_bytes, absent, estimates.get("flash")))
+    if target.artifact.operators is not None:
+        checks.append(check_operators(operators, target.artifact.operators))
+    if measured.accuracy is None and all(c.status != Status.UNMEASURED for c in checks):
         checks.append(check_device(absent))
     return tuple(checks)
 
@@ -231,10 +282,46 @@ def _answer(
     return _Answered(
         artifact,
         measure_accuracy(scores, labels, classes, index),
+        answers.raw,
         scores,
         top1_classes(scores, classes, index),
         answers.runtime,
     )
+
+
+def _every(exported: ExportRecord) -> npt.NDArray[np.int64]:
+    """Returns the outputs that stand for the classes: all of them, in order."""
+    return np.arange(len(exported.class_names))
+
+
+def is_host(target: Target) -> bool:
+    """Returns whether a target is answered by what every file is measured with anyway."""
+    return target.is_here and target.runtime.delegate == "default"
+
+
+def _on_device(
+    target: Target,
+    exported: ExportRecord,
+    folder: Path,
+    images: Path,
+    host: HostAnswers,
+    pictures: Pictures,
+    measuring: Measuring,
+    say: Callable[[str], None],
+    progress: Callable[[str, int, int], None],
+) -> tuple[DeviceEvaluation, tuple[str, ...]]:
+    """Measures a target's file on the target's device, and beside it its float32 file."""
+    artifact = artifact_for(target, exported)
+    other, runtime = _float_of(artifact, exported), target.runtime
+    subjects = [
+        subject_of(a, folder, images, exported.preprocess, runtime.threads, runtime.delegate)
+        for a in ((artifact,) if other is artifact else (artifact, other))
+    ]
+    with open_device(target.device, runtime.name, say) as device:
+        evaluation, timings = measure_on(
+            device, target, subjects, host, pictures, measuring, progress
+        )
+    return evaluation, _notes(*timings) if timings else ()
 
 
 def _time(
@@ -245,28 +332,39 @@ def _time(
     measuring: Measuring,
     progress: Callable[[str, int, int], None],
 ) -> dict[tuple[str, int], measure.Timing]:
-    """Times every file that ships on one thread, and each local target's on its own threads.
+    """Times every file that ships on one thread, and each host target's on its own threads.
 
-    Where that is an int8 file, the float32 file of its format is timed as well.
+    Where that is an int8 file, the float32 file of its format is timed as well. A target's protocol
+    holds for what is timed for it.
     """
-    wanted = {(artifact.sha256, 1): artifact for artifact in exported.artifacts if artifact.ships}
+    wanted: dict[tuple[str, int], tuple[Artifact, Measuring]] = {
+        (artifact.sha256, 1): (artifact, measuring)
+        for artifact in exported.artifacts
+        if artifact.ships
+    }
     for target in targets:
-        if target.is_here:
+        if is_host(target):
             artifact = artifact_for(target, exported)
             for timed in (artifact, _float_of(artifact, exported)):
-                wanted[timed.sha256, target.runtime.threads] = timed
-    subjects = [
-        subject_of(artifact, folder, images, exported.preprocess, threads)
-        for (_, threads), artifact in wanted.items()
-    ]
-    timings = measure.time_sessions(
-        subjects,
-        measuring.sessions,
-        measuring.pace,
-        measuring.timeout_seconds,
-        lambda done: progress("latency", round(1000 * done), 1000),
-    )
-    return dict(zip(wanted, timings, strict=True))
+                wanted[timed.sha256, target.runtime.threads] = (
+                    timed,
+                    measuring_of(target, measuring),
+                )
+    timings: dict[tuple[str, int], measure.Timing] = {}
+    for way in dict.fromkeys(way for _, way in wanted.values()):
+        keys = [key for key, (_, own) in wanted.items() if own == way]
+        subjects = [
+            subject_of(wanted[key][0], folder, images, exported.preprocess, key[1]) for key in keys
+        ]
+        found = measure.time_sessions(
+            subjects,
+            way.sessions,
+            way.pace,
+            way.timeout_seconds,
+            lambda done: progress("latency", round(1000 * done), 1000),
+        )
+        timings.update(zip(keys, found, strict=True))
+    return timings
 
 
 def _summary(timing: measure.Timing, percentile: int) -> Latency:
@@ -279,6 +377,25 @@ def _float_of(artifact: Artifact, exported: ExportRecord) -> Artifact:
         return artifact
     same = (a for a in exported.artifacts if (a.format, a.variant) == (artifact.format, "float32"))
     return next(same, artifact)
+
+
+def _host_timings(
+    target: Target,
+    artifact: Artifact,
+    exported: ExportRecord,
+    timings: dict[tuple[str, int], measure.Timing],
+) -> tuple[measure.Timing, measure.Timing]:
+    threads = target.runtime.threads
+    other = _float_of(artifact, exported)
+    return timings[artifact.sha256, threads], timings[other.sha256, threads]
+
+
+def _notes(timing: measure.Timing, float_timing: measure.Timing | None = None) -> tuple[str, ...]:
+    """Returns what a target's owner should know about its times although no budget asks for it."""
+    if float_timing is None or float_timing is timing:
+        return ()
+    slow = slower_than_float(timing, float_timing)
+    return (slow,) if slow else ()
 
 
 def slower_than_float(int8: measure.Timing, float32: measure.Timing) -> str | None:
@@ -305,32 +422,14 @@ def slower_than_float(int8: measure.Timing, float32: measure.Timing) -> str | No
 
 
 def _verdict(
-    target: Target,
-    artifact: Artifact,
-    exported: ExportRecord,
-    accuracies: dict[str, Accuracy],
-    drops: dict[str, PairedDrop],
-    timings: dict[tuple[str, int], measure.Timing],
+    target: Target, artifact: Artifact, measured: Measured, notes: tuple[str, ...]
 ) -> Verdict:
-    here, threads = target.is_here, target.runtime.threads
-    timing = timings[artifact.sha256, threads] if here else None
-    checks = checks_of(
-        target,
-        artifact.size_bytes,
-        accuracies[artifact.sha256] if here else None,
-        drops[artifact.sha256] if here else None,
-        timing,
-        "",
-    )
-    other = _float_of(artifact, exported)
-    slow = None
-    if timing and other is not artifact:
-        slow = slower_than_float(timing, timings[other.sha256, threads])
+    checks = checks_of(target, artifact.size_bytes, artifact.operators, measured)
     return Verdict(
         target=target.name,
         artifact_path=artifact.path,
         artifact_sha256=artifact.sha256,
         checks=checks,
         status=combine(checks),
-        notes=(slow,) if slow else (),
+        notes=notes,
     )

@@ -1,7 +1,8 @@
 """Turns timed sessions into one latency, with everything that speaks against it. Stage layer."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -9,6 +10,7 @@ import numpy.typing as npt
 from edgekit.records import Latency, LatencySession
 from edgekit.validate import statistics
 
+Number = TypeVar("Number", int, float)
 # Drift as in Jetpack Microbenchmark's check for throttling (1.10 x its baseline); a frequency that
 # moves as far, and a timer coarser than 1 % of what it times, are doubted for the same reason.
 DRIFT_RATIO = 1.10
@@ -59,6 +61,8 @@ def summarize(
         effective_samples=statistics.pooled_effective_samples(series),
         context_switches_involuntary=sum(s.context_switches_involuntary for s in sessions),
         governor=" and ".join(governors) or None,
+        memory_bytes=_largest(session.memory_bytes for session in sessions),
+        hottest_c=_largest(session.temperature_after_c for session in sessions),
         disturbances=disturbances(sessions, percentile, cores or os.cpu_count() or 1),
     )
 
@@ -78,6 +82,8 @@ def disturbances(
         reasons = (
             _load(session, cores),
             _frequency(session),
+            _heat(session),
+            _power(session),
             _drift(session),
             _too_few(session, percentile),
         )
@@ -98,6 +104,16 @@ def _frequency(session: LatencySession) -> str | None:
     if not before or after is None or abs(after - before) <= FREQUENCY_CHANGE * before:
         return None
     return f"CPU frequency went from {before / 1000:.0f} to {after / 1000:.0f} MHz"
+
+
+def _heat(session: LatencySession) -> str | None:
+    if not session.throttled:
+        return None
+    return f"the processor was slowed down for heat {session.throttled} times"
+
+
+def _power(session: LatencySession) -> str | None:
+    return "a mode that saves power was on" if session.power_saving else None
 
 
 def _drift(session: LatencySession) -> str | None:
@@ -133,3 +149,8 @@ def _timer(samples: npt.NDArray[np.float64]) -> str | None:
     if samples.size < 20 or float(gaps.min()) <= TIMER_SHARE * median:
         return None
     return f"timer resolution of about {float(gaps.min()):.3g} ms for a median of {median:.3g} ms"
+
+
+def _largest(values: Iterable[Number | None]) -> Number | None:
+    """Returns the largest of what is known."""
+    return max((value for value in values if value is not None), default=None)

@@ -4,7 +4,7 @@ A check without a measurement is UNMEASURED and says why; nothing here turns a m
 measurement into a PASS.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from edgekit.records import Accuracy, Check, Latency, PairedDrop, Status
 from edgekit.validate import statistics
@@ -36,7 +36,10 @@ def exit_code(statuses: Iterable[Status]) -> int:
 
 
 def check_accuracy_drop(
-    drop: PairedDrop | None, budget_points: float, reason: str = NOT_MEASURED
+    drop: PairedDrop | None,
+    budget_points: float,
+    reason: str = NOT_MEASURED,
+    estimate: str | None = None,
 ) -> Check:
     """Holds the accuracy lost against the reference to a budget.
 
@@ -47,10 +50,11 @@ def check_accuracy_drop(
         drop: The measurement; None when there is none.
         budget_points: Allowed drop in percentage points.
         reason: Why there is no measurement. Defaults to "not measured".
+        estimate: What is known instead, in words; shown, and never a pass. Defaults to nothing.
     """
     name, budget = "accuracy_drop", f"at most {budget_points:g} points"
     if drop is None:
-        return _unmeasured(name, budget, reason)
+        return _unmeasured(name, budget, reason, estimate)
     measured = (
         f"{drop.drop_points:.2f} points "
         f"({drop.lower_points:.2f} to {drop.upper_points:.2f}, one-sided 95 % each)"
@@ -80,7 +84,10 @@ def _images_wanted(drop: PairedDrop, budget_points: float) -> str:
 
 
 def check_accuracy_floor(
-    accuracy: Accuracy | None, min_percent: float, reason: str = NOT_MEASURED
+    accuracy: Accuracy | None,
+    min_percent: float,
+    reason: str = NOT_MEASURED,
+    estimate: str | None = None,
 ) -> Check:
     """Holds top-1 accuracy to a floor, by its two-sided 95 % Wilson interval.
 
@@ -91,10 +98,11 @@ def check_accuracy_floor(
         accuracy: The measurement; None when there is none.
         min_percent: Lowest allowed top-1 accuracy in percent.
         reason: Why there is no measurement. Defaults to "not measured".
+        estimate: As in `check_accuracy_drop`.
     """
     name, budget = "accuracy", f"at least {min_percent:g} %"
     if accuracy is None:
-        return _unmeasured(name, budget, reason)
+        return _unmeasured(name, budget, reason, estimate)
     low, high = 100 * accuracy.top1_low, 100 * accuracy.top1_high
     measured = f"{100 * accuracy.top1:.2f} % (95 %: {low:.2f} to {high:.2f})"
     counts = f"{accuracy.images} images"
@@ -115,7 +123,54 @@ def check_accuracy_floor(
     return _check(name, Status.INCONCLUSIVE, measured, budget, f"{counts}; {wanted}")
 
 
-def check_latency(latency: Latency | None, budget_ms: float, reason: str = NOT_MEASURED) -> Check:
+def check_believable_accuracy(
+    accuracy: Accuracy | None, most_percent: float, reason: str = NOT_MEASURED
+) -> Check:
+    """Flags an accuracy that is too good to be true: INCONCLUSIVE, with where to look.
+
+    Args:
+        accuracy: The measurement; None when there is none.
+        most_percent: Highest top-1 accuracy to believe, in percent.
+        reason: Why there is no measurement. Defaults to "not measured".
+    """
+    name, budget = "believable_accuracy", f"not above {most_percent:g} %"
+    if accuracy is None:
+        return _unmeasured(name, budget, reason)
+    measured = f"{100 * accuracy.top1:.2f} %"
+    if 100 * accuracy.top1 <= most_percent:
+        return _check(name, Status.PASS, measured, budget, "no better than can be believed")
+    detail = "better than was thought possible: check that no test picture was trained on"
+    return _check(name, Status.INCONCLUSIVE, measured, budget, detail)
+
+
+def check_believable_latency(
+    latency: Latency | None, least_ms: float, reason: str = NOT_MEASURED
+) -> Check:
+    """Flags a latency that is too low to be true: INCONCLUSIVE, with where to look.
+
+    Args:
+        latency: The measurement; None when there is none.
+        least_ms: Lowest milliseconds to believe, at the latency's percentile.
+        reason: Why there is no measurement. Defaults to "not measured".
+    """
+    name = "believable_latency"
+    if latency is None:
+        return _unmeasured(name, f"not below {least_ms:g} ms", reason)
+    budget = f"p{latency.percentile} not below {least_ms:g} ms"
+    fastest = min(latency.session_percentile_ms)
+    measured = f"p{latency.percentile} {fastest:.3g} ms in the fastest session"
+    if fastest >= least_ms:
+        return _check(name, Status.PASS, measured, budget, "no faster than can be believed")
+    detail = "faster than was thought possible: check that this is the device that was named"
+    return _check(name, Status.INCONCLUSIVE, measured, budget, detail)
+
+
+def check_latency(
+    latency: Latency | None,
+    budget_ms: float,
+    reason: str = NOT_MEASURED,
+    estimate: str | None = None,
+) -> Check:
     """Holds latency to a budget; fresh processes decide, not samples.
 
     With at least five sessions that nothing disturbed: PASS when the percentile of every session is
@@ -127,10 +182,11 @@ def check_latency(latency: Latency | None, budget_ms: float, reason: str = NOT_M
         latency: The measurement; None when there is none.
         budget_ms: Allowed milliseconds of wall time at the latency's percentile.
         reason: Why there is no measurement. Defaults to "not measured".
+        estimate: As in `check_accuracy_drop`.
     """
     name = "latency"
     if latency is None or not latency.session_percentile_ms:
-        return _unmeasured(name, f"at most {budget_ms:g} ms", reason)
+        return _unmeasured(name, f"at most {budget_ms:g} ms", reason, estimate)
     budget = f"p{latency.percentile} at most {budget_ms:g} ms"
     sessions = latency.session_percentile_ms
     low, high = min(sessions), max(sessions)
@@ -164,15 +220,49 @@ def check_size(size_bytes: int | None, budget_bytes: int, reason: str = NOT_MEAS
     return _check_bytes("size", size_bytes, budget_bytes, reason, "size of the file that ships")
 
 
-def check_memory(peak_bytes: int | None, budget_bytes: int, reason: str = NOT_MEASURED) -> Check:
+def check_memory(
+    peak_bytes: int | None,
+    budget_bytes: int,
+    reason: str = NOT_MEASURED,
+    estimate: str | None = None,
+) -> Check:
     """Holds peak memory, as measured on the target itself, to a budget.
 
     Args:
         peak_bytes: The measurement; None when there is none, as for every absent device.
         budget_bytes: Allowed memory.
         reason: Why there is no measurement. Defaults to "not measured".
+        estimate: As in `check_accuracy_drop`.
     """
-    return _check_bytes("memory", peak_bytes, budget_bytes, reason, "peak while it ran")
+    what = "peak while it ran"
+    return _check_bytes("memory", peak_bytes, budget_bytes, reason, what, estimate)
+
+
+def check_flash(budget_bytes: int, reason: str, estimate: str | None = None) -> Check:
+    """Returns the check of the flash that a compiled model takes; only the device's build shows it.
+
+    Args:
+        budget_bytes: Allowed flash.
+        reason: Why nothing was measured.
+        estimate: As in `check_accuracy_drop`.
+    """
+    return _check_bytes("flash", None, budget_bytes, reason, "", estimate)
+
+
+def check_operators(used: Collection[str], allowed: Collection[str]) -> Check:
+    """Holds the operators of the file to those that the device has; a fact of the file.
+
+    Args:
+        used: Operators in the file.
+        allowed: Operators of the device.
+    """
+    beyond = sorted(set(used) - set(allowed))
+    budget = f"only {', '.join(sorted(allowed))}"
+    if not beyond:
+        detail = "every operator of the file that ships is among them"
+        return _check("operators", Status.PASS, f"{len(set(used))} operators", budget, detail)
+    detail = "the device has no such operator"
+    return _check("operators", Status.MISS, ", ".join(beyond), budget, detail)
 
 
 def check_device(reason: str) -> Check:
@@ -220,19 +310,25 @@ def check_plausible(
 
 
 def _check_bytes(
-    name: str, measured: int | None, budget_bytes: int, reason: str, what: str
+    name: str,
+    measured: int | None,
+    budget_bytes: int,
+    reason: str,
+    what: str,
+    estimate: str | None = None,
 ) -> Check:
     """Holds a number of bytes to a budget; it is exact, so it passes or misses."""
     budget = f"at most {budget_bytes} bytes"
     if measured is None:
-        return _unmeasured(name, budget, reason)
+        return _unmeasured(name, budget, reason, estimate)
     status = Status.PASS if measured <= budget_bytes else Status.MISS
     share = f"{100 * measured / budget_bytes:.0f} % of the budget" if budget_bytes else "no budget"
     return _check(name, status, f"{measured} bytes", budget, f"{what}, {share}")
 
 
-def _unmeasured(name: str, budget: str, reason: str) -> Check:
-    return _check(name, Status.UNMEASURED, "none", budget, reason or NOT_MEASURED)
+def _unmeasured(name: str, budget: str, reason: str, estimate: str | None = None) -> Check:
+    known = "none" if estimate is None else f"estimate: {estimate}"
+    return _check(name, Status.UNMEASURED, known, budget, reason or NOT_MEASURED)
 
 
 def _check(name: str, status: Status, measured: str, budget: str, detail: str) -> Check:

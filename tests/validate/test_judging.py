@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny_models import SIZE, colour_images, digest, mean_tflite
 
+from edgekit.devices.local import this_machine
 from edgekit.devices.measure import Pace, Timing
 from edgekit.records import (
     Artifact,
@@ -22,12 +23,11 @@ from edgekit.records import (
 from edgekit.runtimes.inspect import inspect_model
 from edgekit.target import Target
 from edgekit.validate.judging import (
-    Measuring,
     checks_of,
     judge,
     slower_than_float,
-    this_machine,
 )
+from edgekit.validate.on_device import Measured, Measuring
 
 # Keeps a runner busy for over half a second, after which it tells how far it is.
 IMAGES = 300_000
@@ -102,6 +102,8 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[ValidationRecord, 
         labels.astype(np.int32),
         (REFERENCE, ABSENT),
         Measuring(1, Pace(0.0, 5, 0.0), 60.0),
+        names=[f"{index}.png" for index in range(IMAGES)],
+        say=lambda line: None,
         progress=lambda *what: told.append(what),
     )
     return record, told
@@ -187,7 +189,7 @@ def test_a_device_out_of_reach_is_unmeasured_even_if_only_size_is_asked(
 
 def test_no_second_reason_where_one_says_that_nothing_was_measured() -> None:
     asks_more = target_of("absent", "none", ("int8", "int8"), size_bytes=9, latency_ms=1.0)
-    names = [c.name for c in checks_of(asks_more, 1, None, None, None, "")]
+    names = [c.name for c in checks_of(asks_more, 1, (), Measured())]
     assert names == ["latency", "size"]
 
 

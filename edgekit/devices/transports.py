@@ -1,0 +1,42 @@
+"""Reaches the device that a target names, whatever the transport. Device layer."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from edgekit.devices import local
+from edgekit.devices.measure import Device, RunnerDevice
+from edgekit.devices.place import Found
+from edgekit.errors import DeviceError
+from edgekit.target import DeviceSpec, RuntimeName
+
+Say = Callable[[str], None]
+# What the runner program imports there, by the runtime: import names and packages to install.
+PACKAGES: dict[RuntimeName, tuple[str, ...]] = {
+    "litert": ("numpy", "ai_edge_litert"),
+    "onnxruntime": ("numpy", "onnxruntime"),
+}
+
+
+@contextmanager
+def open_device(spec: DeviceSpec, runtime: RuntimeName, say: Say) -> Iterator[Device]:
+    """Yields the device of a target; nothing of edgekit is left on it afterwards.
+
+    Args:
+        spec: The device; `spec.missing` must be empty.
+        runtime: Who will run files there.
+        say: Called with one line worth keeping.
+
+    Raises:
+        DeviceError: If it cannot be reached, or lacks Python or the runtime.
+        SpecError: If its name is none that the transport takes.
+    """
+    if spec.transport == "local":
+        with local.reach() as place:
+            yield RunnerDevice(place)
+        return
+    raise DeviceError(spec.missing, "a device that edgekit can reach", "correct [device]")
+
+
+def find_devices() -> list[Found]:
+    """Returns what is there now, transport by transport, and why the rest cannot be used."""
+    return [*local.find()]
