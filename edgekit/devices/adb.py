@@ -74,9 +74,13 @@ REMEDIES = {
 OTHER_STATE = "start Android on it"
 # What adb and Android say about a phone that cannot go on, and what helps.
 TROUBLES = (
+    ("cannot write '", "space for the result", "free space on this computer"),
     ("No space left on device", "space for the files", "free space on the phone"),
-    *((state, "a phone that answers", remedy) for state, remedy in REMEDIES.items()),
-    ("not found", "a phone that stays connected", "plug it in again and run it again"),
+    ("device unauthorized", "a phone that accepts this computer", ACCEPT),
+    ("still authorizing", "a phone that accepts this computer", ACCEPT),
+    ("device offline", "a phone that answers", REPLUG),
+    ("still connecting", "a phone that answers", REPLUG),
+    ("' not found", "a phone that stays connected", "plug it in again and run it again"),
 )
 PYTHON_REMEDY = (
     "unpack a Python for Android with numpy and the runtime below /data/local/tmp and name its "

@@ -308,7 +308,8 @@ def test_results_that_are_missing_or_too_large(phone: Phone, reach: Reach, tmp_p
         Path(place.path("r")).write_bytes(bytes(101))
         with pytest.raises(DeviceError, match="more than 100 bytes"):
             place.get(place.path("r"), here, 100)
-        assert not here.exists()
+        assert not [line for line in phone.heard if line.startswith("RECV")]
+        assert not Path(place.path("r")).exists()
         Path(place.path("r")).write_bytes(bytes(100))
         phone.endless = True  # says 100 bytes and never stops
         with pytest.raises(DeviceError, match="more than 100 bytes"):
