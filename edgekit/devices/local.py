@@ -59,6 +59,10 @@ class _Here:
         """Returns this process's own, without thread pools beside the runtime's."""
         return {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
+    def disturbances(self) -> tuple[str, ...]:
+        """Returns nothing: the runner sees this machine as well as its parent does."""
+        return ()
+
     def get(self, there: str, here: Path, limit_bytes: int) -> None:
         check_size(Path(there), limit_bytes)
         shutil.move(there, here)

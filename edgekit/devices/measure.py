@@ -46,10 +46,17 @@ class Answers:
 
 @dataclass(frozen=True)
 class Timing:
-    """Every timed session of one file, in the order they ran."""
+    """Every timed session of one file, in the order they ran.
+
+    Args:
+        sessions: The sessions.
+        runtime: Runtime and version.
+        disturbances: What the device itself says against them, in words. Defaults to nothing.
+    """
 
     sessions: tuple[LatencySession, ...]
     runtime: str
+    disturbances: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,9 @@ class Device(Protocol):
     @property
     def machine(self) -> Machine:
         """What it is."""
+
+    def disturbances(self) -> tuple[str, ...]:
+        """Returns what speaks against timing there now and a session cannot see, in words."""
 
     def run(
         self, task: Task, progress: ReportProgress | None
@@ -176,11 +186,17 @@ def time_sessions(
     timed: list[list[tuple[LatencySession, str]]] = [[] for _ in tasks]
     total = sessions * len(tasks)
     with _on(device) as used:
+        disturbed = dict.fromkeys(used.disturbances())
         for turn in range(total):
             which = turn % len(tasks)
             timed[which].append(_time_once(used, tasks[which], _share(progress, turn, total)))
+        disturbed |= dict.fromkeys(used.disturbances())
     return [
-        Timing(tuple(session for session, _ in entries), entries[0][1] if entries else "")
+        Timing(
+            tuple(session for session, _ in entries),
+            entries[0][1] if entries else "",
+            tuple(disturbed),
+        )
         for entries in timed
     ]
 
@@ -216,6 +232,10 @@ class RunnerDevice:
     def machine(self) -> Machine:
         """What it is."""
         return self.place.machine
+
+    def disturbances(self) -> tuple[str, ...]:
+        """Returns what speaks against timing there now; see `Device.disturbances`."""
+        return self.place.disturbances()
 
     def run(
         self, task: Task, progress: ReportProgress | None

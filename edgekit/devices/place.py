@@ -70,6 +70,9 @@ class Place(Protocol):
             DeviceError: If there is no such file, it is larger, or the device is gone.
         """
 
+    def disturbances(self) -> tuple[str, ...]:
+        """Returns what speaks against timing there now and the runner cannot see, in words."""
+
 
 @dataclass(frozen=True)
 class Found:

@@ -3,16 +3,16 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from edgekit.devices import local
+from edgekit.devices import adb, local
 from edgekit.devices.measure import Device, RunnerDevice
 from edgekit.devices.place import Found
 from edgekit.errors import DeviceError
 from edgekit.target import DeviceSpec, RuntimeName
 
 Say = Callable[[str], None]
-# What the runner program imports there, by the runtime: import names and packages to install.
+# What the runner program needs there, by the runtime, as pip names it.
 PACKAGES: dict[RuntimeName, tuple[str, ...]] = {
-    "litert": ("numpy", "ai_edge_litert"),
+    "litert": ("numpy", "ai-edge-litert"),
     "onnxruntime": ("numpy", "onnxruntime"),
 }
 
@@ -30,13 +30,19 @@ def open_device(spec: DeviceSpec, runtime: RuntimeName, say: Say) -> Iterator[De
         DeviceError: If it cannot be reached, or lacks Python or the runtime.
         SpecError: If its name is none that the transport takes.
     """
-    if spec.transport == "local":
-        with local.reach() as place:
-            yield RunnerDevice(place)
+    if spec.missing:
+        raise DeviceError(spec.missing, "a device that edgekit can reach", "correct [device]")
+    packages = PACKAGES.get(runtime, ())
+    if spec.transport == "adb":
+        with adb.reach(
+            serial=spec.serial, model=spec.model, python=spec.python, packages=packages, say=say
+        ) as phone:
+            yield RunnerDevice(phone)
         return
-    raise DeviceError(spec.missing, "a device that edgekit can reach", "correct [device]")
+    with local.reach() as place:
+        yield RunnerDevice(place)
 
 
 def find_devices() -> list[Found]:
     """Returns what is there now, transport by transport, and why the rest cannot be used."""
-    return [*local.find()]
+    return [*local.find(), *adb.find()]

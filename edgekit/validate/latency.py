@@ -27,6 +27,7 @@ def summarize(
     device: str,
     runtime: str,
     cores: int | None = None,
+    said: Sequence[str] = (),
 ) -> Latency:
     """Returns the latency of one file on one device.
 
@@ -36,6 +37,7 @@ def summarize(
         device: Where it was measured, in words.
         runtime: Runtime and version.
         cores: Cores of the device. Defaults to None: those of this machine.
+        said: What the device itself says against the samples. Defaults to nothing.
 
     Raises:
         ValueError: If there is no session, or one without samples.
@@ -63,7 +65,10 @@ def summarize(
         governor=" and ".join(governors) or None,
         memory_bytes=_largest(session.memory_bytes for session in sessions),
         hottest_c=_largest(session.temperature_after_c for session in sessions),
-        disturbances=disturbances(sessions, percentile, cores or os.cpu_count() or 1),
+        disturbances=(
+            *said,
+            *disturbances(sessions, percentile, cores or os.cpu_count() or 1),
+        ),
     )
 
 

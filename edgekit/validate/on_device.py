@@ -182,7 +182,14 @@ def measure_on(
 def summary(timing: measure.Timing, percentile: int, device: measure.Device) -> Latency:
     """Returns the latency of one file's sessions on a device."""
     machine = device.machine
-    return summarize(timing.sessions, percentile, machine.words, timing.runtime, machine.cores)
+    return summarize(
+        timing.sessions,
+        percentile,
+        machine.words,
+        timing.runtime,
+        machine.cores,
+        timing.disturbances,
+    )
 
 
 def measured_of(evaluation: DeviceEvaluation, no_drop_because: str = "") -> Measured:
