@@ -316,6 +316,10 @@ def validate(
         typer.Option(help="Accuracy floor in percent, for targets that can be measured."),
     ] = None,
     latency_budget_ms: LatencyBudget = None,
+    measurements: Annotated[
+        Path | None,
+        typer.Option(help="What was measured elsewhere on the target's device, as JSON."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Judge any .tflite, .onnx or .ort classifier, also one that edgekit did not make.
@@ -343,6 +347,7 @@ def validate(
         targets=_targets(tuple(target or ()), device, None),
         min_accuracy_percent=min_accuracy,
         latency_budget_ms=latency_budget_ms,
+        measurements=measurements,
     )
     with working() as work:
         result = judge_file(question, work.say, work.progress)
@@ -351,9 +356,7 @@ def validate(
     else:
         console.print(result.summary(), markup=False)
         for found in result.on_devices:
-            console.print(
-                f"  {found.target}: {agreement_sentence(found.against_host)}", markup=False
-            )
+            console.print(f"  {found.target}: {agreement_sentence(found)}", markup=False)
         show_verdicts(result.verdicts)
     raise typer.Exit(exit_code(verdict.status for verdict in result.verdicts))
 
@@ -567,7 +570,7 @@ def _show(result: "RunReport", out: Path, as_json: bool) -> None:
     console.print(f"{int8_sentence(result)}\n", markup=False)
     console.print(files_table(result))
     for found in result.validation.on_devices:
-        console.print(f"\n{found.target}: {agreement_sentence(found.against_host)}", markup=False)
+        console.print(f"\n{found.target}: {agreement_sentence(found)}", markup=False)
     console.print()
     show_verdicts(result.validation.verdicts)
     console.print(f"\nfiles:  {out / 'artifacts'}\nreport: {out / 'report.md'}", markup=False)

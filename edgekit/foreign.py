@@ -45,11 +45,19 @@ from edgekit.validate.external import (
 )
 from edgekit.validate.judging import checks_of, is_host
 from edgekit.validate.latency import summarize
+from edgekit.validate.measurements import (
+    Measurements,
+    origin,
+    read_measurements,
+    refuse_other_model,
+    warnings_about,
+)
 from edgekit.validate.on_device import (
     HostAnswers,
     Measured,
     Measuring,
     Pictures,
+    evaluate_import,
     measure_on,
     measured_of,
 )
@@ -88,6 +96,7 @@ class Question:
     targets: tuple[Target, ...] = ()
     min_accuracy_percent: float | None = None
     latency_budget_ms: float | None = None
+    measurements: Path | None = None
 
 
 class FileReport(Record):
@@ -205,6 +214,7 @@ def judge_file(
         _recorded(question.file),
     )
     targets = _targets(question, plan)
+    imported = _imported(question, plan, targets)
     reference_plan = None
     if question.reference is not None:
         recorded = _recorded(question.reference)
@@ -231,11 +241,23 @@ def judge_file(
         host = HostAnswers(
             judged.raw, judged.top1, reference.top1 if reference and drop else None, judged.runtime
         )
-        on_devices = {
-            target.name: _on_device(target, plan, images, host, pictures, say, progress)
-            for target in targets
-            if target.is_measured and not is_host(target)
-        }
+        on_devices = {}
+        for target in targets:
+            if imported is not None:
+                on_devices[target.name] = evaluate_import(
+                    imported,
+                    target,
+                    plan.preprocess,
+                    host,
+                    pictures,
+                    [source.relative for source in sources],
+                    [source.sha256 for source in sources],
+                    plan.class_names,
+                )
+            elif target.is_measured and not is_host(target):
+                on_devices[target.name] = _on_device(
+                    target, plan, images, host, pictures, say, progress
+                )
         threads = sorted({1, *(t.runtime.threads for t in targets if is_host(t))})
         timings = measure.time_sessions(
             [subject(plan, images, count) for count in threads],
@@ -270,6 +292,7 @@ def judge_file(
                 measured_of(on_devices[target.name], no_drop_because)
                 if target.name in on_devices
                 else _measured_here(target, judged, drop, no_drop_because, by_threads),
+                () if imported is None else (origin(imported), *warnings_about(imported)),
             )
             for target in targets
         ),
@@ -433,17 +456,36 @@ def _measured_here(
     if not is_host(target):
         return Measured()
     timing = timings[target.runtime.threads]
+    percentile = target.budget.latency_percentile
+    latency = summarize(timing.sessions, percentile, this_machine(), timing.runtime)
     return Measured(
         accuracy=judged.accuracy,
         drop=drop,
-        latency=summarize(
-            timing.sessions, target.budget.latency_percentile, this_machine(), timing.runtime
-        ),
+        latency=latency,
+        memory_bytes=latency.memory_bytes,
         no_drop_because=no_drop_because,
     )
 
 
-def _verdict(target: Target, plan: Plan, plausible: Check, measured: Measured) -> Verdict:
+def _imported(question: Question, plan: Plan, targets: tuple[Target, ...]) -> Measurements | None:
+    """Reads measurements made elsewhere, which stand for the device of the one target asked."""
+    if question.measurements is None:
+        return None
+    if len(question.targets) != 1 or is_host(targets[0]):
+        names = ", ".join(target.name for target in question.targets) or "no target"
+        raise SpecError(
+            f"--measurements {question.measurements} with {names}",
+            "the one target whose device was measured elsewhere",
+            "give it with --target, once for each file of measurements",
+        )
+    found = read_measurements(question.measurements)
+    refuse_other_model(found, plan.sha256, plan.size_bytes)
+    return found
+
+
+def _verdict(
+    target: Target, plan: Plan, plausible: Check, measured: Measured, notes: tuple[str, ...]
+) -> Verdict:
     checks = checks_of(target, plan.size_bytes, plan.operators, measured)
     if measured.accuracy is not None:
         checks = (plausible, *checks)
@@ -453,4 +495,5 @@ def _verdict(target: Target, plan: Plan, plausible: Check, measured: Measured) -
         artifact_sha256=plan.sha256,
         checks=checks,
         status=combine(checks),
+        notes=notes,
     )

@@ -655,6 +655,7 @@ class HostAgreement(Record):
         images: Pictures that both answered.
         top1_agreement: Share of them with the same class.
         equal: Share of the scores that are equal to the bit.
+            None where only classes are known, as are the next two.
         largest_steps: Most codes that an integer score is apart; None for float scores.
         largest_share: Largest difference of a float score over the largest score; else None.
         differing: Names of the first pictures with another class.
@@ -664,7 +665,7 @@ class HostAgreement(Record):
 
     images: int
     top1_agreement: float
-    equal: float
+    equal: float | None
     largest_steps: float | None
     largest_share: float | None
     differing: tuple[str, ...]
@@ -680,20 +681,24 @@ class DeviceEvaluation(Record):
         device: The device, in words.
         runtime: Runtime and version there.
         threads: Threads of the timed sessions.
-        accuracy: Of the answers that came from it.
+        accuracy: Of the answers that came from it; None if none did.
         drop: Against the reference's answers on this machine; None without a reference.
         latency: At the percentile of the target; None where time does not count.
-        against_host: Against this machine's answers with the same file.
+        memory_bytes: Most memory that the runtime and the file took; None if unknown.
+        against_host: Against this machine's answers with the same file; None without answers.
+        origin: Who measured it where and when, in words, if it was not this edgekit.
     """
 
     target: str
     device: str
     runtime: str
     threads: int
-    accuracy: Accuracy
+    accuracy: Accuracy | None
     drop: PairedDrop | None
     latency: Latency | None
-    against_host: HostAgreement
+    memory_bytes: int | None = None
+    against_host: HostAgreement | None
+    origin: str = ""
 
 
 class ValidationRecord(Record):

@@ -124,7 +124,7 @@ def _devices(report: RunReport) -> tuple[str, ...]:
             e.target,
             e.device,
             f"{e.runtime}, {e.threads} threads",
-            _accuracy(e.accuracy),
+            "-" if e.accuracy is None else _accuracy(e.accuracy),
             "-" if e.drop is None else f"{e.drop.drop_points:+.2f} ({e.drop.upper_points:+.2f})",
             *_times(e.latency),
             "-" if e.latency is None or e.latency.hottest_c is None
@@ -134,7 +134,7 @@ def _devices(report: RunReport) -> tuple[str, ...]:
     ]  # fmt: skip
     header = ("target", "device", "runtime", "test top-1 (95 %)", "drop in points (limit)",
               "p50 ms", "p90 ms", "p99 ms", "hottest")  # fmt: skip
-    sentences = (f"- {e.target}: {agreement_sentence(e.against_host)}." for e in found)
+    sentences = (f"- {e.target}: {agreement_sentence(e)}." for e in found)
     return ("\n".join(("## On the devices", "", table(header, rows), "", *sentences)),)
 
 

@@ -1,6 +1,6 @@
 """What a run brought, in single sentences."""
 
-from edgekit.records import Artifact, Evaluation, HostAgreement, RunReport
+from edgekit.records import Artifact, DeviceEvaluation, Evaluation, RunReport
 
 _HOW = {"qat": "quantization-aware training", "ptq": "calibration after training"}
 
@@ -59,12 +59,17 @@ def sensitivity_sentences(report: RunReport) -> tuple[str, ...]:
     )
 
 
-def agreement_sentence(found: HostAgreement) -> str:
-    """Returns how a device answers the same pixels with the same file, and the likely cause."""
+def agreement_sentence(evaluation: DeviceEvaluation) -> str:
+    """Returns how a device answers the same pictures with the same file, and the likely cause."""
+    found = evaluation.against_host
+    if found is None:
+        return "no answers came from it"
     said = (
         f"{found.top1_agreement:.2%} of {found.images} pictures have the same answer as on this "
-        f"machine, {found.equal:.2%} of the scores are equal to the bit"
+        "machine"
     )
+    if found.equal is not None:
+        said += f", {found.equal:.2%} of the scores are equal to the bit"
     if found.largest_steps:
         said += f", the others at most {found.largest_steps:g} steps apart"
     if found.largest_share:

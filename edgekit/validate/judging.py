@@ -150,10 +150,12 @@ def judge(
         artifact = artifact_for(target, exported)
         if is_host(target):
             timing, float_timing = _host_timings(target, artifact, exported, timings)
+            latency = _summary(timing, target.budget.latency_percentile)
             measured = Measured(
                 accuracy=answered[artifact.sha256].accuracy,
                 drop=drops[artifact.sha256],
-                latency=_summary(timing, target.budget.latency_percentile),
+                latency=latency,
+                memory_bytes=latency.memory_bytes,
             )
             notes = _notes(timing, float_timing)
         elif target.name in on_devices:
@@ -260,7 +262,7 @@ def checks_of(
         checks.append(check_flash(budget.flash_bytes, absent, estimates.get("flash")))
     if target.artifact.operators is not None:
         checks.append(check_operators(operators, target.artifact.operators))
-    if measured.accuracy is None and all(c.status != Status.UNMEASURED for c in checks):
+    if not measured.anything and all(c.status != Status.UNMEASURED for c in checks):
         checks.append(check_device(absent))
     return tuple(checks)
 

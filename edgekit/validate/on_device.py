@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from edgekit.devices import measure
 from edgekit.devices.protocol import Subject
+from edgekit.errors import SpecError
 from edgekit.records import (
     Accuracy,
     DeviceEvaluation,
@@ -27,6 +28,13 @@ from edgekit.validate.accuracy import (
     top1_classes,
 )
 from edgekit.validate.latency import summarize
+from edgekit.validate.measurements import (
+    Measurements,
+    accuracy_of,
+    answers_of,
+    latency_of,
+    origin,
+)
 
 NAMED_IMAGES = 20
 # Kernels of two processors may round the same sum to neighbouring codes, layer after layer; seen
@@ -89,6 +97,7 @@ class Measured:
         accuracy: On its own kernels; None where it was not measured.
         drop: Against the float reference.
         latency: At the target's percentile.
+        memory_bytes: Most memory that the runtime and the file took.
         no_drop_because: Why `drop` is None; empty: because nothing was measured.
         no_latency_because: Why `latency` is None; empty: because nothing was measured.
         estimates: What a model of the device says instead of it, in words, by the check's name.
@@ -97,14 +106,15 @@ class Measured:
     accuracy: Accuracy | None = None
     drop: PairedDrop | None = None
     latency: Latency | None = None
+    memory_bytes: int | None = None
     no_drop_because: str = ""
     no_latency_because: str = ""
     estimates: tuple[tuple[str, str], ...] = ()
 
     @property
-    def memory_bytes(self) -> int | None:
-        """Most memory that the runtime and the file took."""
-        return None if self.latency is None else self.latency.memory_bytes
+    def anything(self) -> bool:
+        """Whether anything was measured on the device."""
+        return (self.accuracy, self.latency, self.memory_bytes) != (None, None, None)
 
 
 def measuring_of(target: Target, given: Measuring) -> Measuring:
@@ -164,6 +174,7 @@ def measure_on(
             device=device,
         )
     reference = host.reference_top1
+    latency = summary(timings[0], target.budget.latency_percentile, device) if timings else None
     evaluation = DeviceEvaluation(
         target=target.name,
         device=device.machine.words,
@@ -171,7 +182,8 @@ def measure_on(
         threads=subject.threads,
         accuracy=measure_accuracy(scores, pictures.labels, pictures.classes, pictures.output_index),
         drop=None if reference is None else paired_drop(reference, top1, pictures.labels),
-        latency=summary(timings[0], target.budget.latency_percentile, device) if timings else None,
+        latency=latency,
+        memory_bytes=None if latency is None else latency.memory_bytes,
         against_host=agreement(
             host, answers.raw, top1, answers.output, answers.runtime, pictures, target
         ),
@@ -198,8 +210,9 @@ def measured_of(evaluation: DeviceEvaluation, no_drop_because: str = "") -> Meas
         accuracy=evaluation.accuracy,
         drop=evaluation.drop,
         latency=evaluation.latency,
+        memory_bytes=evaluation.memory_bytes,
         no_drop_because=no_drop_because,
-        no_latency_because=f"{evaluation.device}: time under emulation says nothing about it",
+        no_latency_because=f"{evaluation.device}: no time that counts was measured there",
     )
 
 
@@ -258,7 +271,73 @@ def _cause(apart: float, integer: bool, share: float, here: str, there: str, tar
     return "the kernels of that processor compute otherwise; do not trust this file there"
 
 
-def resized_otherwise(preprocess: Preprocess, share: float) -> str:
+def evaluate_import(
+    measurements: Measurements,
+    target: Target,
+    preprocess: Preprocess,
+    host: HostAnswers,
+    pictures: Pictures,
+    files: Sequence[str],
+    digests: Sequence[str],
+    class_names: Sequence[str],
+) -> DeviceEvaluation:
+    """Returns what measurements made elsewhere say about a target.
+
+    Args:
+        measurements: Read and found to be of the judged file.
+        target: The target they are held against.
+        preprocess: The contract that the pictures should have been prepared by there.
+        host: What the same file answers here.
+        pictures: What was answered.
+        files: Path of each picture below the data folder.
+        digests: sha256 of each picture's bytes.
+        class_names: Names of the classes in label order.
+
+    Raises:
+        SpecError: If they were taken with other threads, or of other pictures.
+        IntegrityError: If they contradict themselves.
+    """
+    m = measurements
+    if m.threads != target.runtime.threads:
+        raise SpecError(
+            f"measurements with {m.threads} threads for {target.name}",
+            f"{target.runtime.threads} threads, as the target says",
+            "measure again with as many, or change runtime.threads in a copy of the target's file",
+        )
+    latency = latency_of(m, target.budget.latency_percentile)
+    index = pictures.output_index.tolist()
+    top1 = answers_of(m, files, digests, class_names, index)
+    accuracy = drop = same = None
+    if top1 is not None:
+        accuracy = accuracy_of(top1, pictures.labels, pictures.classes)
+        if host.reference_top1 is not None:
+            drop = paired_drop(host.reference_top1, top1, pictures.labels)
+        differing = np.flatnonzero(top1 != host.top1)
+        same = HostAgreement(
+            images=len(top1),
+            top1_agreement=float(np.mean(top1 == host.top1)),
+            equal=None,
+            largest_steps=None,
+            largest_share=None,
+            differing=tuple(str(pictures.names[row]) for row in differing[:NAMED_IMAGES]),
+            differing_images=len(differing),
+            cause=_prepared_otherwise(preprocess, len(differing) / len(top1)),
+        )
+    return DeviceEvaluation(
+        target=target.name,
+        device=m.device,
+        runtime=f"{m.runtime} {m.runtime_version}",
+        threads=m.threads,
+        accuracy=accuracy,
+        drop=drop,
+        latency=None if m.emulated else latency,
+        memory_bytes=m.memory_peak_bytes,
+        against_host=same,
+        origin=origin(m),
+    )
+
+
+def _prepared_otherwise(preprocess: Preprocess, share: float) -> str:
     """Returns the likely cause where an app prepared the pictures itself.
 
     Args:
