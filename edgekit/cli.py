@@ -54,6 +54,13 @@ DeviceNames = Annotated[
         "for a browser; repeat for several.",
     ),
 ]
+Install = Annotated[
+    bool,
+    typer.Option(
+        "--install",
+        help="Install the runtime on ssh devices that lack it, into ~/.cache/edgekit there.",
+    ),
+]
 LatencyBudget = Annotated[
     float | None,
     typer.Option(
@@ -169,7 +176,7 @@ def demo(out: Out = Path("edgekit-demo"), as_json: Json = False) -> None:
     _check_training_is_installed()
     with working() as work:
         recipe = demo_recipe(out, work.say)
-        asked = _targets(recipe.targets, None, None)
+        asked = _targets(recipe.targets)
         command = ("edgekit", "demo", "--out", str(out))
         _run(recipe, asked, out, command, "validate", work, as_json)
 
@@ -204,6 +211,7 @@ def run(
         str | None, typer.Option(help="Fixed cut: layer index, layer name, head or all.")
     ] = None,
     device: DeviceNames = None,
+    install: Install = False,
     latency_budget_ms: LatencyBudget = None,
     until: Annotated[
         str, typer.Option(help="Last stage: data, train, quantize, export or validate.")
@@ -234,7 +242,7 @@ def run(
         overrides["train.unfreeze_until"] = None
     wanted = _recipe(recipe, data, overrides)
     stage = _stage(until)
-    asked = _targets(wanted.targets, device, latency_budget_ms)
+    asked = _targets(wanted.targets, device, latency_budget_ms, install)
     with working() as work:
         command = ("edgekit", *sys.argv[1:])
         _run(wanted, asked, out, command, stage, work, as_json)
@@ -286,6 +294,7 @@ def validate(
     data: Annotated[Path, typer.Option(help="Folder of labelled pictures: DIR/<class>/.")],
     target: TargetNames = None,
     device: DeviceNames = None,
+    install: Install = False,
     reference: Annotated[
         Path | None,
         typer.Option(
@@ -344,7 +353,7 @@ def validate(
         resize=_one_of(resize, ("bilinear", "bicubic", "nearest"), "--resize"),
         crop=_one_of(crop, ("none", "center"), "--crop"),
         channels=_one_of(channels, ("rgb", "bgr"), "--channels"),
-        targets=_targets(tuple(target or ()), device, None),
+        targets=_targets(tuple(target or ()), device, None, install),
         min_accuracy_percent=min_accuracy,
         latency_budget_ms=latency_budget_ms,
         measurements=measurements,
@@ -500,9 +509,18 @@ def _one_of(text: str | None, allowed: tuple[Any, ...], option: str) -> Any:
 
 
 def _targets(
-    names: tuple[str, ...], devices: list[str] | None, latency_budget_ms: float | None
+    names: tuple[str, ...],
+    devices: list[str] | None = None,
+    latency_budget_ms: float | None = None,
+    install: bool = False,
 ) -> tuple["Target", ...]:
-    from edgekit.target import load_target, refuse_unused, with_device, with_latency_budget
+    from edgekit.target import (
+        load_target,
+        refuse_unused,
+        with_device,
+        with_installing,
+        with_latency_budget,
+    )
 
     loaded = tuple(load_target(name) for name in names)
     for given in devices or ():
@@ -515,6 +533,8 @@ def _targets(
                 "ask for the target with --target, too",
             )
         loaded = tuple(with_device(t, where) if t.name == name else t for t in loaded)
+    if install:
+        loaded = tuple(with_installing(item) for item in loaded)
     if latency_budget_ms is None:
         return loaded
     refuse_unused(["--latency-budget-ms"], loaded)

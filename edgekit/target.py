@@ -116,6 +116,8 @@ class DeviceSpec(Spec):
         serial: For adb: which of several attached devices. Defaults to the only one.
         model: For adb: what the device must call itself (ro.product.model). Defaults to any.
         python: For ssh and adb: the Python there. Defaults to python3 for ssh; adb needs a path.
+        install: For ssh: whether the runtime may be installed there, into a folder of its own below
+            ~/.cache/edgekit, which stays. Defaults to no.
         program: For a browser: its program on this machine. Defaults to the Chromium found.
     """
 
@@ -135,6 +137,10 @@ class DeviceSpec(Spec):
     python: NonEmpty | None = Field(
         default=None, description="For ssh and adb: the Python there, python3 by default for ssh."
     )
+    install: bool = Field(
+        default=False,
+        description="For ssh: whether the runtime may be installed there, in a folder of its own.",
+    )
     program: NonEmpty | None = Field(
         default=None, description="For a browser: its program on this machine."
     )
@@ -147,10 +153,11 @@ class DeviceSpec(Spec):
             "serial": ("adb",),
             "model": ("adb",),
             "python": ("ssh", "adb"),
+            "install": ("ssh",),
             "program": ("browser",),
         }
         for name, transports in takes.items():
-            if getattr(self, name) is not None and self.transport not in transports:
+            if getattr(self, name) not in (None, False) and self.transport not in transports:
                 received = f'{name} with transport "{self.transport}"'
                 raise conflict(received, f"{name} with transport {_either(transports)}")
         return self
@@ -543,6 +550,13 @@ def with_device(target: Target, where: str) -> Target:
     return target.model_copy(
         update={"device": build(values, DeviceSpec, f"--device {target.name}={where}")}
     )
+
+
+def with_installing(target: Target) -> Target:
+    """Returns the target, its runtime being installed on the device where it is missing."""
+    if target.device.transport != "ssh":
+        return target
+    return target.model_copy(update={"device": target.device.model_copy(update={"install": True})})
 
 
 def explain(target: Target) -> tuple[str, ...]:

@@ -272,6 +272,18 @@ class Phone:
             with contextlib.suppress(DeviceError):  # the folder goes at the end anyway
                 self._shell(f"rm -f {shlex.quote(there)}")
 
+    def explain(self, code: int, said: str) -> DeviceError | None:  # noqa: ARG002
+        """Returns the error of a phone that went away: `adb shell` then ends as if all were well.
+
+        Args:
+            code: Exit code of a run without a result.
+            said: The end of its stderr.
+        """
+        if code != 0:
+            return None
+        found = f"{self.serial}: the phone went away while it worked"
+        return DeviceError(found, "a phone that stays attached", "check the cable and run it again")
+
     def disturbances(self) -> tuple[str, ...]:
         """Returns what makes time measured now doubtful, in words; empty if nothing is known.
 

@@ -18,6 +18,7 @@ from edgekit.errors import DeviceError, EdgekitError, IntegrityError
 from edgekit.runtimes.base import SHOWN_CHARACTERS, printable
 
 ReportProgress = Callable[[float], None]
+Explain = Callable[[int, str], DeviceError | None]
 
 LINE_LIMIT_BYTES = 65536
 OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
@@ -43,6 +44,7 @@ def exchange(
     timeout_seconds: float,
     progress: ReportProgress | None = None,
     environment: Mapping[str, str] | None = None,
+    explain: Explain | None = None,
 ) -> Done:
     """Runs a runner process to its end and returns its last line.
 
@@ -54,6 +56,8 @@ def exchange(
         timeout_seconds: Wall time for the whole run.
         progress: Called with fractions from 0 to 1. Defaults to None.
         environment: Environment of the process. Defaults to None: this process's own.
+        explain: Called with exit code and end of stderr of a run without a result; returns the
+            error where the transport knows what happened. Defaults to None: it never does.
 
     Raises:
         IntegrityError: If the runner crashed, or says that the file is damaged or untrusted.
@@ -83,7 +87,7 @@ def exchange(
         ) from err
     finally:
         _end(process)
-    return _verdict(process.returncode, heard, subject)
+    return _verdict(process.returncode, heard, subject, explain)
 
 
 def _listen(
@@ -162,21 +166,33 @@ def _end(process: subprocess.Popen[bytes]) -> None:
             pipe.close()
 
 
-def _verdict(returncode: int, heard: _Heard, subject: str) -> Done:
+def _verdict(returncode: int, heard: _Heard, subject: str, explain: Explain | None) -> Done:
     """Turns the end of a run into its result or its error."""
     if isinstance(heard.last, Failure):
         raise _as_error(heard.last)
-    if returncode < 0:
-        raise _killed(-returncode, subject)
+    number = _signal(returncode)
+    if number is not None:
+        raise _killed(number, subject)
     if returncode != 0 or heard.last is None or heard.pending:
         said = printable(heard.stderr.decode("utf-8", "replace")[-SHOWN_CHARACTERS:])
+        known = explain(returncode, said) if explain else None
+        if known is not None:
+            raise known
         found = f"{subject}: the runner ended with code {returncode} and no result ({said})"
         raise DeviceError(
             found,
             "a result line",
-            "read the message of the runner above; check that edgekit is installed where it runs",
+            "read the message of the runner above; check the device and run it again",
         )
     return heard.last
+
+
+def _signal(returncode: int) -> int | None:
+    """Returns the signal that ended a runner; one behind a shell says it as 128 and the number."""
+    if returncode < 0:
+        return -returncode
+    known = {128 + entry.value for entry in signal.Signals}
+    return returncode - 128 if returncode in known else None
 
 
 def _as_error(failure: Failure) -> EdgekitError:

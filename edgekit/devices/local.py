@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from edgekit.devices.place import Found, Machine, Place, check_size
+from edgekit.errors import DeviceError
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -58,6 +59,10 @@ class _Here:
     def environment(self) -> Mapping[str, str]:
         """Returns this process's own, without thread pools beside the runtime's."""
         return {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+
+    def explain(self, code: int, said: str) -> DeviceError | None:  # noqa: ARG002
+        """Returns nothing: no transport lies between."""
+        return None
 
     def disturbances(self) -> tuple[str, ...]:
         """Returns nothing: the runner sees this machine as well as its parent does."""

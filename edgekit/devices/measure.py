@@ -275,6 +275,7 @@ class RunnerDevice:
                 task.timeout_seconds,
                 progress,
                 place.environment(),
+                place.explain,
             )
             results = Path(scratch) / "results.npy"
             place.get(job.results, results, _largest(task))

@@ -70,6 +70,17 @@ class Place(Protocol):
             DeviceError: If there is no such file, it is larger, or the device is gone.
         """
 
+    def explain(self, code: int, said: str) -> DeviceError | None:
+        """Returns the error behind a process of `command` that ended without a result.
+
+        Args:
+            code: Its exit code.
+            said: The end of its stderr, printable.
+
+        Returns:
+            None where the transport has nothing to do with it.
+        """
+
     def disturbances(self) -> tuple[str, ...]:
         """Returns what speaks against timing there now and the runner cannot see, in words."""
 

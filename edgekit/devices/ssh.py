@@ -434,6 +434,10 @@ class SshPlace:
         # ssh says nothing when the host has just fallen silent.
         return self.client.trouble(f"{_rest(self.keeper)} {said}".strip() or "connection closed")
 
+    def disturbances(self) -> tuple[str, ...]:
+        """Returns nothing: the runner sees the board as well as a shell does."""
+        return ()
+
     def _send(self, stream: IO[bytes], there: str, digest: str, name: str) -> None:
         """Writes a stream into a file there and has it checked."""
         size = os.fstat(stream.fileno()).st_size

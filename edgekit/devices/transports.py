@@ -3,16 +3,16 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from edgekit.devices import adb, local
+from edgekit.devices import adb, local, ssh
 from edgekit.devices.measure import Device, RunnerDevice
 from edgekit.devices.place import Found
 from edgekit.errors import DeviceError
 from edgekit.target import DeviceSpec, RuntimeName
 
 Say = Callable[[str], None]
-# What the runner program needs there, by the runtime, as pip names it.
+# What the runner program imports there, by the runtime.
 PACKAGES: dict[RuntimeName, tuple[str, ...]] = {
-    "litert": ("numpy", "ai-edge-litert"),
+    "litert": ("numpy", "ai_edge_litert"),
     "onnxruntime": ("numpy", "onnxruntime"),
 }
 
@@ -39,10 +39,21 @@ def open_device(spec: DeviceSpec, runtime: RuntimeName, say: Say) -> Iterator[De
         ) as phone:
             yield RunnerDevice(phone)
         return
+    if spec.transport == "ssh" and spec.host is not None:
+        with ssh.reach(
+            spec.host,
+            port=spec.port,
+            python=spec.python or "python3",
+            packages=packages,
+            install=spec.install,
+            say=say,
+        ) as board:
+            yield RunnerDevice(board)
+        return
     with local.reach() as place:
         yield RunnerDevice(place)
 
 
 def find_devices() -> list[Found]:
     """Returns what is there now, transport by transport, and why the rest cannot be used."""
-    return [*local.find(), *adb.find()]
+    return [*local.find(), *ssh.find(), *adb.find()]

@@ -811,6 +811,8 @@ def _session(session: Session, threads: int) -> LatencySession:
         governor=session.governor,
         frequency_before_khz=session.frequency_before_khz,
         frequency_after_khz=session.frequency_after_khz,
+        temperature_before_c=session.temperature_before_c,
+        temperature_after_c=session.temperature_after_c,
     )
 
 
