@@ -1,11 +1,14 @@
 """Judging a public model that edgekit did not make, on pictures labelled with its own answers."""
 
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,7 +28,7 @@ from edgekit.data.picture import decode, fit
 from edgekit.errors import DataError, EdgekitError, SpecError
 from edgekit.foreign import FileReport, Question, judge_file
 from edgekit.records import Artifact, ExportRecord, Preprocess, Status
-from edgekit.target import load_target, target_text
+from edgekit.target import Target, load_target, target_text
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 MODEL = SHARED / "models" / "tf2_mobilenet_v2_1.0_224_ptq.tflite"
@@ -189,6 +192,143 @@ def test_a_bad_reference_leaves_the_drop_unmeasured(tmp_path: Path) -> None:
     assert report.reference_plausible is not None
     assert report.reference_plausible.status == Status.INCONCLUSIVE
     assert "not compared with f.tflite: the reference is not plausible" in report.summary()
+
+
+def board(**tables: dict[str, object]) -> Target:
+    """Returns a target that takes a uint8 TFLite file; `tables` replaces its tables."""
+    values: dict[str, object] = {
+        "name": "board",
+        "description": "a board",
+        "device": {"transport": "none", "description": "a board"},
+        "runtime": {"name": "litert"},
+        "artifact": {"format": "tflite", "variant": "int8", "io": "uint8"},
+        "budget": {"accuracy_drop_points": 2.0, "latency_ms": 5.0},
+        **tables,
+    }
+    return Target.model_validate(values)
+
+
+def test_a_target_with_other_kernels_is_answered_by_them(tmp_path: Path) -> None:
+    own = board(
+        device={"transport": "local", "description": "here"},
+        runtime={"name": "litert", "delegate": "none"},
+        budget={"accuracy_drop_points": 2.0, "memory_bytes": 2**30},
+    )
+    report, _, _ = answer(
+        Question(
+            file=mean_tflite(tmp_path / "m.tflite"),
+            data=draw(tmp_path / "data", count=50),
+            reference=mean_tflite(tmp_path / "f.tflite", "float32"),
+            labels=labels_file(tmp_path),
+            targets=(own,),
+        )
+    )
+    (found,) = report.on_devices
+    assert found.runtime.endswith("no XNNPACK")
+    assert found.against_host is not None
+    assert found.against_host.images == 150
+    (verdict,) = report.verdicts
+    assert verdict.status == Status.PASS
+    assert [c.name for c in verdict.checks] == ["plausible", "accuracy_drop", "memory"]
+
+
+def measured_elsewhere(folder: Path, model: Path, data: Path, **changed: object) -> Path:
+    """Writes measurements in which every picture of `data` is answered with its own class."""
+    answers = [
+        {"sha256": hashlib.sha256(path.read_bytes()).hexdigest(), "answer": path.parent.name}
+        for path in sorted(data.glob("*/*"))
+    ]
+    rng = np.random.default_rng(3)
+    sessions = [
+        {"fresh_process": True, "load": 1.0,
+         "samples_ms": rng.normal(3.0, 0.05, 200).round(6).tolist()}
+        for _ in range(5)
+    ]  # fmt: skip
+    values: dict[str, object] = {
+        "edgekit_measurements": 1, "sha256": digest(model), "by": "Ada",
+        "at": "2026-11-20T18:04:05Z",
+        "device": "Pixel 8", "os": "Android 16", "cores": 9, "runtime": "LiteRT",
+        "runtime_version": "2.3.0", "threads": 1, "accuracy": answers, "latency": sessions,
+        **changed,
+    }  # fmt: skip
+    path = folder / "measured.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def imported(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> FileReport:
+    """Judges a file by measurements made elsewhere, changed before they are read."""
+    model, data = mean_tflite(tmp_path / "m.tflite"), draw(tmp_path / "data", count=50)
+    path = measured_elsewhere(tmp_path, model, data)
+    values = json.loads(path.read_text())
+    change(values)
+    path.write_text(json.dumps(values))
+    report, _, _ = answer(
+        Question(
+            file=model,
+            data=data,
+            reference=mean_tflite(tmp_path / "f.tflite", "float32"),
+            labels=labels_file(tmp_path),
+            targets=(board(),),
+            measurements=path,
+        )
+    )
+    return report
+
+
+def test_measurements_made_elsewhere_decide_and_say_where_they_come_from(tmp_path: Path) -> None:
+    report = imported(tmp_path, lambda values: None)
+    (verdict,) = report.verdicts
+    assert {c.name: c.status for c in verdict.checks} == {
+        "plausible": Status.PASS, "accuracy_drop": Status.PASS, "latency": Status.PASS
+    }  # fmt: skip
+    assert verdict.notes[0].startswith("imported: measured by Ada on Pixel 8")
+    assert report.on_devices[0].origin == verdict.notes[0]
+
+
+def test_an_app_that_prepares_pictures_otherwise_is_found(tmp_path: Path) -> None:
+    def swap_channels(values: dict[str, Any]) -> None:
+        names = {"red": "blue", "blue": "red", "green": "green"}
+        for item in values["accuracy"]:
+            item["answer"] = names[item["answer"]]
+
+    report = imported(tmp_path, swap_channels)
+    (verdict,) = report.verdicts
+    statuses = {c.name: c.status for c in verdict.checks}
+    assert statuses["accuracy_drop"] == Status.MISS
+    same = report.on_devices[0].against_host
+    assert same is not None
+    assert (same.differing_images, len(same.differing)) == (100, 20)
+    assert same.cause.startswith("preprocessing: ")
+
+
+def test_slow_sessions_elsewhere_are_a_miss(tmp_path: Path) -> None:
+    def slower(values: dict[str, Any]) -> None:
+        for session in values["latency"]:
+            session["samples_ms"] = [2 * sample for sample in session["samples_ms"]]
+
+    report = imported(tmp_path, slower)
+    assert report.verdicts[0].status == Status.MISS
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [({"threads": 4}, "measurements with 4 threads"), ({"sha256": "0" * 64}, "0000")],
+)
+def test_measurements_of_something_else_are_refused(
+    tmp_path: Path, changed: dict[str, object], words: str
+) -> None:
+    with pytest.raises(EdgekitError, match=words):
+        imported(tmp_path, lambda values: values.update(changed))
+
+
+def test_measurements_need_the_target_they_are_about(tmp_path: Path, few: Path) -> None:
+    model = mean_tflite(tmp_path / "m.tflite")
+    path = measured_elsewhere(tmp_path, model, few)
+    labels = labels_file(tmp_path)
+    for targets in ((), (load_target("host-litert"),)):
+        error = refusal(Question(model, few, labels=labels, targets=targets, measurements=path))
+        assert "--measurements" in error.received
 
 
 @pytest.fixture(scope="module")

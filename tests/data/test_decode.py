@@ -8,15 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from PIL import Image
 
-from edgekit.data.decode import decode, read_folder
+from edgekit.data.decode import Folder, decode, read_folder
 from edgekit.data.picture import fit
 from edgekit.data.scan import SPLITS, scan
 from edgekit.errors import DataError
-from edgekit.records import DatasetRecord, Preprocess, SkippedFile
+from edgekit.records import DatasetRecord, Preprocess
 
 CONTRACT = Preprocess(height_px=20, width_px=28)
 CLASSES = {"cat": 40, "dog": 30}
@@ -258,9 +257,7 @@ def test_the_same_picture_under_two_classes(tmp_path: Path) -> None:
         decoded(root, tmp_path / "out")
 
 
-def read(
-    root: Path, folder: Path, **limits: float
-) -> tuple[Path, npt.NDArray[np.int32], tuple[SkippedFile, ...]]:
+def read(root: Path, folder: Path, **limits: float) -> Folder:
     return read_folder(scan(root), CONTRACT, folder, lambda done, total: None, **limits)
 
 
@@ -293,7 +290,7 @@ def test_read_folder_without_a_readable_picture(tmp_path: Path) -> None:
 
 def test_read_folder_keeps_rows_and_labels_together(finished: Finished, tmp_path: Path) -> None:
     scanned = scan(finished.root)
-    path, labels, skipped = read(finished.root, tmp_path, max_bad_fraction=ENOUGH)
+    path, labels, sources, skipped = read(finished.root, tmp_path, max_bad_fraction=ENOUGH)
     images = np.load(path)
     good = [s for s in scanned.sources if s.relative not in BAD]
     assert len(good) == len(images) == len(labels) == 70
@@ -301,6 +298,7 @@ def test_read_folder_keeps_rows_and_labels_together(finished: Finished, tmp_path
     assert (images.dtype, labels.dtype) == (np.dtype(np.uint8), np.dtype(np.int32))
     # The bad files stand in front of good ones of both classes, so a shift would show.
     assert labels.tolist() == [s.label for s in good]
+    assert list(sources) == good
     for source, image in zip(good, images, strict=True):
         with Image.open(source.path) as picture:
             assert np.array_equal(image, fit(picture, CONTRACT)), source.relative

@@ -236,6 +236,7 @@ def judgement_of(top1: list[int], labels: list[int]) -> Judgement:
     return Judgement(
         accuracy=measure_accuracy(scores, truth, 4, np.arange(4)),
         plausible=plausibility(scores, truth, np.arange(4)),
+        raw=scores,
         top1=answers,
         runtime="a runtime",
     )
