@@ -27,7 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from edgekit.devices.exchange import ReportProgress
-from edgekit.devices.local import MEMORY_LIMIT_BYTES
+from edgekit.devices.measure import MEMORY_LIMIT_BYTES
 from edgekit.devices.place import Found, Machine
 from edgekit.errors import DeviceError, SpecError
 from edgekit.runtimes.base import printable
@@ -249,6 +249,14 @@ class EmulatedPlace:
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         }
+
+    def explain(self, code: int, said: str) -> DeviceError | None:  # noqa: ARG002
+        """Returns nothing: what the program says is all there is."""
+        return None
+
+    def disturbances(self) -> tuple[str, ...]:
+        """Returns nothing: time does not count here."""
+        return ()
 
     def get(self, there: str, here: Path, limit_bytes: int) -> None:
         """Moves a file from the working folder here.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from edgekit.devices import adb, local, ssh
+from edgekit.devices import adb, emulated, local, ssh
 from edgekit.devices.measure import Device, RunnerDevice
 from edgekit.devices.place import Found
 from edgekit.errors import DeviceError
@@ -50,10 +50,14 @@ def open_device(spec: DeviceSpec, runtime: RuntimeName, say: Say) -> Iterator[De
         ) as board:
             yield RunnerDevice(board)
         return
+    if spec.transport == "emulated":
+        with emulated.reach(emulated.prepare(emulated.default_folder(), say)) as machine:
+            yield RunnerDevice(machine)
+        return
     with local.reach() as place:
         yield RunnerDevice(place)
 
 
 def find_devices() -> list[Found]:
     """Returns what is there now, transport by transport, and why the rest cannot be used."""
-    return [*local.find(), *ssh.find(), *adb.find()]
+    return [*local.find(), *ssh.find(), *adb.find(), *emulated.find()]
