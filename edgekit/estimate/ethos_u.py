@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pydantic import Field
 
@@ -28,6 +28,7 @@ from edgekit.runtimes import check_digest
 from edgekit.runtimes.base import FLATBUFFER_DAMAGE, SHOWN_CHARACTERS, printable
 from edgekit.runtimes.inspect import inspect_content, read_model
 
+Optimise = Literal["Performance", "Size"]
 Table: TypeAlias = Any  # classes of the generated schema carry no type hints
 
 # Source: vela --help of ethos-u-vela 5.2.0. The last number counts the 8-bit multiplications of one
@@ -53,6 +54,7 @@ class NpuEstimate(Record):
         accelerator: NPU and size, such as "ethos-u55-128".
         system_config: Section of Vela's `vela.ini` with clock and memory speeds.
         memory_mode: Section of Vela's `vela.ini` that says what lies in which memory.
+        optimise: What Vela put first: "Performance" or "Size", which is less SRAM.
         clock_hz: Clock of the NPU in `system_config`.
         operators_in_all: Operators of the file.
         cpu_operators: Operators that stay on the CPU, as type and name of the output.
@@ -71,6 +73,7 @@ class NpuEstimate(Record):
     accelerator: str
     system_config: str
     memory_mode: str
+    optimise: Optimise
     clock_hz: float = Field(gt=0)
     operators_in_all: int = Field(ge=0)
     cpu_operators: tuple[str, ...]
@@ -107,7 +110,8 @@ class NpuEstimate(Record):
         """What was estimated and how, in words."""
         return (
             f"estimated by Arm's compiler {self.version} for {self.accelerator} at "
-            f"{self.clock_hz / 1e6:g} MHz, {self.system_config}, {self.memory_mode}; not measured"
+            f"{self.clock_hz / 1e6:g} MHz, {self.system_config}, {self.memory_mode}, "
+            f"optimised for {self.optimise.lower()}; not measured"
         )
 
 
@@ -117,6 +121,7 @@ def compile_for(
     accelerator: str = "ethos-u55-128",
     system_config: str | None = None,
     memory_mode: str | None = None,
+    optimise: Optimise = "Performance",
     timeout_seconds: float = 600.0,
     output: Path | None = None,
 ) -> NpuEstimate:
@@ -130,6 +135,7 @@ def compile_for(
             Vela's own default, for Ethos-U55 "Ethos_U55_High_End_Embedded", 500 MHz.
         memory_mode: Section of Vela's `vela.ini` that says what lies in which memory. Defaults to
             None: Vela's own default, for Ethos-U55 "Shared_Sram", weights in flash.
+        optimise: "Performance", or "Size" for less SRAM and more time. Defaults to "Performance".
         timeout_seconds: Wall time for the compiler. Defaults to 600.
         output: Where the compiled .tflite goes, which needs a runtime with the Ethos-U driver.
             Defaults to None: nowhere.
@@ -141,7 +147,7 @@ def compile_for(
             does not.
         SpecError: If a setting does not exist, does not fit the NPU, or `output` cannot be written.
     """
-    options = _options(accelerator, system_config, memory_mode)
+    options = [*_options(accelerator, system_config, memory_mode), f"--optimise={optimise}"]
     child.require("ethosu", "ethos-u-vela")
     content = read_model(model)
     check_digest(content, sha256, model)
@@ -159,6 +165,7 @@ def compile_for(
         estimate = NpuEstimate(
             version=f"ethos-u-vela {version('ethos-u-vela')}",
             accelerator=accelerator,
+            optimise=optimise,
             operators_in_all=in_all,
             cpu_operators=cpu_operators,
             compiled_bytes=len(compiled),

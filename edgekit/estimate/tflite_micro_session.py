@@ -61,7 +61,7 @@ class MicroJob(Record):
     sha256: str
     images: Path
     codes: Path
-    arena_bytes: int | None = Field(default=None, ge=1)
+    arena_bytes: int | None = None
     answers: Path
     arena: Path
 
@@ -162,7 +162,7 @@ def _work(job: MicroJob, report: Report) -> Done:
     model_input, output = classifier_io(inspect_content(content, "tflite", path), path)
     images, codes = _open_images(job, model_input)
     arena = _measure(content, path)
-    size = job.arena_bytes or arena.needed_bytes
+    size = arena.needed_bytes if job.arena_bytes is None else job.arena_bytes
     if size < arena.needed_bytes:
         raise SpecError(
             f"{path}: an arena of {size} bytes, but the model needs {arena.needed_bytes}",

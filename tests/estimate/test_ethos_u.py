@@ -100,6 +100,10 @@ def test_the_settings_matter() -> None:
     assert slow.estimated_ms > usual.estimated_ms
     # The weights are the same; only the commands differ.
     assert slow.flash_bytes == pytest.approx(usual.flash_bytes, rel=1e-3)
+    tight = compile_for(model, digest(model), optimise="Size", timeout_seconds=120)
+    assert tight.sram_bytes < usual.sram_bytes
+    assert tight.cycles > usual.cycles
+    assert "optimised for size" in tight.settings
     other = compiled(model, "ethos-u65-256", "Ethos_U65_High_End", "Dedicated_Sram")
     assert other.dram_bytes > usual.flash_bytes
     assert other.flash_bytes == 0

@@ -183,9 +183,11 @@ def test_the_arena_is_the_smallest_that_works(small: tuple[Path, Path, MicroAnsw
 
 def test_an_arena_too_small_says_what_is_needed(small: tuple[Path, Path, MicroAnswers]) -> None:
     model, images, found = small
-    for size in (found.arena_bytes - 1, 1):
+    for size in (found.arena_bytes - 1, 1, 0, -16):
         with pytest.raises(SpecError, match=f"the model needs {found.arena_bytes}"):
             run(model, images, arena_bytes=size)
+    with pytest.raises(DeviceError, match="ran out of memory"):
+        run(model, images, arena_bytes=2**40)
 
 
 @pytest.mark.usefixtures("micro")
