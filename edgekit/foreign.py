@@ -31,6 +31,7 @@ from edgekit.records import (
 from edgekit.spec import build
 from edgekit.store import file_digest
 from edgekit.target import BudgetSpec, Target, load_target, refuse_unused, with_latency_budget
+from edgekit.validate.estimates import estimated
 from edgekit.validate.external import (
     InputOptions,
     Judgement,
@@ -241,7 +242,7 @@ def judge_file(
         host = HostAnswers(
             judged.raw, judged.top1, reference.top1 if reference and drop else None, judged.runtime
         )
-        on_devices = {}
+        on_devices, estimates = {}, {}
         for target in targets:
             if imported is not None:
                 on_devices[target.name] = evaluate_import(
@@ -258,6 +259,9 @@ def judge_file(
                 on_devices[target.name] = _on_device(
                     target, plan, images, host, pictures, say, progress
                 )
+            elif not is_host(target):
+                asked = subject(plan, images)
+                estimates[target.name] = estimated(target, asked, host, pictures, say, progress)
         threads = sorted({1, *(t.runtime.threads for t in targets if is_host(t))})
         timings = measure.time_sessions(
             [subject(plan, images, count) for count in threads],
@@ -291,7 +295,8 @@ def judge_file(
                 judged.plausible,
                 measured_of(on_devices[target.name], no_drop_because)
                 if target.name in on_devices
-                else _measured_here(target, judged, drop, no_drop_because, by_threads),
+                else estimates.get(target.name)
+                or _measured_here(target, judged, drop, no_drop_because, by_threads),
                 () if imported is None else (origin(imported), *warnings_about(imported)),
             )
             for target in targets
@@ -452,9 +457,7 @@ def _measured_here(
     no_drop_because: str,
     timings: dict[int, measure.Timing],
 ) -> Measured:
-    """Returns what counts for a target that is not measured elsewhere."""
-    if not is_host(target):
-        return Measured()
+    """Returns what counts for a target that every file is measured for anyway."""
     timing = timings[target.runtime.threads]
     percentile = target.budget.latency_percentile
     latency = summarize(timing.sessions, percentile, this_machine(), timing.runtime)

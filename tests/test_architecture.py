@@ -18,7 +18,7 @@ PACKAGE = Path(edgekit.__file__).parent
 
 _BASE = "errors spec records"
 _ASKED = "recipe target"
-_MACHINES = "runner runtimes devices"
+_MACHINES = "runner runtimes devices estimate"
 _NETWORKS = "network fitting prefix"
 _STAGES = "data train quantize export validate"
 _UNTIL_STORE = f"root {_BASE} {_ASKED} store"
@@ -38,6 +38,7 @@ ALLOWED = {
     "runner": "",
     "runtimes": f"{_BASE} {_ASKED}",
     "devices": f"{_BASE} {_ASKED} runner runtimes",
+    "estimate": f"{_BASE} {_ASKED} runner runtimes devices",
     "network": f"{_BASE} {_ASKED}",
     "fitting": f"{_BASE} {_ASKED} store network",
     "prefix": f"{_BASE} {_ASKED} store network fitting",

@@ -20,6 +20,7 @@ from edgekit.target import (
 NAMES = (
     "coral-edgetpu",
     "cortex-m7",
+    "ethos-u55-128",
     "host-litert",
     "host-onnxruntime",
     "iphone-13",
@@ -80,7 +81,9 @@ def test_every_shipped_target_loads_and_has_its_budgets(name: str) -> None:
         assert target.device.transport != "local"
         assert target.budget.latency_ms is not None
         assert target.budget.size_bytes is not None
-    assert (target.budget.memory_bytes is not None) == (target.runtime.name == "tflite-micro")
+    assert (target.budget.memory_bytes is not None) == (
+        target.runtime.name in ("tflite-micro", "ethos-u")
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -197,6 +200,7 @@ INT8, FLOAT_IO, UINT8_IO = 'variant = "int8"', 'io = "float32"', 'io = "uint8"'
         ),
         (
             "cortex-m7",
+            "ethos-u55-128",
             [('io = "int8"', UINT8_IO)],
             "the file as a whole",
             'io "float32" or "int8"',
@@ -209,6 +213,7 @@ INT8, FLOAT_IO, UINT8_IO = 'variant = "int8"', 'io = "float32"', 'io = "uint8"'
         ),
         (
             "cortex-m7",
+            "ethos-u55-128",
             [('transport = "none"', 'transport = "local"')],
             "the file as a whole",
             'transport "none", or runtime "litert" or "onnxruntime"',

@@ -17,6 +17,7 @@ from edgekit.errors import DeviceError, SpecError
 from edgekit.estimate import child
 from edgekit.estimate.tflite_micro_session import Arena, MicroJob
 from edgekit.records import TensorInfo
+from edgekit.runtimes import read_ends
 
 SESSION = "edgekit.estimate.tflite_micro_session"
 ARENA_LIMIT_BYTES = 65536  # of the file that describes it
@@ -73,6 +74,7 @@ def answers(
     if codes.shape != (256, 3):
         raise SpecError(f"codes of shape {codes.shape}", "shape (256, 3)", "use input_codes")
     child.require("tflite_micro", "tflite-micro")
+    _, output = read_ends(model, "litert", sha256)
     with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
         place = Path(folder)
         np.save(place / "codes.npy", codes)
@@ -89,11 +91,11 @@ def answers(
         command = child.command(SESSION, str(place / "job.json"), timeout_seconds=timeout_seconds)
         done = exchange(command, str(model), timeout_seconds, progress, child.environment())
         count = len(np.load(images, mmap_mode="r", allow_pickle=False))
-        raw = _raw(job, (count, done.output.shape[-1]), done.output.dtype)
+        raw = _raw(job, (count, output.shape[-1]), output.dtype)
         arena = _arena(job)
     return MicroAnswers(
         raw=raw,
-        output=done.output,
+        output=output,
         runtime=done.runtime,
         arena_bytes=arena.needed_bytes,
         arena_detail=arena,

@@ -172,7 +172,7 @@ def _work(job: MicroJob, report: Report) -> Done:
     count = _answer_all(job, content, size, (images, codes), output, report)
     job.arena.write_text(arena.model_dump_json(), encoding="utf-8")
     named = f"TensorFlow Lite Micro {version('tflite-micro')}, reference kernels"
-    return Done(runtime=named, output=output, count=count)
+    return Done(runtime=named, count=count)
 
 
 def _open_images(

@@ -33,6 +33,7 @@ from edgekit.validate.accuracy import (
     sqnr_db,
     top1_classes,
 )
+from edgekit.validate.estimates import estimated
 from edgekit.validate.latency import summarize
 from edgekit.validate.on_device import (
     HostAnswers,
@@ -120,14 +121,19 @@ def judge(
     )
     drops = {digest: paired_drop(reference.top1, a.top1, labels) for digest, a in answered.items()}
     pictures = Pictures(labels, names, len(exported.class_names), _every(exported))
-    on_devices = {}
+    on_devices, estimates = {}, {}
     for target in targets:
-        if target.is_measured and not is_host(target):
-            found = answered[artifact_for(target, exported).sha256]
-            host = HostAnswers(found.raw, found.top1, reference.top1, found.runtime)
+        if is_host(target):
+            continue
+        subject = subject_of(artifact_for(target, exported), folder, images, exported.preprocess)
+        found = answered[subject.sha256]
+        host = HostAnswers(found.raw, found.top1, reference.top1, found.runtime)
+        if target.is_measured:
             on_devices[target.name] = _on_device(
                 target, exported, folder, images, host, pictures, measuring, say, progress
             )
+        else:
+            estimates[target.name] = estimated(target, subject, host, pictures, say, progress)
     timings = _time(exported, folder, images, targets, measuring, progress)
     wanted = dict.fromkeys((*((digest, 1) for digest in answered), *timings))
     evaluations = []
@@ -162,7 +168,7 @@ def judge(
             evaluation, notes = on_devices[target.name]
             measured = measured_of(evaluation)
         else:
-            measured, notes = Measured(), ()
+            measured, notes = estimates[target.name], ()
         verdicts.append(_verdict(target, artifact, measured, notes))
     return ValidationRecord(
         reference=reference.artifact.path,

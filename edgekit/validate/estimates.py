@@ -1,0 +1,139 @@
+"""What models of a device say where nothing can be measured on it. Stage layer.
+
+Estimates are shown beside an UNMEASURED check; none of them ever passes or misses a budget.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from edgekit.devices import measure
+from edgekit.devices.protocol import Subject
+from edgekit.errors import DeviceError
+from edgekit.estimate import ethos_u, tflite_micro
+from edgekit.records import input_codes
+from edgekit.runtimes import read_ends
+from edgekit.target import Target
+from edgekit.validate.accuracy import (
+    measure_accuracy,
+    paired_drop,
+    seconds_allowed,
+    top1_classes,
+)
+from edgekit.validate.on_device import HostAnswers, Measured, Pictures
+from edgekit.validate.verdict import check_accuracy_drop
+
+Progress = Callable[[str, int, int], None]
+
+
+def estimated(
+    target: Target,
+    subject: Subject,
+    host: HostAnswers,
+    pictures: Pictures,
+    say: Callable[[str], None],
+    progress: Progress,
+) -> Measured:
+    """Returns what can be said about a file without its device: estimates only.
+
+    Args:
+        target: A target that edgekit cannot measure.
+        subject: Its file and the pictures.
+        host: What the same file and its reference answer here.
+        pictures: Labels and names.
+        say: Called where an estimate needs a package that is not installed.
+        progress: Called with (what, done, in all).
+
+    Raises:
+        IntegrityError: If the file is not the one named, or crashes what estimates it.
+        DeviceError: If an estimator hangs or answers nonsense.
+    """
+    if target.runtime.name not in ("tflite-micro", "ethos-u"):
+        return Measured()
+    needed = {"tflite-micro": "tflite_micro", "ethos-u": "ethosu"}[target.runtime.name]
+    if not _installed(needed):
+        say(f"{target.name}: no estimates; pip install 'edgekit[micro]' brings what they need")
+        return Measured()
+    if target.runtime.name == "ethos-u":
+        return Measured(estimates=_npu(target, subject.model, subject.sha256))
+    return Measured(estimates=_micro(target, subject, host, pictures, progress))
+
+
+def _installed(module: str) -> bool:
+    from importlib.util import find_spec
+
+    return find_spec(module) is not None
+
+
+def _micro(
+    target: Target, subject: Subject, host: HostAnswers, pictures: Pictures, progress: Progress
+) -> tuple[tuple[str, str], ...]:
+    """Returns accuracy on TensorFlow Lite Micro's kernels, and its arena, both on this machine."""
+    model_input, _ = read_ends(subject.model, subject.runtime, subject.sha256)
+    codes = input_codes(
+        subject.preprocess, model_input.dtype, model_input.scale, model_input.zero_point
+    )
+    found = tflite_micro.answers(
+        subject.model,
+        subject.sha256,
+        subject.images,
+        codes,
+        timeout_seconds=10 * seconds_allowed(len(pictures.labels)),
+        progress=lambda done: progress(f"tflite-micro for {target.name}", round(1000 * done), 1000),
+    )
+    scores = measure.scores(found.raw, found.output)
+    top1 = top1_classes(scores, pictures.classes, pictures.output_index)
+    accuracy = measure_accuracy(scores, pictures.labels, pictures.classes, pictures.output_index)
+    same = (top1 == host.top1).mean()
+    where = f"{found.runtime}, on this machine"
+    estimates = [
+        ("accuracy", f"{accuracy.top1:.2%} of {accuracy.images} pictures, {where}"),
+        (
+            "memory",
+            f"an arena of {_share(found.arena_bytes, target.budget.memory_bytes)}, {where}, where "
+            "pointers have 8 bytes",
+        ),
+    ]
+    if host.reference_top1 is not None:
+        drop = paired_drop(host.reference_top1, top1, pictures.labels)
+        said = check_accuracy_drop(drop, target.budget.accuracy_drop_points or 100.0)
+        estimates.append(
+            ("accuracy_drop", f"{said.measured}, {same:.1%} answers as by LiteRT; {where}")
+        )
+    return tuple(estimates)
+
+
+def _npu(target: Target, model: Path, sha256: str) -> tuple[tuple[str, str], ...]:
+    """Returns what Arm's compiler says about the file on an Ethos-U."""
+    found = ethos_u.compile_for(model, sha256, accelerator=_accelerator(target))
+    where = (
+        f"{found.settings}; {found.operators_on_npu} of {found.operators_in_all} operators on it"
+    )
+    estimates = [
+        ("memory", f"{_share(found.sram_bytes, target.budget.memory_bytes)} of SRAM, {where}"),
+        ("flash", f"{_share(found.flash_bytes, target.budget.flash_bytes)} of flash, {where}"),
+    ]
+    if found.estimated_ms is not None:
+        estimates.append(("latency", f"{found.estimated_ms:.2f} ms, {where}"))
+    return tuple(estimates)
+
+
+def _accelerator(target: Target) -> str:
+    """Returns the NPU that a target's name begins with.
+
+    Raises:
+        DeviceError: If there is none.
+    """
+    for accelerator in ethos_u.ACCELERATORS:
+        if target.name == accelerator or target.name.startswith(f"{accelerator}-"):
+            return accelerator
+    raise DeviceError(
+        f"target {target.name} with runtime ethos-u, whose name does not say which NPU",
+        f"a name that begins with one of {', '.join(ethos_u.ACCELERATORS)}",
+        "rename the target",
+    )
+
+
+def _share(used: int, budget: int | None) -> str:
+    """Returns a number of bytes and how much of a budget it would be."""
+    part = "" if budget is None else f" ({used / budget:.0%} of the budget)"
+    return f"{used:,} bytes{part}"
