@@ -60,4 +60,18 @@ def open_device(spec: DeviceSpec, runtime: RuntimeName, say: Say) -> Iterator[De
 
 def find_devices() -> list[Found]:
     """Returns what is there now, transport by transport, and why the rest cannot be used."""
-    return [*local.find(), *ssh.find(), *adb.find(), *emulated.find()]
+    none = {
+        "ssh": "no host is named in ~/.ssh/config; name one with --device TARGET=USER@HOST",
+        "adb": "no device is attached; switch on USB debugging and attach one",
+    }
+    found = {
+        "local": local.find(),
+        "ssh": ssh.find(),
+        "adb": adb.find(),
+        "emulated": emulated.find(),
+    }
+    return [
+        item
+        for transport, items in found.items()
+        for item in items or [Found(transport, "", "", none[transport])]
+    ]
