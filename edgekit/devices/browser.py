@@ -1,0 +1,502 @@
+"""Runs exported files in a real browser, by ONNX Runtime Web or LiteRT.js. Device layer.
+
+There is no Python in a browser, so this is no `Place`: a page that edgekit serves on loopback does
+what the runner program does elsewhere, and what it sends back is as untrusted.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import Field, ValidationError
+
+from edgekit import errors
+from edgekit.devices.browser_page.packages import (
+    cache_folder,
+    prepare,
+    problem as packages_problem,
+    versions,
+)
+from edgekit.devices.browser_page.server import PageServer, Task, serving
+from edgekit.devices.exchange import ReportProgress
+from edgekit.devices.place import Found
+from edgekit.devices.protocol import Failure
+from edgekit.errors import DataError, DeviceError, EdgekitError, SpecError
+from edgekit.records import Record
+from edgekit.runtimes.base import SHOWN_CHARACTERS, printable
+
+__all__ = [
+    "MANUAL",
+    "BrowserAnswer",
+    "BrowserJob",
+    "Window",
+    "cache_folder",
+    "find",
+    "opened",
+    "prepare",
+    "run",
+]
+
+Runtime = Literal["onnxruntime-web", "litert-js"]
+Say = Callable[[str], None]
+
+PACKAGE_OF_RUNTIME: dict[Runtime, str] = {
+    "onnxruntime-web": "onnxruntime-web",
+    "litert-js": "@litertjs/core",
+}
+MANUAL = "manual"
+PROGRAMS = (
+    "chromium",
+    "chromium-browser",
+    "google-chrome",
+    "google-chrome-stable",
+    "microsoft-edge",
+    "brave-browser",
+)
+TO_INSTALL = "install Chromium (Debian: apt-get install chromium) or Google Chrome"
+# source: https://peter.sh/experiments/chromium-command-line-switches/ (list of all switches)
+FLAGS = (
+    "--headless",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--no-default-browser-check",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-extensions",
+    # A crash handler would be a process outside the group that ends with the browser.
+    "--disable-crashpad-for-testing",
+    # No name is ever looked up, so nothing but edgekit's own page can be reached.
+    "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
+)
+MAX_CLASSES = 100_000
+MAX_SAMPLES = 10_000_000
+MAX_RESULT_BYTES = 1024**3
+MIN_WARMUP_RUNS = 5
+START_SECONDS = 60.0
+# A page that is loaded anew is away for a moment.
+AWAY_SECONDS = 5.0
+LOOK_SECONDS = 0.1
+VERSION_SECONDS = 20.0
+REMOVAL_TRIES = 100
+
+
+@dataclass(frozen=True)
+class BrowserJob:
+    """One measurement in a fresh page.
+
+    Args:
+        model: An .onnx or .tflite file with float32 input and output and, for LiteRT.js, a static
+            batch of 1.
+        sha256: Digest that the page must find, in hex.
+        runtime: "onnxruntime-web" or "litert-js", both in WebAssembly.
+        threads: Threads the runtime may use.
+        images: A .npy file, uint8 of shape `(count, height, width, 3)`.
+        codes: A .npy file, float32 of shape `(256, 3)`: the tensor value of each pixel value, per
+            channel.
+        mode: "accuracy" answers every image; "latency" times single calls.
+        warmup_seconds: Latency: untimed running first, at least five calls. Defaults to 0.5.
+        min_queries: Latency: fewest samples. Defaults to 200.
+        min_seconds: Latency: shortest timed part. Defaults to 10.
+    """
+
+    model: Path
+    sha256: str
+    runtime: Runtime
+    threads: int
+    images: Path
+    codes: Path
+    mode: Literal["accuracy", "latency"]
+    warmup_seconds: float = 0.5
+    min_queries: int = 200
+    min_seconds: float = 10.0
+
+
+@dataclass(frozen=True)
+class BrowserAnswer:
+    """What a page measured.
+
+    Args:
+        runtime: Package and version.
+        user_agent: What the browser calls itself; printable.
+        array: float32 scores of shape `(count, classes)`, or float64 samples in milliseconds of
+            shape `(samples,)`.
+        hardware_concurrency: Logical cores that the browser admits to.
+        visible: Whether the page could be seen all the time; browsers slow hidden pages down.
+        warmup_runs: Untimed calls before the first sample.
+        cross_origin_isolated: Whether the page had a clock of 5 microseconds, and threads.
+    """
+
+    runtime: str
+    user_agent: str
+    array: npt.NDArray[np.float32] | npt.NDArray[np.float64]
+    hardware_concurrency: int
+    visible: bool
+    warmup_runs: int
+    cross_origin_isolated: bool
+
+
+class _Facts(Record):
+    """What the page says in front of its numbers."""
+
+    rows: int = Field(ge=1, le=MAX_SAMPLES)
+    columns: int = Field(ge=1, le=MAX_CLASSES)
+    warmup_runs: int = Field(ge=0, le=MAX_SAMPLES)
+    user_agent: str = Field(max_length=1000)
+    hardware_concurrency: int = Field(ge=1, le=65536)
+    visible: bool
+    cross_origin_isolated: bool
+
+
+@dataclass(frozen=True)
+class Window:
+    """A way to a browser; `run` takes one job after the other."""
+
+    server: PageServer
+    program: str | None
+
+    def run(
+        self, job: BrowserJob, timeout_seconds: float, progress: ReportProgress | None = None
+    ) -> BrowserAnswer:
+        """Runs one job in a fresh page: in a fresh browser, or in the user's own, loaded anew.
+
+        Args:
+            job: What to measure.
+            timeout_seconds: Wall time for the whole job, the start of the browser included.
+            progress: Called with fractions from 0 to 1. Defaults to None.
+
+        Raises:
+            IntegrityError: If the file is not the one named, or the runtime refuses it.
+            DeviceError: If the browser does not start, crashes, hangs or answers nonsense.
+            SpecError: If images, codes and model do not fit together.
+            DataError: If the images cannot be read.
+        """
+        task = _task(job)
+        self.server.give(task)
+        began = time.monotonic()
+        deadline = began + timeout_seconds
+        try:
+            if self.program is None:
+                _wait(task, None, job, deadline, timeout_seconds, progress)
+            else:
+                with _browser(self.program, self.server.url) as process:
+                    _wait(task, process, job, deadline, timeout_seconds, progress)
+        finally:
+            task.ended.set()
+        return _judge(task, job, time.monotonic() - began)
+
+
+@contextlib.contextmanager
+def opened(packages: Path, *, browser: str | None, say: Say) -> Iterator[Window]:
+    """Yields a way to run jobs in a browser, and ends it afterwards.
+
+    Args:
+        packages: Folder of the npm packages, from `prepare`.
+        browser: Name or path of a Chromium-like browser; None for the first that is found; "manual"
+            for one that the user opens at the address that `say` gets, and keeps open.
+        say: Takes lines for the user.
+
+    Raises:
+        DeviceError: If there is no such browser, or the packages are missing or altered.
+    """
+    program = None if browser == MANUAL else _program(browser)
+    wrong = packages_problem(packages)
+    if wrong is not None:
+        raise DeviceError(
+            f"the npm packages for the browser: {wrong}",
+            "the files that edgekit lists, byte for byte",
+            "fetch them again with npm (edgekit does so when the folder is missing)",
+        )
+    with serving(packages) as server:
+        if program is None:
+            say(f"open this address in a browser on this machine, and keep it open: {server.url}")
+        yield Window(server, program)
+
+
+def run(
+    job: BrowserJob,
+    packages: Path,
+    *,
+    browser: str | None,
+    timeout_seconds: float,
+    progress: ReportProgress | None,
+    say: Say,
+) -> BrowserAnswer:
+    """Runs one job: `opened` and `Window.run` in one.
+
+    Args:
+        job: What to measure.
+        packages: As in `opened`.
+        browser: As in `opened`.
+        timeout_seconds: As in `Window.run`.
+        progress: As in `Window.run`.
+        say: As in `opened`.
+
+    Raises:
+        EdgekitError: As `opened` and `Window.run`.
+    """
+    with opened(packages, browser=browser, say=say) as window:
+        return window.run(job, timeout_seconds, progress)
+
+
+def find() -> list[Found]:
+    """Returns the Chromium-like browsers on PATH, or one line that says what to install."""
+    found: dict[Path, Found] = {}
+    for name in PROGRAMS:
+        path = shutil.which(name)
+        # Names often lead to the same program.
+        if path is not None and Path(path).resolve() not in found:
+            found[Path(path).resolve()] = _look(name, path)
+    missing = Found("browser", PROGRAMS[0], "no Chromium-like browser on PATH", TO_INSTALL)
+    return list(found.values()) or [missing]
+
+
+def _look(name: str, path: str) -> Found:
+    """Asks one browser for its version."""
+    try:
+        done = subprocess.run(  # noqa: S603 - an argument list, no shell
+            [path, "--version"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=VERSION_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as err:
+        return Found("browser", name, path, printable(f"does not tell its version: {err}"))
+    return Found("browser", name, printable(done.stdout.decode("utf-8", "replace")))
+
+
+def _program(browser: str | None) -> str:
+    """Returns the path of the browser that was asked for."""
+    for name in PROGRAMS if browser is None else (browser,):
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    found = "no Chromium-like browser on PATH" if browser is None else f"no program {browser!r}"
+    raise DeviceError(found, f"one of {', '.join(PROGRAMS)}, a path, or {MANUAL!r}", TO_INSTALL)
+
+
+def _task(job: BrowserJob) -> Task:
+    """Reads the arrays of a job and describes it to the page."""
+    images, codes = _array(job.images), _array(job.codes)
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
+        found = f"{job.images}: {images.dtype} of shape {images.shape}"
+        raise DataError(found, "uint8 of shape (count, height, width, 3)", "decode them again")
+    if codes.dtype != np.float32 or codes.shape != (256, 3):
+        found = f"{job.codes}: {codes.dtype} of shape {codes.shape}"
+        raise SpecError(
+            found, "float32 of shape (256, 3)", "give the float32 codes of the preprocessing"
+        )
+    count, height, width, _ = images.shape
+    description = {
+        "name": printable(job.model.name),
+        "sha256": job.sha256,
+        "runtime": job.runtime,
+        "runtime_version": _version(job),
+        "threads": job.threads,
+        "mode": job.mode,
+        "count": count,
+        "height": height,
+        "width": width,
+        "warmup_seconds": job.warmup_seconds,
+        "min_queries": job.min_queries,
+        "min_seconds": job.min_seconds,
+    }
+    most = count * MAX_CLASSES * 4 if job.mode == "accuracy" else MAX_SAMPLES * 8
+    return Task(description, job.model, images, codes, min(most, MAX_RESULT_BYTES))
+
+
+def _array(path: Path) -> npt.NDArray[Any]:
+    """Returns a memory-mapped array."""
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as err:
+        raise DataError(f"{path}: {err}", "a .npy file", "decode the images again") from err
+    return array
+
+
+def _version(job: BrowserJob) -> str:
+    package = PACKAGE_OF_RUNTIME[job.runtime]
+    return f"{package} {versions()[package]}"
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A browser that was started, and the file that its stderr goes to."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def tail(self) -> str:
+        """Returns the end of what it wrote, safe to print."""
+        with self.log.open("rb") as stream:
+            stream.seek(max(0, self.log.stat().st_size - SHOWN_CHARACTERS))
+            return printable(stream.read(SHOWN_CHARACTERS).decode("utf-8", "replace"))
+
+
+@contextlib.contextmanager
+def _browser(program: str, url: str) -> Iterator[_Process]:
+    """Starts a browser with an empty profile; ends it and removes all it wrote afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="edgekit-browser-"))
+    try:
+        profile = folder / "profile"
+        profile.mkdir()
+        command = [program, *FLAGS, f"--user-data-dir={profile}"]
+        if os.geteuid() == 0:
+            # Chromium refuses to start as root with its sandbox on.
+            command.append("--no-sandbox")
+        # Everything that a browser keeps outside its profile goes to the same folder.
+        names = ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "TMPDIR")
+        environment = {**os.environ, **dict.fromkeys(names, str(folder))}
+        log = folder / "stderr"
+        with log.open("wb") as stderr:
+            process = subprocess.Popen(  # noqa: S603 - an argument list, no shell
+                [*command, url],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                start_new_session=True,  # so that its children end with it
+                env=environment,
+            )
+        try:
+            yield _Process(process, log)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    except OSError as err:
+        found = f"{program}: {err.strerror or err}"
+        raise DeviceError(found, "a browser that starts", TO_INSTALL) from err
+    finally:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Removes a folder in which killed processes may still be writing."""
+    for _ in range(REMOVAL_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not folder.exists():
+            return
+        time.sleep(LOOK_SECONDS)
+
+
+def _wait(
+    task: Task,
+    browser: _Process | None,
+    job: BrowserJob,
+    deadline: float,
+    timeout_seconds: float,
+    progress: ReportProgress | None,
+) -> None:
+    """Waits until the page has said its last word.
+
+    Raises:
+        DeviceError: If that does not happen.
+    """
+    began = time.monotonic()
+    reported = 0.0
+    while not task.ended.wait(LOOK_SECONDS):
+        if progress is not None and task.progress != reported:
+            reported = task.progress
+            progress(reported)
+        now = time.monotonic()
+        trouble = ""
+        if now > deadline:
+            trouble = f"no answer from the browser after {timeout_seconds:g} s"
+        elif browser is not None and browser.process.poll() is not None:
+            trouble = f"the browser ended by itself with code {browser.process.returncode}"
+        elif browser is not None and not task.arrived and now - began > START_SECONDS:
+            trouble = f"the browser did not open the page within {START_SECONDS:g} s"
+        elif task.left is not None and now - task.left > AWAY_SECONDS:
+            trouble = "the page crashed or was closed"
+        if trouble:
+            said = f" ({browser.tail()})" if browser is not None else ""
+            raise DeviceError(
+                f"{job.model}: {trouble}{said}",
+                "a page that stays open until it has answered",
+                "check that the model ends on one image and fits into the browser's memory, "
+                "or raise the time limit",
+            )
+
+
+def _judge(task: Task, job: BrowserJob, elapsed_seconds: float) -> BrowserAnswer:
+    """Turns the page's last word into the answer or the error that it reports."""
+    kind, body = task.said or ("", b"")
+    if kind == "failure":
+        raise _failure(body, job)
+    line, _, raw = body.partition(b"\n")
+    try:
+        facts = _Facts.model_validate_json(line, strict=True)
+    except ValidationError as err:
+        raise _nonsense(job, printable(line.decode("utf-8", "replace"))) from err
+    array = _numbers(raw, facts, task, job, elapsed_seconds)
+    return BrowserAnswer(
+        runtime=_version(job),
+        user_agent=printable(facts.user_agent),
+        array=array,
+        hardware_concurrency=facts.hardware_concurrency,
+        visible=facts.visible,
+        warmup_runs=facts.warmup_runs,
+        cross_origin_isolated=facts.cross_origin_isolated,
+    )
+
+
+def _numbers(
+    raw: bytes, facts: _Facts, task: Task, job: BrowserJob, elapsed_seconds: float
+) -> npt.NDArray[np.float32] | npt.NDArray[np.float64]:
+    """Returns the numbers of a result, checked against what was asked."""
+    timed = job.mode == "latency"
+    size = facts.rows * facts.columns * (8 if timed else 4)
+    if len(raw) != size:
+        raise _nonsense(job, f"{len(raw)} bytes for {facts.rows} x {facts.columns} numbers")
+    if not timed:
+        scores = np.frombuffer(raw, "<f4").astype(np.float32).reshape(facts.rows, facts.columns)
+        if facts.rows != len(task.images) or not np.isfinite(scores).all():
+            found = f"{facts.rows} answers to {len(task.images)} images, or some not finite"
+            raise _nonsense(job, found)
+        return scores
+    samples = np.frombuffer(raw, "<f8").astype(np.float64)
+    enough = facts.columns == 1 and facts.rows >= job.min_queries
+    usable = np.isfinite(samples).all() and (samples >= 0).all()
+    # More time than has passed cannot have been measured.
+    possible = usable and samples.sum() <= elapsed_seconds * 1000
+    if not (enough and possible and facts.warmup_runs >= MIN_WARMUP_RUNS):
+        raise _nonsense(job, f"{facts.rows} samples, or some not usable")
+    return samples
+
+
+def _nonsense(job: BrowserJob, found: str) -> DeviceError:
+    return DeviceError(
+        f"{job.model}: the page answered {found}",
+        "one finite number for each score or sample asked for",
+        "run it again; if it stays, look at the model's outputs on this machine",
+    )
+
+
+def _failure(body: bytes, job: BrowserJob) -> EdgekitError:
+    """Returns the error that the page reported, its texts made safe to print."""
+    try:
+        failure = Failure.model_validate(json.loads(body), strict=True)
+    except ValueError as err:
+        shown = printable(body[: 4 * SHOWN_CHARACTERS].decode("utf-8", "replace"))
+        error: EdgekitError = _nonsense(job, shown)
+        error.__cause__ = err
+        return error
+    kind: type[EdgekitError] = getattr(errors, failure.error)
+    return kind(
+        f"{job.model} in the browser: {printable(failure.received)}",
+        printable(failure.expected),
+        printable(failure.remedy),
+    )
