@@ -76,8 +76,7 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
     "--disable-extensions",
-    # A crash handler would be a process outside the group that ends with the browser.
-    "--disable-crashpad-for-testing",
+    "--disable-breakpad",
     # No name is ever looked up, so nothing but edgekit's own page can be reached.
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 )
@@ -91,6 +90,7 @@ AWAY_SECONDS = 5.0
 LOOK_SECONDS = 0.1
 VERSION_SECONDS = 20.0
 REMOVAL_TRIES = 100
+STDERR_READ_BYTES = 65536
 
 
 @dataclass(frozen=True)
@@ -342,8 +342,11 @@ class _Process:
     def tail(self) -> str:
         """Returns the end of what it wrote, safe to print."""
         with self.log.open("rb") as stream:
-            stream.seek(max(0, self.log.stat().st_size - SHOWN_CHARACTERS))
-            return printable(stream.read(SHOWN_CHARACTERS).decode("utf-8", "replace"))
+            stream.seek(max(0, self.log.stat().st_size - STDERR_READ_BYTES))
+            lines = stream.read(STDERR_READ_BYTES).decode("utf-8", "replace").splitlines()
+        # Without a desktop Chromium complains about D-Bus all the time, and works.
+        telling = " ".join(line for line in lines if ":dbus/" not in line)
+        return printable(telling[-SHOWN_CHARACTERS:])
 
 
 @contextlib.contextmanager
@@ -351,36 +354,38 @@ def _browser(program: str, url: str) -> Iterator[_Process]:
     """Starts a browser with an empty profile; ends it and removes all it wrote afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="edgekit-browser-"))
     try:
-        profile = folder / "profile"
-        profile.mkdir()
-        command = [program, *FLAGS, f"--user-data-dir={profile}"]
-        if os.geteuid() == 0:
-            # Chromium refuses to start as root with its sandbox on.
-            command.append("--no-sandbox")
-        # Everything that a browser keeps outside its profile goes to the same folder.
-        names = ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "TMPDIR")
-        environment = {**os.environ, **dict.fromkeys(names, str(folder))}
-        log = folder / "stderr"
-        with log.open("wb") as stderr:
-            process = subprocess.Popen(  # noqa: S603 - an argument list, no shell
+        browser = _Process(_start(program, url, folder), folder / "stderr")
+        try:
+            yield browser
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(browser.process.pid, signal.SIGKILL)
+            browser.process.wait()
+    finally:
+        _remove(folder)
+
+
+def _start(program: str, url: str, folder: Path) -> subprocess.Popen[bytes]:
+    """Starts a browser whose every file is below `folder`."""
+    command = [program, *FLAGS, f"--user-data-dir={folder / 'profile'}"]
+    if os.geteuid() == 0:
+        # Chromium refuses to start as root with its sandbox on.
+        command.append("--no-sandbox")
+    # A browser keeps caches, settings and sockets outside its profile, too.
+    names = ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "TMPDIR")
+    try:
+        with (folder / "stderr").open("wb") as stderr:
+            return subprocess.Popen(  # noqa: S603 - an argument list, no shell
                 [*command, url],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 start_new_session=True,  # so that its children end with it
-                env=environment,
+                env={**os.environ, **dict.fromkeys(names, str(folder))},
             )
-        try:
-            yield _Process(process, log)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
     except OSError as err:
         found = f"{program}: {err.strerror or err}"
         raise DeviceError(found, "a browser that starts", TO_INSTALL) from err
-    finally:
-        _remove(folder)
 
 
 def _remove(folder: Path) -> None:

@@ -2,10 +2,10 @@
 import { Failure, openModel } from "./runtimes.js";
 
 const MIN_WARMUP_RUNS = 5;
-// Different images that latency cycles through, as on other devices.
+// Different images that latency cycles through; bounds the memory of the tensors.
 const MAX_TIMED_IMAGES = 64;
 const PROGRESS_MS = 500;
-const NEXT_JOB_MS = 1000;
+const NEXT_JOB_MS = 300;
 const FETCHED_BYTES = 4 * 1024 * 1024;
 
 const element = (id) => document.getElementById(id);

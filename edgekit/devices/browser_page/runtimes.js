@@ -47,6 +47,7 @@ async function openOnnx(bytes, threads) {
 }
 
 async function openLiteRt(bytes, threads) {
+  const errors = collectErrors();
   const { loadLiteRt, loadAndCompile, Tensor } = await import("@litertjs/core");
   await loadLiteRt(packageFolder("@litertjs/core/wasm/"), { threads: threads > 1 });
   const options = { accelerator: "wasm", cpuOptions: { numThreads: threads } };
@@ -68,19 +69,42 @@ async function openLiteRt(bytes, threads) {
       "export with a fixed input signature of batch 1",
     );
   }
-  return {
-    shape: input.shape,
-    columns: output.shape.at(-1),
-    run: async (values) => {
-      const tensor = new Tensor(values, input.shape);
-      const results = await model.run([tensor]);
-      const scores = await results[0].data();
-      // The heap of WebAssembly is not garbage-collected.
-      tensor.delete();
-      results.forEach((result) => result.delete());
-      return scores;
-    },
+  const run = async (values) => {
+    const tensor = new Tensor(values, input.shape);
+    const results = await model.run([tensor]);
+    const scores = await results[0].data();
+    // The heap of WebAssembly is not garbage-collected.
+    tensor.delete();
+    results.forEach((result) => result.delete());
+    if (errors.length) {
+      throw new Error(errors.join(" "));
+    }
+    return scores;
   };
+  const size = input.shape.reduce((product, length) => product * length);
+  await refusing("LiteRT.js", () => run(new Float32Array(size)));
+  return { shape: input.shape, columns: output.shape.at(-1), run };
+}
+
+/**
+ * Returns an array that fills with the errors that LiteRT.js reports.
+ *
+ * Version 2.5.3 reports an operator that it does not have, or tensors that it cannot allocate, on
+ * the console only, and then answers with what happens to be in memory.
+ */
+function collectErrors() {
+  const errors = [];
+  for (const level of ["debug", "log", "info", "warn", "error"]) {
+    const write = console[level].bind(console);
+    console[level] = (...words) => {
+      const line = words.join(" ");
+      if (line.startsWith("ERROR:") && errors.length < 3) {
+        errors.push(line);
+      }
+      write(...words);
+    };
+  }
+  return errors;
 }
 
 function packageFolder(path) {
