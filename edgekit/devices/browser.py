@@ -23,7 +23,6 @@ from pydantic import Field, ValidationError
 
 from edgekit import errors
 from edgekit.devices.browser_page.packages import (
-    cache_folder,
     prepare,
     problem as packages_problem,
     versions,
@@ -41,7 +40,6 @@ __all__ = [
     "BrowserAnswer",
     "BrowserJob",
     "Window",
-    "cache_folder",
     "find",
     "opened",
     "prepare",

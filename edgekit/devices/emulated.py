@@ -28,7 +28,7 @@ from pathlib import Path
 
 from edgekit.devices.exchange import ReportProgress
 from edgekit.devices.measure import MEMORY_LIMIT_BYTES
-from edgekit.devices.place import Found, Machine
+from edgekit.devices.place import Found, Machine, cache_folder
 from edgekit.errors import DeviceError, SpecError
 from edgekit.runtimes.base import printable
 
@@ -101,13 +101,6 @@ CPUS: Mapping[str, Cpu] = {
 }
 
 
-def default_folder() -> Path:
-    """Returns where prepared folders lie: `edgekit` in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # A relative path there is to be ignored, says the XDG Base Directory Specification.
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "edgekit"
-
-
 def prepare(folder: Path, say: Say, progress: ReportProgress | None = None) -> Path:
     """Returns a folder with arm64 Python and the runtimes, made there if it is not yet.
 
@@ -115,7 +108,7 @@ def prepare(folder: Path, say: Say, progress: ReportProgress | None = None) -> P
     the final name. Needs a network the first time: about 70 MB of downloads.
 
     Args:
-        folder: Where it is kept, such as `default_folder()`.
+        folder: Where it is kept, such as `cache_folder()`.
         say: Called with a line about what is done; not called if nothing is to do.
         progress: Called with fractions from 0 to 1. Defaults to None.
 
@@ -187,7 +180,7 @@ def find(folder: Path | None = None, emulator: str = EMULATOR) -> list[Found]:
     """Returns the emulated machine and what is missing before it can be used.
 
     Args:
-        folder: Where prepared folders lie. Defaults to None: `default_folder()`.
+        folder: Where prepared folders lie. Defaults to None: `cache_folder()`.
         emulator: As in `reach`.
     """
     words, problem = f"emulated arm64 ({', '.join(CPUS)}) on {_processor()}; accuracy only", ""
@@ -195,7 +188,7 @@ def find(folder: Path | None = None, emulator: str = EMULATOR) -> list[Found]:
         _version(_program(emulator))
     except DeviceError as err:
         problem = err.remedy
-    if not problem and not ((folder or default_folder()) / _name()).is_dir():
+    if not problem and not ((folder or cache_folder()) / _name()).is_dir():
         problem = "not prepared yet: the first use downloads about 70 MB"
     return [Found("emulated", DEFAULT_CPU, printable(words), problem)]
 

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from edgekit.devices import adb, emulated, local, ssh
+from edgekit.devices import adb, browser, browser_device, emulated, local, ssh
 from edgekit.devices.measure import Device, RunnerDevice
-from edgekit.devices.place import Found
+from edgekit.devices.place import Found, cache_folder
 from edgekit.errors import DeviceError
 from edgekit.target import DeviceSpec, RuntimeName
 
@@ -50,8 +50,12 @@ def open_device(spec: DeviceSpec, runtime: RuntimeName, say: Say) -> Iterator[De
         ) as board:
             yield RunnerDevice(board)
         return
+    if spec.transport == "browser":
+        with browser_device.reach(spec.program, say) as page:
+            yield page
+        return
     if spec.transport == "emulated":
-        with emulated.reach(emulated.prepare(emulated.default_folder(), say)) as machine:
+        with emulated.reach(emulated.prepare(cache_folder(), say)) as machine:
             yield RunnerDevice(machine)
         return
     with local.reach() as place:
@@ -68,6 +72,7 @@ def find_devices() -> list[Found]:
         "local": local.find(),
         "ssh": ssh.find(),
         "adb": adb.find(),
+        "browser": browser.find(),
         "emulated": emulated.find(),
     }
     return [

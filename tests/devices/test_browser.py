@@ -35,6 +35,7 @@ from edgekit.devices.browser import BrowserAnswer, BrowserJob, Runtime, Window
 from edgekit.devices.browser_page import packages as npm
 from edgekit.devices.browser_page.server import PageServer
 from edgekit.devices.local import answer
+from edgekit.devices.place import cache_folder
 from edgekit.devices.protocol import Subject
 from edgekit.errors import DataError, DeviceError, IntegrityError, SpecError
 from edgekit.records import Preprocess, input_codes
@@ -57,7 +58,7 @@ def needed(reason: str) -> None:
 @pytest.fixture(scope="session")
 def packages() -> Path:
     try:
-        return npm.prepare(npm.cache_folder(), print)
+        return npm.prepare(cache_folder(), print)
     except DeviceError as err:
         needed(f"needs npm and its registry: {err}")
         raise

@@ -21,7 +21,7 @@ from edgekit.devices import emulated
 from edgekit.devices.emulated import EmulatedPlace, find, prepare, reach
 from edgekit.devices.exchange import exchange
 from edgekit.devices.local import answer
-from edgekit.devices.place import Place
+from edgekit.devices.place import Place, cache_folder
 from edgekit.devices.protocol import Done, Subject
 from edgekit.errors import DeviceError, IntegrityError, SpecError
 from edgekit.records import Preprocess
@@ -88,7 +88,7 @@ def root() -> Path:
         if shutil.which(program) is None:
             lacking(f"needs {program}")
     try:
-        return prepare(emulated.default_folder(), lambda _line: None)
+        return prepare(cache_folder(), lambda _line: None)
     except DeviceError as err:
         lacking(f"arm64 Linux could not be prepared: {err}")
         raise
@@ -167,7 +167,7 @@ def test_what_is_prepared_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     """The second time nothing is downloaded, nor even looked for."""
     monkeypatch.setenv("PATH", "")
     said: list[str] = []
-    assert prepare(emulated.default_folder(), said.append) == root
+    assert prepare(cache_folder(), said.append) == root
     assert said == []
     names = (root / "contents.txt").read_text(encoding="utf-8")
     assert "libc6_" in names

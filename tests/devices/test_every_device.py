@@ -13,6 +13,7 @@ from tiny_models import SIZE, colour_images, digest, endless_onnx, mean_onnx, me
 
 from edgekit.devices import adb, emulated, local, measure, ssh
 from edgekit.devices.measure import Device, Pace, RunnerDevice, answer, time_sessions
+from edgekit.devices.place import cache_folder
 from edgekit.devices.protocol import Subject
 from edgekit.errors import DeviceError, EdgekitError, IntegrityError
 from edgekit.records import Preprocess
@@ -60,7 +61,7 @@ def on_adb(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
 def on_emulated(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
     for program in ("apt-get", "dpkg-deb", emulated.EMULATOR):
         installed(program)
-    with emulated.reach(emulated.prepare(emulated.default_folder(), print)) as place:
+    with emulated.reach(emulated.prepare(cache_folder(), print)) as place:
         yield RunnerDevice(place)
 
 

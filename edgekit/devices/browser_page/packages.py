@@ -6,7 +6,6 @@ else of the packages, and nothing they depend on, is kept, served or run.
 
 import hashlib
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -33,20 +32,12 @@ def digests() -> dict[str, str]:
     return listed
 
 
-def cache_folder() -> Path:
-    """Returns where edgekit keeps what it fetched: below `XDG_CACHE_HOME`, or in ~/.cache."""
-    # Only absolute paths count.
-    # source: https://specifications.freedesktop.org/basedir-spec/latest/
-    given = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (given if given.is_absolute() else Path.home() / ".cache") / "edgekit"
-
-
 def prepare(folder: Path, say: Callable[[str], None]) -> Path:
     """Returns a folder with the packages, fetched with npm unless they are there already.
 
     Args:
-        folder: Where such folders are kept, as `cache_folder()`; made if missing. The one for this
-            version of the list is named `web-<hash>`.
+        folder: Where such folders are kept, as `place.cache_folder()`; made if missing. The one for
+            this version of the list is named `web-<hash>`.
         say: Takes a line for the user when something is fetched.
 
     Raises:
