@@ -6,6 +6,7 @@ TensorFlow is imported inside the fixtures only: tests of the lower layers run w
 import os
 import shutil
 import subprocess
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,6 +30,55 @@ from tiny_network import (
 )
 
 from edgekit.records import Preprocess
+
+
+class Support:
+    """Gathers what each test marked `proves(what, how)` came to, for the README's table.
+
+    With `--support-table FILE` the table between the file's `support` marks is written anew from
+    the tests that ran; what was skipped or failed is said there, too.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.marks: dict[str, tuple[str, str]] = {}
+        self.counts: dict[tuple[str, str], Counter[str]] = {}
+
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        for item in items:
+            mark = item.get_closest_marker("proves")
+            if mark is not None:
+                what, how = mark.args
+                self.marks[item.nodeid] = (what, how)
+                self.counts.setdefault((what, how), Counter())
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        known = self.marks.get(report.nodeid)
+        if known is not None and (report.when == "call" or report.outcome != "passed"):
+            self.counts[known][report.outcome] += 1
+
+    def pytest_sessionfinish(self) -> None:
+        lines = ["| where files are judged | proven by | tests |", "| --- | --- | --- |"]
+        for (what, how), counts in self.counts.items():
+            ran = ", ".join(
+                f"{counts[o]} {o}" for o in ("passed", "failed", "skipped") if counts[o]
+            )
+            lines.append(f"| {what} | {how} | {ran or 'none ran'} |")
+        start, end = "<!-- support -->\n", "<!-- /support -->"
+        text = self.path.read_text()
+        head, _, rest = text.partition(start)
+        self.path.write_text(head + start + "\n".join(lines) + "\n" + end + rest.partition(end)[2])
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--support-table", metavar="FILE", help=Support.__doc__)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "proves(what, how): a row of the README's support table")
+    path = config.getoption("--support-table")
+    if path:
+        config.pluginmanager.register(Support(Path(path)))
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,11 @@ from edgekit.devices.adb import benchmark, find, read_timings
 from edgekit.devices.exchange import exchange
 from edgekit.errors import DeviceError, SpecError
 
+pytestmark = pytest.mark.proves(
+    "adb: Android devices",
+    "protocol only: the real adb client and server, a device made of software",
+)
+
 GOOD = '{"kind":"done","runtime":"r 1","count":1}'
 # A stand-in for the runner: does what its job file says.
 RUNNER = """

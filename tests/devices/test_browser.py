@@ -34,12 +34,16 @@ from edgekit.devices import browser
 from edgekit.devices.browser import BrowserAnswer, BrowserJob, Runtime, Window
 from edgekit.devices.browser_page import packages as npm
 from edgekit.devices.browser_page.server import PageServer
-from edgekit.devices.local import answer
+from edgekit.devices.measure import answer
 from edgekit.devices.place import cache_folder
 from edgekit.devices.protocol import Subject
 from edgekit.errors import DataError, DeviceError, IntegrityError, SpecError
 from edgekit.records import Preprocess, input_codes
 from edgekit.runtimes import RuntimeName
+
+pytestmark = pytest.mark.proves(
+    "browser: ONNX Runtime Web, LiteRT.js", "measured in a real Chromium on this machine"
+)
 
 PIXELS = Preprocess(height_px=SIZE, width_px=SIZE)
 COUNT = 12

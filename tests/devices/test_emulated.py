@@ -20,12 +20,16 @@ from tiny_network import Exported, Untyped
 from edgekit.devices import emulated
 from edgekit.devices.emulated import EmulatedPlace, find, prepare, reach
 from edgekit.devices.exchange import exchange
-from edgekit.devices.local import answer
+from edgekit.devices.measure import answer
 from edgekit.devices.place import Place, cache_folder
 from edgekit.devices.protocol import Done, Subject
 from edgekit.errors import DeviceError, IntegrityError, SpecError
 from edgekit.records import Preprocess
 from edgekit.runtimes import RuntimeName
+
+pytestmark = pytest.mark.proves(
+    "emulated: arm64 Linux", "emulation: the real arm64 wheels on qemu-user; answers only"
+)
 
 IMAGES = 120
 LIMIT_BYTES = 10_000_000

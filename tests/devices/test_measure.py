@@ -20,6 +20,8 @@ from edgekit.errors import DataError, DeviceError, EdgekitError, IntegrityError,
 from edgekit.records import Preprocess, TensorInfo
 from edgekit.runtimes import RuntimeName
 
+pytestmark = pytest.mark.proves("this machine: LiteRT, onnxruntime", "measured on it")
+
 PIXELS = Preprocess(height_px=SIZE, width_px=SIZE)
 QUICK = Pace(warmup_seconds=0.0, min_queries=30, min_seconds=0.0)
 

@@ -21,6 +21,10 @@ from edgekit.devices.place import Place
 from edgekit.devices.ssh import SshPlace, find, reach
 from edgekit.errors import DeviceError, EdgekitError, SpecError
 
+pytestmark = pytest.mark.proves(
+    "ssh: Linux boards", "protocol: a real OpenSSH server on loopback, no board"
+)
+
 HOST = "127.0.0.1"
 DONE = '{"kind":"done","runtime":"r 1","count":1}'
 # A runner program: reads its job and does what that says.

@@ -14,6 +14,8 @@ from tiny_network import Exported
 from edgekit.errors import DeviceError, IntegrityError, SpecError
 from edgekit.estimate.ethos_u import NpuEstimate, compile_for, read_summary
 
+pytestmark = pytest.mark.proves("ethos-u: Arm's NPUs", "estimate: Arm's compiler Vela")
+
 
 @pytest.fixture(scope="module")
 def vela() -> None:

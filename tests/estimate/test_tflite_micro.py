@@ -21,12 +21,16 @@ from tiny_models import (
 )
 from tiny_network import SIZE_PX, Exported, coloured
 
-from edgekit.devices import local
+from edgekit.devices import measure
 from edgekit.devices.protocol import Subject
 from edgekit.errors import DataError, DeviceError, IntegrityError, SpecError
 from edgekit.estimate.tflite_micro import MicroAnswers, answers
 from edgekit.estimate.tflite_micro_session import ROOM_BYTES, parse_allocations
 from edgekit.records import Preprocess, input_codes
+
+pytestmark = pytest.mark.proves(
+    "tflite-micro: microcontrollers", "estimate: its reference kernels on this machine"
+)
 
 PIXELS = Preprocess(height_px=SIZE, width_px=SIZE)
 # What mean_tflite's ends say: a pixel p becomes p / 128 - 1.
@@ -92,7 +96,7 @@ def test_the_file_sees_the_tensor_that_the_codes_describe(tmp_path: Path, dtype:
     real = np.load(tmp_path / "i.npy").mean(axis=(1, 2)) / 128 - 1
     # Codes are 1/128 apart and the int8 mean is rounded twice; float32 only rounds its sums.
     tolerance = 0.75 / 128 if dtype == "int8" else 1e-5
-    np.testing.assert_allclose(local.scores(found.raw, found.output), real, atol=tolerance)
+    np.testing.assert_allclose(measure.scores(found.raw, found.output), real, atol=tolerance)
     # Red, green, blue are the channels 0, 1, 2; labels count them from the other end.
     np.testing.assert_array_equal(2 - found.raw.argmax(axis=1), labels)
     assert found.runtime.startswith("TensorFlow Lite Micro 0.dev")
@@ -132,7 +136,7 @@ def test_a_real_network_answers_bit_for_bit_as_litert_reference_kernels(
         images=tmp_path / "i.npy",
         preprocess=preprocess,
     )
-    assert (found.raw != local.answer(subject, 120).raw).any()
+    assert (found.raw != measure.answer(subject, 120).raw).any()
     # A network's arena is what the interpreter itself adds up.
     detail = found.arena_detail
     assert 0 <= found.arena_bytes - detail.recorded_bytes < 16

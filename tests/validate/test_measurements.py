@@ -30,6 +30,10 @@ from edgekit.validate.measurements import (
 )
 from edgekit.validate.verdict import check_latency
 
+pytestmark = pytest.mark.proves(
+    "--measurements: made elsewhere", "files, one of them by a real litert-benchmark run"
+)
+
 SHA256 = "ab" * 32
 BUDGET_MS = 5.1
 

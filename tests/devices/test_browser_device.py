@@ -1,0 +1,61 @@
+"""A browser as a target's device: the same answers as on this machine, by the same calls."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ssh_server import program
+from tiny_models import SIZE, colour_images, digest, mean_onnx, mean_tflite
+
+from edgekit.devices import browser_device
+from edgekit.devices.browser_device import BrowserDevice
+from edgekit.devices.measure import Pace, answer, time_sessions
+from edgekit.devices.protocol import Subject
+from edgekit.errors import SpecError
+from edgekit.records import Preprocess
+from edgekit.runtimes import RUNTIME_OF_FORMAT
+from edgekit.runtimes.inspect import model_format
+
+
+@pytest.fixture(scope="module")
+def device() -> Iterator[BrowserDevice]:
+    program("npm")
+    with browser_device.reach(program("chromium"), print) as reached:
+        yield reached
+
+
+def subject_of(model: Path, images: Path) -> Subject:
+    return Subject(
+        model=model,
+        sha256=digest(model),
+        runtime=RUNTIME_OF_FORMAT[model_format(model)],
+        images=images,
+        preprocess=Preprocess(height_px=SIZE, width_px=SIZE),
+    )
+
+
+def test_a_page_answers_and_is_timed_as_any_device(device: BrowserDevice, tmp_path: Path) -> None:
+    colour_images(tmp_path / "i.npy", 12)
+    subjects = [
+        subject_of(model, tmp_path / "i.npy")
+        for model in (mean_tflite(tmp_path / "m.tflite", "float32"), mean_onnx(tmp_path / "m.onnx"))
+    ]
+    for subject in subjects:
+        there, here = answer(subject, 120, device=device), answer(subject, 60)
+        # Sums of 16 floats, in another order.
+        np.testing.assert_allclose(there.raw, here.raw, atol=1e-6)
+        assert "Chrom" in there.runtime
+        # The twin: another picture's answer is further away.
+        assert np.abs(np.roll(there.raw, 1, axis=0) - here.raw).max() > 1e-3
+    for timing in time_sessions(subjects, 1, Pace(0.0, 20, 0.0), 120, device=device):
+        (session,) = timing.sessions
+        assert len(session.samples_ms) >= 20
+        assert session.warmup_runs >= 5
+
+
+def test_integers_at_the_ends_are_refused(device: BrowserDevice, tmp_path: Path) -> None:
+    colour_images(tmp_path / "i.npy", 2)
+    model = mean_tflite(tmp_path / "m.tflite", "uint8")
+    with pytest.raises(SpecError, match="uint8 input and uint8 output for a browser"):
+        answer(subject_of(model, tmp_path / "i.npy"), 60, device=device)
