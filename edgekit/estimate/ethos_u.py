@@ -20,9 +20,9 @@ from typing import Any, Literal, TypeAlias
 
 from pydantic import Field
 
+from edgekit.devices import child
 from edgekit.devices.exchange import CRASHES
 from edgekit.errors import DeviceError, EdgekitError, IntegrityError, SpecError
-from edgekit.estimate import child
 from edgekit.records import Record
 from edgekit.runtimes import check_digest
 from edgekit.runtimes.base import FLATBUFFER_DAMAGE, SHOWN_CHARACTERS, printable

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from edgekit.devices import child
 from edgekit.devices.exchange import ReportProgress, exchange
 from edgekit.errors import DeviceError, SpecError
-from edgekit.estimate import child
 from edgekit.estimate.tflite_micro_session import Arena, MicroJob
 from edgekit.records import TensorInfo
 from edgekit.runtimes import read_ends

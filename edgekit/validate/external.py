@@ -4,7 +4,6 @@ Such a file seldom says how its input was prepared or which output stands for wh
 does say is used, what it does not must be given, and `plausibility` tells when the guess was wrong.
 """
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from edgekit.devices import measure
 from edgekit.devices.exchange import ReportProgress
+from edgekit.devices.inspection import inspect_apart
 from edgekit.devices.protocol import Subject
 from edgekit.errors import IntegrityError, SpecError
 from edgekit.records import (
@@ -32,7 +32,6 @@ from edgekit.records import (
     input_codes,
 )
 from edgekit.runtimes.base import RUNTIME_OF_FORMAT, ModelFacts, RuntimeName, classifier_io
-from edgekit.runtimes.inspect import inspect_content, model_format, read_model
 from edgekit.validate.accuracy import (
     OUTSIDE,
     Classes,
@@ -269,17 +268,16 @@ def variants_of(facts: ModelFacts) -> tuple[Variant, ...]:
 
 
 def _read(model: Path, recorded: Recorded | None) -> _File:
-    content = read_model(model)
-    facts = inspect_content(content, model_format(model), str(model))
-    model_input, output = classifier_io(facts, str(model))
+    found = inspect_apart(model)
+    model_input, output = classifier_io(found.facts, str(model))
     return _File(
         model=model,
-        sha256=hashlib.sha256(content).hexdigest(),
-        size_bytes=len(content),
-        facts=facts,
+        sha256=found.sha256,
+        size_bytes=found.size_bytes,
+        facts=found.facts,
         input=model_input,
         output=output,
-        variants=(recorded.variant,) if recorded else variants_of(facts),
+        variants=(recorded.variant,) if recorded else variants_of(found.facts),
     )
 
 

@@ -1,4 +1,4 @@
-"""Runs one Python module in a process of its own that ends itself. Estimate layer, Unix only.
+"""Runs one Python module in a process of its own that ends itself. Device layer, Unix only.
 
 Native compilers and interpreters crash, hang and fill memory; here they take only themselves down.
 """
@@ -55,7 +55,7 @@ def command(
     """
     alarm = math.ceil(timeout_seconds) + GRACE_SECONDS
     # -P: a module in the current folder must not shadow one of the program's.
-    start = (sys.executable, "-P", "-m", "edgekit.estimate.child")
+    start = (sys.executable, "-P", "-m", "edgekit.devices.child")
     return [*start, str(alarm), str(memory_limit_bytes), module, *arguments]
 
 

@@ -1,0 +1,109 @@
+"""Reads a foreign model file in a process of its own. Device layer.
+
+`python -m edgekit.devices.inspection FILE FACTS.json` is that process: parsers are native code in
+part, and a file that crashes one, fills the memory or never ends takes down nothing else.
+"""
+
+import hashlib
+import sys
+import tempfile
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from edgekit.devices import child
+from edgekit.devices.exchange import exchange
+from edgekit.devices.protocol import Done, Failure
+from edgekit.errors import EdgekitError, IntegrityError
+from edgekit.records import Record
+from edgekit.runtimes.base import ModelFacts
+from edgekit.runtimes.inspect import inspect_content, model_format, read_model
+
+# Reading a file of 100 MB takes seconds.
+TIMEOUT_SECONDS = 120.0
+_MODULE = "edgekit.devices.inspection"
+_LARGEST_FACTS_BYTES = 64 * 1024**2
+
+
+class Inspection(Record):
+    """What a file says about itself, and which bytes said it.
+
+    Args:
+        facts: As `edgekit.runtimes.inspect.inspect_content`.
+        sha256: Digest of the bytes.
+        size_bytes: How many there are.
+    """
+
+    facts: ModelFacts
+    sha256: str
+    size_bytes: int
+
+
+def inspect_apart(path: Path, timeout_seconds: float = TIMEOUT_SECONDS) -> Inspection:
+    """Returns what a .tflite, .onnx or .ort file says about itself, read in another process.
+
+    Args:
+        path: The file; its suffix says the format.
+        timeout_seconds: Wall time. Defaults to two minutes.
+
+    Raises:
+        SpecError: If the file cannot be read or its suffix is none of the three.
+        IntegrityError: If it is damaged, untrusted, or crashes what reads it.
+        DeviceError: If reading it does not end.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
+        facts = Path(folder) / "facts.json"
+        command = child.command(
+            _MODULE, str(path.absolute()), str(facts), timeout_seconds=timeout_seconds
+        )
+        exchange(command, str(path), timeout_seconds, environment=child.environment())
+        try:
+            with facts.open("rb") as stream:
+                return Inspection.model_validate_json(stream.read(_LARGEST_FACTS_BYTES))
+        except (OSError, ValidationError) as err:
+            found = f"{path}: what it says of itself is more than {_LARGEST_FACTS_BYTES} bytes"
+            raise IntegrityError(found, "an image classifier", "do not use this file") from err
+
+
+def main(arguments: list[str]) -> int:
+    """Reads the file and writes what it says; returns the exit code.
+
+    Args:
+        arguments: The file, and where the facts go.
+    """
+    path, result = Path(arguments[0]), Path(arguments[1])
+    try:
+        content = read_model(path)
+        found = Inspection(
+            facts=inspect_content(content, model_format(path), str(path)),
+            sha256=hashlib.sha256(content).hexdigest(),
+            size_bytes=len(content),
+        )
+    except MemoryError:
+        return _refuse(
+            IntegrityError(
+                f"{path}: reading it takes more than {child.MEMORY_LIMIT_BYTES} bytes",
+                "an image classifier",
+                "do not use this file",
+            )
+        )
+    except EdgekitError as err:
+        return _refuse(err)
+    result.write_text(found.model_dump_json(), encoding="utf-8")
+    _say(Done(runtime="inspection", count=1))
+    return 0
+
+
+def _refuse(err: EdgekitError) -> int:
+    texts = {"received": err.received, "expected": err.expected, "remedy": err.remedy}
+    _say(Failure.model_validate({"error": type(err).__name__, **texts}))
+    return err.exit_code
+
+
+def _say(line: Record) -> None:
+    sys.stdout.write(line.model_dump_json() + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
