@@ -10,10 +10,14 @@ from edgekit.errors import SpecError
 from edgekit.spec import parse
 from edgekit.target import (
     Target,
+    explain,
     load_target,
     refuse_float_layers,
+    refuse_granularity,
     shipped_targets,
     target_text,
+    with_device,
+    with_installing,
     with_latency_budget,
 )
 
@@ -200,7 +204,6 @@ INT8, FLOAT_IO, UINT8_IO = 'variant = "int8"', 'io = "float32"', 'io = "uint8"'
         ),
         (
             "cortex-m7",
-            "ethos-u55-128",
             [('io = "int8"', UINT8_IO)],
             "the file as a whole",
             'io "float32" or "int8"',
@@ -213,12 +216,47 @@ INT8, FLOAT_IO, UINT8_IO = 'variant = "int8"', 'io = "float32"', 'io = "uint8"'
         ),
         (
             "cortex-m7",
-            "ethos-u55-128",
             [('transport = "none"', 'transport = "local"')],
             "the file as a whole",
             'transport "none", or runtime "litert" or "onnxruntime"',
         ),
         ("iphone-13", [("threads = 2", "threads = 7")], "the file as a whole", "than cores"),
+        (
+            "web-wasm",
+            [('name = "onnxruntime-web"', 'name = "onnxruntime"')],
+            "the file as a whole",
+            'runtime "onnxruntime-web" or "litert-js"',
+        ),
+        (
+            "host-litert",
+            [('transport = "local"', 'transport = "local"\nhost = "pi@board"')],
+            "device",
+            'host with transport "ssh"',
+        ),
+        (
+            "raspberry-pi-5",
+            [('transport = "ssh"', 'transport = "ssh"\nserial = "1"')],
+            "device",
+            'serial with transport "adb"',
+        ),
+        (
+            "iphone-13",
+            [('transport = "none"', 'transport = "none"\ninstall = true')],
+            "device",
+            'install with transport "ssh"',
+        ),
+        (
+            "host-litert",
+            [('name = "litert"', 'name = "litert"\ndelegate = "nnapi"')],
+            "runtime",
+            'for "litert": "default" or "none" or "xnnpack"',
+        ),
+        (
+            "pixel-8",
+            [("[budget]", "[expect]\nlatency_min_ms = 16.0\n\n[budget]")],
+            "the file as a whole",
+            "less than the budget",
+        ),
     ],
 )
 def test_fields_that_contradict_each_other_are_refused(
@@ -265,3 +303,64 @@ def test_a_latency_budget_can_be_replaced() -> None:
 def test_an_impossible_latency_budget_is_refused(latency_ms: float) -> None:
     with pytest.raises(SpecError, match="latency_ms: received"):
         with_latency_budget(load_target("host-litert"), latency_ms)
+
+
+def test_a_device_can_be_named_on_the_command_line() -> None:
+    board = with_device(load_target("raspberry-pi-5"), "pi@10.0.0.7:2222")
+    assert (board.device.host, board.device.port) == ("pi@10.0.0.7", 2222)
+    assert board.is_measured
+    assert not load_target("raspberry-pi-5").is_measured
+    assert with_device(load_target("raspberry-pi-5"), "pi@board").device.port is None
+    assert with_device(load_target("pixel-8"), "0123").device.serial == "0123"
+    assert with_device(load_target("web-wasm"), "/opt/chrome").device.program == "/opt/chrome"
+    for name in ("host-litert", "iphone-13", "linux-arm64-emulated"):
+        with pytest.raises(SpecError, match=f"--device {name}=x"):
+            with_device(load_target(name), "x")
+
+
+def test_only_a_board_reached_by_ssh_is_installed_on() -> None:
+    board = with_device(load_target("raspberry-pi-5"), "pi@board")
+    assert with_installing(board).device.install
+    assert with_installing(load_target("host-litert")) == load_target("host-litert")
+
+
+def test_kernels_of_another_granularity_are_refused_before_anything_runs() -> None:
+    tensor = edited("host-litert", ('io = "uint8"', 'io = "uint8"\ngranularity = "tensor"'))
+    asked = parse(tensor, Target, "mine.toml")
+    with pytest.raises(SpecError) as caught:
+        refuse_granularity("channel", [asked])
+    assert 'quantize.granularity = "tensor"' in caught.value.remedy
+    refuse_granularity("tensor", [asked])
+    refuse_granularity("channel", [load_target("host-litert")])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_target_is_explained_with_all_its_numbers(name: str) -> None:
+    target = load_target(name)
+    said = " ".join(explain(target))
+    for value in (target.budget.latency_ms, target.budget.size_bytes, target.budget.memory_bytes):
+        assert value is None or f"{value:,}" in said
+    assert ("UNMEASURED" in said) == (not target.is_measured or name.endswith("-emulated"))
+
+
+def test_an_explanation_names_what_else_is_asked() -> None:
+    text = edited(
+        "host-litert",
+        ('name = "host-litert"', 'name = "mine"\nprotocol = "mlperf-mobile"'),
+        ('io = "uint8"', 'io = "uint8"\noperators = ["CONV_2D"]'),
+        ("[budget]", "[expect]\nlatency_min_ms = 0.1\naccuracy_max_percent = 99\n\n[budget]\n"
+         "latency_ms = 3"),
+    )  # fmt: skip
+    said = explain(parse(text, Target, "mine.toml"))
+    assert "The file may use only CONV_2D." in said
+    assert "Less than 0.1 ms is flagged as too good to be true." in said
+    assert "Top-1 above 99 % is flagged as too good to be true." in said
+    assert "1024 calls and 60 s; MLPerf" in said[-1]
+
+
+def test_the_schema_for_editors_knows_every_key() -> None:
+    schema = Target.model_json_schema()
+    assert {"name", "device", "runtime", "artifact", "budget", "expect", "protocol"} <= set(
+        schema["properties"]
+    )
+    assert schema["additionalProperties"] is False
