@@ -32,6 +32,7 @@ NAMES = (
     "pixel-8",
     "raspberry-pi-4",
     "raspberry-pi-5",
+    "web-litert",
     "web-wasm",
 )
 NUMBER = re.compile(r"^\w+\s*=\s*[-+\d]")

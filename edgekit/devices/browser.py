@@ -39,11 +39,13 @@ __all__ = [
     "MANUAL",
     "BrowserAnswer",
     "BrowserJob",
+    "Process",
     "Window",
     "find",
     "opened",
     "prepare",
     "run",
+    "started",
 ]
 
 Runtime = Literal["onnxruntime-web", "litert-js"]
@@ -189,7 +191,7 @@ class Window:
             if self.program is None:
                 _wait(task, None, job, deadline, timeout_seconds, progress)
             else:
-                with _browser(self.program, self.server.url) as process:
+                with started(self.program, self.server.url) as process:
                     _wait(task, process, job, deadline, timeout_seconds, progress)
         finally:
             task.ended.set()
@@ -331,8 +333,13 @@ def _version(job: BrowserJob) -> str:
 
 
 @dataclass(frozen=True)
-class _Process:
-    """A browser that was started, and the file that its stderr goes to."""
+class Process:
+    """A browser that was started.
+
+    Args:
+        process: It, the leader of its own process group.
+        log: The file that its stderr goes to.
+    """
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -348,11 +355,19 @@ class _Process:
 
 
 @contextlib.contextmanager
-def _browser(program: str, url: str) -> Iterator[_Process]:
-    """Starts a browser with an empty profile; ends it and removes all it wrote afterwards."""
+def started(program: str, url: str) -> Iterator[Process]:
+    """Yields a headless browser with an empty profile; ends it and removes all that it wrote.
+
+    Args:
+        program: Path of a Chromium-like browser.
+        url: The only address that it opens.
+
+    Raises:
+        DeviceError: If it cannot be started.
+    """
     folder = Path(tempfile.mkdtemp(prefix="edgekit-browser-"))
     try:
-        browser = _Process(_start(program, url, folder), folder / "stderr")
+        browser = Process(_start(program, url, folder), folder / "stderr")
         try:
             yield browser
         finally:
@@ -397,7 +412,7 @@ def _remove(folder: Path) -> None:
 
 def _wait(
     task: Task,
-    browser: _Process | None,
+    browser: Process | None,
     job: BrowserJob,
     deadline: float,
     timeout_seconds: float,

@@ -83,7 +83,7 @@ def window(packages: Path, chromium: str) -> Iterator[Window]:
     program = shutil.which(chromium) or ""
     with (
         browser.opened(packages, browser=browser.MANUAL, say=lines.append) as opened,
-        browser._browser(program, lines[0].split()[-1]),
+        browser.started(program, lines[0].split()[-1]),
     ):
         yield opened
     assert len(lines) == 1
@@ -267,6 +267,18 @@ def ranked_tflite(path: Path, batch: int) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("leftovers")
+def test_interrupt_leaves_nothing_behind(tmp_path: Path, packages: Path, chromium: str) -> None:
+    model = mean_onnx(tmp_path / "m.onnx")
+    job = job_of(tmp_path, model, "onnxruntime-web", mode="latency", min_seconds=60.0)
+
+    def interrupt(fraction: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        measure(job, packages, chromium, progress=interrupt)
+
+
 REFUSED: list[tuple[str, Runtime, Callable[[Path], Path], str]] = [
     ("int8 TFLite", "litert-js", lambda p: mean_tflite(p, "int8"), "INT8 is not supported"),
     ("uint8 TFLite", "litert-js", lambda p: mean_tflite(p, "uint8"), "type uint8"),
@@ -442,6 +454,31 @@ def test_prepare_with_an_npm_that_fails(
     with pytest.raises(DeviceError, match=said):
         npm.prepare(tmp_path / "cache", print)
     assert not list((tmp_path / "cache").iterdir())
+
+
+def test_prepare_fetches_exact_versions_and_mends_what_is_altered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, packages: Path
+) -> None:
+    """The fake npm "installs" what the real one did and notes its arguments."""
+    fake = tmp_path / "npm"
+    fake.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/asked\ncp -r {packages} node_modules\n')
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    cache = tmp_path / "cache"
+    lines: list[str] = []
+    prepared = npm.prepare(cache, lines.append)
+    assert npm.prepare(cache, lines.append) == prepared
+    asked = (tmp_path / "asked").read_text().splitlines()
+    assert len(lines) == len(asked) == 1
+    assert "install --ignore-scripts" in asked[0]
+    for name in ("onnxruntime-web@1.30.0", "@litertjs/core@2.5.3", "@litertjs/wasm-utils@2.5.3"):
+        assert name in asked[0].split()
+    altered = prepared / "onnxruntime-web" / "dist" / "ort.wasm.min.mjs"
+    altered.write_text("alert(1)")
+    assert npm.problem(prepared) is not None
+    assert npm.prepare(cache, lines.append) == prepared
+    assert npm.problem(prepared) is None
+    assert list(cache.iterdir()) == [prepared]
 
 
 # From here on an HTTP client plays the page, as any program on this machine could try to.

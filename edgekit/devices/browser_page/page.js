@@ -11,6 +11,9 @@ const FETCHED_BYTES = 4 * 1024 * 1024;
 const element = (id) => document.getElementById(id);
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
+// A request without an end: edgekit sees by its loss that the page is gone. Kept here, because a
+// browser may drop an answer that nobody holds.
+let alive = null;
 let visible = document.visibilityState === "visible";
 document.addEventListener("visibilitychange", () => {
   visible &&= document.visibilityState === "visible";
@@ -236,8 +239,7 @@ async function waitForNext(job) {
 async function main() {
   const job = await (await get("job.json")).json();
   describe(job);
-  // edgekit sees by the end of this request that the page is gone.
-  fetch(`alive/${job.number}`).catch(() => {});
+  alive = fetch(`alive/${job.number}`).catch(() => {});
   try {
     const model = await loadModel(job);
     const encode = await loadEncoder();

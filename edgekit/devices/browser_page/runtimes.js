@@ -118,7 +118,7 @@ async function refusing(name, open) {
   } catch (error) {
     const text = String(error?.message ?? error);
     if (/element type u?int\d+ is not supported/i.test(text)) {
-      throw wrongType(text);
+      throw wrongType(`${name}: ${text}`);
     }
     throw new Failure(
       "IntegrityError",
