@@ -1,5 +1,6 @@
 """The command line. Loads no heavy package until a command needs it."""
 
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from edgekit.target import Target
 
 INTERRUPTED = 130
+# What pydantic writes.
+_JSON_SCHEMA = "https://json-schema.org/draft/2020-12/schema"
 TRAINING_PACKAGES = ("tensorflow", "tf_keras", "tensorflow_model_optimization", "tf2onnx")
 _EXIT_CODES = """
 Exit codes: 0 every asked target PASS; 2 usage, recipe or target file; 3 data refused; 4 any MISS;
@@ -82,6 +85,8 @@ def execute(arguments: Sequence[str]) -> int:
         arguments: What follows the program's name.
     """
     as_json = "--json" in arguments
+    # Ended by another program, edgekit cleans up devices as it does at Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         result = app(list(arguments), standalone_mode=False)
         code = result if isinstance(result, int) else 0
@@ -394,11 +399,12 @@ def targets(
     if (name == "check") != (checked is not None):
         raise SpecError(
             "edgekit targets " + " ".join(text for text in (name, checked) if text),
-            "edgekit targets check FILE",
-            "give the name or the .toml file of a target to check",
+            "edgekit targets, edgekit targets NAME, edgekit targets check FILE or edgekit targets "
+            "schema",
+            "see edgekit targets --help",
         )
     if name == "schema":
-        show_json(Target.model_json_schema())
+        show_json({"$schema": _JSON_SCHEMA, **Target.model_json_schema()})
     elif checked is not None:
         sentences = explain(load_target(checked))
         if as_json:
@@ -437,7 +443,7 @@ def devices(as_json: Json = False) -> None:
         show_json([asdict(item) for item in found])
         return
     for item in found:
-        console.print(f"[bold]{item.transport}[/]  ", item.name, sep="")
+        console.print(f"{item.transport}  {item.name}".rstrip(), style="bold", markup=False)
         console.print(f"  {item.problem or item.words}", markup=False)
 
 

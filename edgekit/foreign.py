@@ -14,7 +14,7 @@ from edgekit.data.decode import read_folder
 from edgekit.data.scan import Scan, printable, scan
 from edgekit.devices import measure
 from edgekit.devices.local import this_machine
-from edgekit.devices.transports import open_device
+from edgekit.devices.transports import reached
 from edgekit.errors import DataError, IntegrityError, SpecError
 from edgekit.records import (
     Accuracy,
@@ -30,7 +30,14 @@ from edgekit.records import (
 )
 from edgekit.spec import build
 from edgekit.store import file_digest
-from edgekit.target import BudgetSpec, Target, load_target, refuse_unused, with_latency_budget
+from edgekit.target import (
+    BudgetSpec,
+    Target,
+    load_target,
+    refuse_same_names,
+    refuse_unused,
+    with_latency_budget,
+)
 from edgekit.validate.estimates import estimated
 from edgekit.validate.external import (
     InputOptions,
@@ -59,10 +66,11 @@ from edgekit.validate.on_device import (
     Measuring,
     Pictures,
     evaluate_import,
-    measure_on,
+    measure_target,
     measured_of,
+    measuring_of,
 )
-from edgekit.validate.verdict import combine
+from edgekit.validate.verdict import check_granularity, combine
 
 _HOST_TARGET = {"tflite": "host-litert", "onnx": "host-onnxruntime", "ort": "host-onnxruntime"}
 _SIDE_RECORD = "artifacts.json"
@@ -188,7 +196,7 @@ def judge_file(
     say: Callable[[str], None],
     progress: Callable[[str, int, int], None],
 ) -> FileReport:
-    """Measures a file on this machine and holds it against the asked targets.
+    """Measures a file here and on the asked targets' devices, and holds it against the targets.
 
     Args:
         question: The file, the pictures and how to read both.
@@ -216,6 +224,9 @@ def judge_file(
     )
     targets = _targets(question, plan)
     imported = _imported(question, plan, targets)
+    refuse_same_names(targets)
+    if imported is None:
+        reached(targets, say)  # before anything long begins
     reference_plan = None
     if question.reference is not None:
         recorded = _recorded(question.reference)
@@ -262,15 +273,13 @@ def judge_file(
             elif not is_host(target):
                 asked = subject(plan, images)
                 estimates[target.name] = estimated(target, asked, host, pictures, say, progress)
-        threads = sorted({1, *(t.runtime.threads for t in targets if is_host(t))})
-        timings = measure.time_sessions(
-            [subject(plan, images, count) for count in threads],
-            _MEASURING.sessions,
-            _MEASURING.pace,
-            _MEASURING.timeout_seconds,
-            progress=lambda f: progress("latency", round(1000 * f), 1000),
-        )
-    by_threads = dict(zip(threads, timings, strict=True))
+        timings = {
+            key: _time(plan, images, *key, progress)
+            for key in dict.fromkeys(
+                ((1, _MEASURING), *(_timed_for(t) for t in targets if is_host(t)))
+            )
+        }
+    shown = timings[1, _MEASURING]
     machine = this_machine()
     return FileReport(
         file=question.file.name,
@@ -286,7 +295,7 @@ def judge_file(
         reference_plausible=reference.plausible if reference else None,
         drop=drop,
         no_drop_because=no_drop_because,
-        latency=summarize(timings[0].sessions, _SHOWN_PERCENTILE, machine, timings[0].runtime),
+        latency=summarize(shown.sessions, _SHOWN_PERCENTILE, machine, shown.runtime),
         skipped=skipped,
         verdicts=tuple(
             _verdict(
@@ -296,7 +305,7 @@ def judge_file(
                 measured_of(on_devices[target.name], no_drop_because)
                 if target.name in on_devices
                 else estimates.get(target.name)
-                or _measured_here(target, judged, drop, no_drop_because, by_threads),
+                or _measured_here(target, judged, drop, no_drop_because, timings),
                 () if imported is None else (origin(imported), *warnings_about(imported)),
             )
             for target in targets
@@ -392,7 +401,9 @@ def _this_machine(plan: Plan) -> Target:
     """
     host = load_target(_HOST_TARGET[plan.format])
     variant = plan.variants[0] if plan.variants else host.artifact.variant
-    artifact = host.artifact.model_copy(update={"variant": variant, "io": plan.input_dtype})
+    artifact = host.artifact.model_copy(
+        update={"variant": variant, "io": plan.input_dtype, "batch": plan.batch}
+    )
     name = f"this-machine-{host.runtime.name}"
     return host.model_copy(
         update={"name": name, "description": "This machine, for any file.", "artifact": artifact}
@@ -406,13 +417,14 @@ def _check_takes(target: Target, plan: Plan) -> None:
         wanted.format == plan.format
         and wanted.variant in plan.variants
         and wanted.io == plan.input_dtype == plan.output_dtype
+        and wanted.batch == plan.batch
     ):
         return
     variant = " or ".join(plan.variants) or "partly quantized"
     raise SpecError(
-        f"target {target.name} takes {wanted.format} {wanted.variant} with {wanted.io} I/O; "
-        f"{plan.model.name} is {plan.format} {variant} with {plan.input_dtype} input and "
-        f"{plan.output_dtype} output",
+        f"target {target.name} takes {wanted.format} {wanted.variant} with {wanted.io} I/O and a "
+        f"batch of {wanted.batch}; {plan.model.name} is {plan.format} {variant} with "
+        f"{plan.input_dtype} input, {plan.output_dtype} output and a batch of {plan.batch}",
         "a target that takes this file",
         "choose one from edgekit targets, leave out --target, or export the file it asks for",
     )
@@ -433,6 +445,29 @@ def _with_budgets(target: Target, question: Question) -> Target:
     return target
 
 
+def _timed_for(target: Target) -> tuple[int, Measuring]:
+    """Returns with how many threads and how a target of this machine is timed."""
+    return target.runtime.threads, measuring_of(target, _MEASURING)
+
+
+def _time(
+    plan: Plan,
+    images: Path,
+    threads: int,
+    way: Measuring,
+    progress: Callable[[str, int, int], None],
+) -> measure.Timing:
+    """Times the file on this machine."""
+    (timing,) = measure.time_sessions(
+        [subject(plan, images, threads)],
+        way.sessions,
+        way.pace,
+        way.timeout_seconds,
+        progress=lambda f: progress("latency", round(1000 * f), 1000),
+    )
+    return timing
+
+
 def _on_device(
     target: Target,
     plan: Plan,
@@ -443,10 +478,8 @@ def _on_device(
     progress: Callable[[str, int, int], None],
 ) -> DeviceEvaluation:
     """Measures the file on a target's device."""
-    runtime = target.runtime
-    asked = subject(plan, images, runtime.threads, runtime.delegate)
-    with open_device(target.device, runtime.name, say) as device:
-        found, _ = measure_on(device, target, [asked], host, pictures, _MEASURING, progress)
+    asked = subject(plan, images, target.runtime.threads, target.runtime.delegate)
+    found, _ = measure_target(target, [asked], host, pictures, _MEASURING, say, progress)
     return found
 
 
@@ -455,10 +488,10 @@ def _measured_here(
     judged: Judgement,
     drop: PairedDrop | None,
     no_drop_because: str,
-    timings: dict[int, measure.Timing],
+    timings: dict[tuple[int, Measuring], measure.Timing],
 ) -> Measured:
     """Returns what counts for a target that every file is measured for anyway."""
-    timing = timings[target.runtime.threads]
+    timing = timings[_timed_for(target)]
     percentile = target.budget.latency_percentile
     latency = summarize(timing.sessions, percentile, this_machine(), timing.runtime)
     return Measured(
@@ -474,7 +507,8 @@ def _imported(question: Question, plan: Plan, targets: tuple[Target, ...]) -> Me
     """Reads measurements made elsewhere, which stand for the device of the one target asked."""
     if question.measurements is None:
         return None
-    if len(question.targets) != 1 or is_host(targets[0]):
+    elsewhere = [t for t in targets if t.device.transport not in ("local", "emulated")]
+    if len(question.targets) != 1 or not elsewhere:
         names = ", ".join(target.name for target in question.targets) or "no target"
         raise SpecError(
             f"--measurements {question.measurements} with {names}",
@@ -490,6 +524,8 @@ def _verdict(
     target: Target, plan: Plan, plausible: Check, measured: Measured, notes: tuple[str, ...]
 ) -> Verdict:
     checks = checks_of(target, plan.size_bytes, plan.operators, measured)
+    if target.artifact.granularity is not None:
+        checks = (*checks, check_granularity(target.artifact.granularity))
     if measured.accuracy is not None:
         checks = (plausible, *checks)
     return Verdict(

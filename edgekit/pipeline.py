@@ -33,7 +33,7 @@ from edgekit.records import (
 )
 from edgekit.report import JSON_NAME, MARKDOWN_NAME, describes, write_report
 from edgekit.store import StageKey, Store, Stored, canonical, file_digest, tool_version
-from edgekit.target import Target, refuse_float_layers, refuse_granularity
+from edgekit.target import Target, refuse_float_layers, refuse_granularity, refuse_same_names
 
 R = TypeVar("R", bound=Record)
 Stage = Literal["data", "train", "quantize", "export", "validate"]
@@ -137,8 +137,13 @@ def run(
                if given]  # fmt: skip
     refuse_float_layers(options, targets)
     refuse_granularity(asked.granularity, targets)
+    refuse_same_names(targets)
+    devices: dict[str, str] = {}
     if until == "validate":
-        _check_reachable(targets, telling.say)
+        # A cable left out is found now and not after training.
+        from edgekit.devices.transports import reached
+
+        devices = reached(targets, telling.say)
     store = Store(out / ".store", telling.say)
     with store.locked():
         state = _Run(recipe, store, telling)
@@ -162,20 +167,10 @@ def run(
         publish(exported, out)
         if until == "export":
             return None
-        validation = _validate(state, dataset, exported, targets)
+        validation = _validate(state, dataset, exported, targets, devices)
         return _report(
             state, out, command, notes, dataset, float_model, quantized, exported, validation
         )
-
-
-def _check_reachable(targets: tuple[Target, ...], say: Callable[[str], None]) -> None:
-    """Reaches every device once, so that a cable left out is found now and not after training."""
-    from edgekit.devices.transports import open_device
-
-    for target in targets:
-        if target.is_measured and not target.is_here:
-            with open_device(target.device, target.runtime.name, say) as device:
-                say(f"{target.name}: reached {device.machine.words}")
 
 
 def _preprocess(recipe: Recipe) -> Preprocess:
@@ -445,6 +440,7 @@ def _validate(
     dataset: Stored[DatasetRecord],
     exported: Stored[ExportRecord],
     targets: tuple[Target, ...],
+    devices: dict[str, str],
 ) -> Stored[ValidationRecord]:
     from edgekit.devices.local import this_machine
     from edgekit.devices.measure import Pace
@@ -478,9 +474,10 @@ def _validate(
             "targets": [target.model_dump(mode="json") for target in targets],
             "measuring": spec.model_dump(mode="json"),
             "machine": this_machine(),
+            "devices": devices,
         },
         inputs={"data": dataset.digest, "export": exported.digest},
-        tools=("ai-edge-litert", "onnxruntime"),
+        tools=("ai-edge-litert", "onnxruntime", "tflite-micro", "ethos-u-vela"),
         still_good=_latency_is_decided,
     )
 

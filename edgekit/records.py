@@ -532,7 +532,6 @@ class LatencySession(Record):
         temperature_after_c: The same after the last sample.
         throttled: How often the cores were slowed down for heat while it was timed.
         power_saving: Whether a mode that saves power was on.
-        on_battery: Whether a battery was being discharged.
         memory_bytes: Most that the process's memory grew from before the runtime was loaded.
     """
 
@@ -548,7 +547,6 @@ class LatencySession(Record):
     temperature_after_c: float | None = None
     throttled: int | None = None
     power_saving: bool | None = None
-    on_battery: bool | None = None
     memory_bytes: int | None = None
 
 
@@ -661,6 +659,7 @@ class HostAgreement(Record):
         differing: Names of the first pictures with another class.
         differing_images: How many there are.
         cause: What most likely makes the difference, in words; empty where there is none.
+        drop: Accuracy lost against this machine's answers, paired on the same pictures.
     """
 
     images: int
@@ -671,6 +670,7 @@ class HostAgreement(Record):
     differing: tuple[str, ...]
     differing_images: int
     cause: str
+    drop: PairedDrop
 
 
 class DeviceEvaluation(Record):
@@ -726,7 +726,11 @@ class ValidationRecord(Record):
     @property
     def on_one_thread(self) -> dict[str, Evaluation]:
         """The evaluation of every file on one thread, by the file's digest."""
-        return {e.artifact_sha256: e for e in self.evaluations if e.threads == 1}
+        found: dict[str, Evaluation] = {}
+        for evaluation in self.evaluations:
+            if evaluation.threads == 1:  # further ones are a target's own protocol
+                found.setdefault(evaluation.artifact_sha256, evaluation)
+        return found
 
 
 class StageTime(Record):

@@ -1,6 +1,8 @@
 """What a device is and must meet: the TOML target, typed and frozen. Bottom layer, above `spec`."""
 
 import difflib
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
@@ -21,7 +23,23 @@ RuntimeName = Literal[
     "ethos-u",
     "edgetpu",
 ]
+# Source: vela --help of ethos-u-vela 5.2.0. The last number counts the 8-bit multiplications of one
+# cycle.
+Accelerator = Literal[
+    "ethos-u55-32",
+    "ethos-u55-64",
+    "ethos-u55-128",
+    "ethos-u55-256",
+    "ethos-u65-256",
+    "ethos-u65-512",
+    "ethos-u85-128",
+    "ethos-u85-256",
+    "ethos-u85-512",
+    "ethos-u85-1024",
+    "ethos-u85-2048",
+]
 ProtocolName = Literal["quick", "standard", "mlperf-mobile", "sustained"]
+_HOST = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_][A-Za-z0-9_.:%-]{0,252}")
 NonEmpty = Annotated[str, Field(min_length=1)]
 
 
@@ -95,7 +113,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
     # Source: https://mlcommons.org/en/inference-mobile-30/ : a single stream of at least 1024
     # queries and 60 s, judged by its 90th percentile.
     "mlperf-mobile": Protocol(5, 0.5, 1024, 60.0, "MLPerf Mobile's 1024 queries and 60 seconds"),
-    # Ten minutes of work in all before anything counts: what is judged is the warm state.
+    # The sessions follow each other, so what is judged is a device that has been working.
     "sustained": Protocol(5, 120.0, 200, 10.0, "two minutes of work before each session"),
 }
 
@@ -114,36 +132,61 @@ class DeviceSpec(Spec):
             the command line, or the device stays UNMEASURED.
         port: For ssh. Defaults to what ~/.ssh/config says.
         serial: For adb: which of several attached devices. Defaults to the only one.
-        model: For adb: what the device must call itself (ro.product.model). Defaults to any.
+        model: For ssh and adb: what the device must call itself (the board's model, or Android's
+            ro.product.model begins so). Defaults to any.
         python: For ssh and adb: the Python there. Defaults to python3 for ssh; adb needs a path.
+        benchmark: For adb: LiteRT's benchmark_model on this machine, built for the device. It runs
+            in place of a Python there: latency only, no answers, and a summary that decides only
+            for the 50th and the 95th percentile.
         install: For ssh: whether the runtime may be installed there, into a folder of its own below
             ~/.cache/edgekit, which stays. Defaults to no.
-        program: For a browser: its program on this machine. Defaults to the Chromium found.
+        program: For a browser: its program on this machine, or "manual" for one that the user opens
+            at the address that is shown. Defaults to the Chromium found.
     """
 
     transport: Transport = Field(description="How edgekit reaches the device.")
     description: NonEmpty = Field(description="The device in words.")
     cores: int | None = Field(default=None, ge=1, le=1024, description="Number of CPU cores.")
     host: NonEmpty | None = Field(
-        default=None, description="For ssh: HOST or USER@HOST.", examples=["pi@raspberrypi.local"]
+        default=None,
+        description="For ssh: HOST or USER@HOST.",
+        examples=["pi@raspberrypi.local"],
+        json_schema_extra={
+            "x-accepted": "HOST or USER@HOST of letters, digits and . _ - : %, no hyphen first"
+        },
     )
     port: int | None = Field(default=None, ge=1, le=65535, description="For ssh: the port.")
     serial: NonEmpty | None = Field(
         default=None, description="For adb: which of several attached devices."
     )
     model: NonEmpty | None = Field(
-        default=None, description="For adb: what the device calls itself (ro.product.model)."
+        default=None, description="For ssh and adb: what the device must call itself."
     )
     python: NonEmpty | None = Field(
         default=None, description="For ssh and adb: the Python there, python3 by default for ssh."
+    )
+    benchmark: Path | None = Field(
+        default=None,
+        strict=False,
+        description="For adb: LiteRT's benchmark_model on this machine, run in place of a Python.",
     )
     install: bool = Field(
         default=False,
         description="For ssh: whether the runtime may be installed there, in a folder of its own.",
     )
     program: NonEmpty | None = Field(
-        default=None, description="For a browser: its program on this machine."
+        default=None,
+        description='For a browser: its program on this machine, or "manual" for one you open.',
     )
+
+    @field_validator("host")
+    @classmethod
+    def _host_is_plain(cls, value: str | None) -> str | None:
+        # A host such as -oProxyCommand=... would be taken for an option.
+        if value is not None and not _HOST.fullmatch(value):
+            msg = "not a plain host"
+            raise ValueError(msg)
+        return value
 
     @model_validator(mode="after")
     def _finds_what_it_names(self) -> Self:
@@ -151,9 +194,10 @@ class DeviceSpec(Spec):
             "host": ("ssh",),
             "port": ("ssh",),
             "serial": ("adb",),
-            "model": ("adb",),
+            "model": ("ssh", "adb"),
             "python": ("ssh", "adb"),
             "install": ("ssh",),
+            "benchmark": ("adb",),
             "program": ("browser",),
         }
         for name, transports in takes.items():
@@ -169,10 +213,11 @@ class DeviceSpec(Spec):
             return f"edgekit cannot reach {self.description}"
         if self.transport == "ssh" and self.host is None:
             return f"no host is named for {self.description}: give --device TARGET=USER@HOST"
-        if self.transport == "adb" and self.python is None:
+        if self.transport == "adb" and self.python is None and self.benchmark is None:
             return (
                 f"no Python is named on {self.description}: set device.python to the path of one "
-                "that adb's shell may run, or import what an app measured there"
+                "that adb's shell may run, set device.benchmark to LiteRT's benchmark_model "
+                "(latency only), or import what an app measured there"
             )
         return ""
 
@@ -185,6 +230,7 @@ class RuntimeSpec(Spec):
         threads: CPU threads that it is given. Defaults to 1.
         delegate: What computes in place of the runtime's own kernels: "default" is what it takes
             by itself on a CPU (LiteRT: XNNPACK), "none" its own kernels. Defaults to "default".
+        accelerator: For ethos-u: the NPU. Defaults to "ethos-u55-128".
     """
 
     name: RuntimeName = Field(description="The runtime.")
@@ -193,8 +239,13 @@ class RuntimeSpec(Spec):
         default="default", description="What computes in place of the runtime's own kernels."
     )
 
+    accelerator: Accelerator | None = Field(default=None, description="For ethos-u: the NPU.")
+
     @model_validator(mode="after")
     def _runtime_has_the_delegate(self) -> Self:
+        if self.accelerator is not None and self.name != "ethos-u":
+            received = f'accelerator "{self.accelerator}" with runtime "{self.name}"'
+            raise conflict(received, 'no accelerator, or runtime "ethos-u"')
         takes = _DELEGATES.get(self.name, ("default",))
         if self.delegate not in takes:
             received = f'delegate "{self.delegate}" with runtime "{self.name}"'
@@ -401,7 +452,7 @@ class Target(Spec):
             received = f'runtime "{runtime.name}" with transport "{transport}"'
             raise conflict(received, f'transport "none", or runtime {_either(runs)}')
         if self.device.cores is not None and runtime.threads > self.device.cores:
-            received = f"{runtime.threads} threads on {self.device.cores} cores"
+            received = f"{runtime.threads} threads on a device of {self.device.cores} cores"
             raise conflict(received, "no more threads than cores")
         return self
 
@@ -534,9 +585,8 @@ def with_device(target: Target, where: str) -> Target:
         SpecError: If its transport looks for nothing, or the device is not valid then.
     """
     device = target.device
-    host, _, port = where.rpartition(":")
     named: dict[Transport, dict[str, object]] = {
-        "ssh": {"host": host, "port": int(port)} if host and port.isdigit() else {"host": where},
+        "ssh": _host_and_port(where),
         "adb": {"serial": where},
         "browser": {"program": where},
     }
@@ -550,6 +600,35 @@ def with_device(target: Target, where: str) -> Target:
     return target.model_copy(
         update={"device": build(values, DeviceSpec, f"--device {target.name}={where}")}
     )
+
+
+def _host_and_port(where: str) -> dict[str, object]:
+    """Returns host and port of HOST, USER@HOST, either with :PORT, or USER@[IPV6]:PORT."""
+    bracketed = re.fullmatch(r"((?:[^@]*@)?)\[([^\]]*)\](?::([0-9]{1,5}))?", where)
+    plain = re.fullmatch(r"((?:[^@]*@)?)([^:]*)(?::([0-9]{1,5}))?", where)
+    found = bracketed or plain
+    if found is None:
+        return {"host": where}
+    host: dict[str, object] = {"host": found[1] + found[2]}
+    return host if found[3] is None else {**host, "port": int(found[3])}
+
+
+def refuse_same_names(targets: Sequence[Target]) -> None:
+    """Refuses two targets of one name: what was measured for one would stand for the other.
+
+    Args:
+        targets: The asked targets.
+
+    Raises:
+        SpecError: If a name stands for two of them.
+    """
+    twice = [name for name, count in Counter(t.name for t in targets).items() if count > 1]
+    if twice:
+        raise SpecError(
+            f"two targets named {', '.join(twice)}",
+            "a name of its own for each target",
+            "ask for each target once, or rename one of them in its file",
+        )
 
 
 def with_installing(target: Target) -> Target:
@@ -570,11 +649,11 @@ def explain(target: Target) -> tuple[str, ...]:
     batch = "" if asked.batch == "one" else ", any number of pictures a call"
     said = [
         f"{target.name}: {target.description}",
-        f"It takes a {asked.format} file, {asked.variant}{kernels}, with {asked.io} input and "
+        f"It takes {asked.format} files, {asked.variant}{kernels}, with {asked.io} input and "
         f"output{batch}; {runtime.name} runs it on {threads}{delegate}.",
         _where(target),
     ]
-    said += [f"It passes if {sentence}." for sentence in _budgets(budget)]
+    said.append(f"It passes if {'; '.join(_budgets(budget))}.")
     if asked.operators is not None:
         said.append(f"The file may use only {', '.join(asked.operators)}.")
     believed = target.expect
@@ -624,7 +703,7 @@ def _how_timed(target: Target) -> str:
     if target.device.transport == "emulated":
         return "Time under emulation says nothing about a device."
     if target.protocol is None:
-        return "Latency is measured as the recipe's [validation] says."
+        return "Latency is measured as the recipe's [validation] or edgekit validate says."
     way = PROTOCOLS[target.protocol]
     return (
         f"Latency by the protocol {target.protocol}: {way.sessions} fresh processes, each "

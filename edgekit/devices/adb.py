@@ -15,7 +15,6 @@ a phone that was unplugged keeps it; then `say` gets the command that removes it
 
 import contextlib
 import hashlib
-import math
 import os
 import re
 import secrets
@@ -122,36 +121,6 @@ class BenchmarkRun:
 
     exit_code: int
     text: str
-
-
-@dataclass(frozen=True)
-class BenchmarkTimings:
-    """What `benchmark_model` says about its timed runs. Times in microseconds.
-
-    It never prints single runs, so there is no order statistic and no check for drift: these
-    numbers can be reported but not judged.
-
-    Args:
-        init_us: Loading the model.
-        first_us: First call ever.
-        warmup_mean_us: Mean of the untimed calls.
-        mean_us: Mean of the timed calls, six significant digits.
-        count: Number of timed calls.
-        min_us: Fastest timed call.
-        max_us: Slowest timed call.
-        median_us: None where the program is too old to print it.
-        p95_us: 95th percentile; None as `median_us`.
-    """
-
-    init_us: float
-    first_us: float
-    warmup_mean_us: float
-    mean_us: float
-    count: int
-    min_us: float
-    max_us: float
-    median_us: float | None
-    p95_us: float | None
 
 
 @dataclass(frozen=True)
@@ -471,56 +440,6 @@ def benchmark(
     lines = f"{answer.out}\n{answer.err}".splitlines()
     text = "\n".join("".join(c if c.isprintable() else " " for c in line) for line in lines)
     return BenchmarkRun(answer.code, text[-KEPT_CHARACTERS:])
-
-
-def read_timings(text: str) -> BenchmarkTimings:
-    """Returns the numbers in what `benchmark_model` printed.
-
-    Args:
-        text: As in `BenchmarkRun`.
-
-    Raises:
-        DeviceError: If there is not exactly one summary with a line of statistics before it, or a
-            number in them is missing or impossible.
-    """
-    # Numbers are C++ streams' default: six significant digits, 2.95034e+06.
-    number = r"(\d{1,18}(?:\.\d+)?(?:e\+\d\d)?)"
-    summary = re.compile(
-        rf"Inference timings in us: Init: {number}, First inference: {number}, "
-        rf"Warmup \(avg\): {number}, Inference \(avg\): {number}$",
-        re.MULTILINE,
-    )
-    found = list(summary.finditer(text))
-    before = text[: found[0].start()] if found else ""
-    lines = re.findall(r"\bcount=(\d{1,18})\b(.*)$", before, re.MULTILINE)
-    if len(found) != 1 or not lines:
-        raise _no_timings(text)
-    init, first, warmup, mean = (float(value) for value in found[0].groups())
-    pairs = re.findall(rf"\b(\w+)={number}(?=[ (]|$)", lines[-1][1])
-    values = {name: float(value) for name, value in pairs}
-    count, same = int(lines[-1][0]), values.get("curr")  # all alike: only the newest is printed
-    low, high = values.get("min", same), values.get("max", same)
-    if count < 1 or low is None or high is None or not low <= high < math.inf:
-        raise _no_timings(text)
-    return BenchmarkTimings(
-        init_us=init,
-        first_us=first,
-        warmup_mean_us=warmup,
-        mean_us=mean,
-        count=count,
-        min_us=low,
-        max_us=high,
-        median_us=values.get("median"),
-        p95_us=values.get("p95"),
-    )
-
-
-def _no_timings(text: str) -> DeviceError:
-    return DeviceError(
-        f"benchmark_model printed no usable summary: {printable(text[-300:])!r}",
-        "one line of statistics and one of 'Inference timings in us'",
-        "check that the program is LiteRT's benchmark_model, built for this phone's processor",
-    )
 
 
 def _check_arguments(serial: str | None, python: str | None) -> None:

@@ -44,7 +44,6 @@ __all__ = [
     "find",
     "opened",
     "prepare",
-    "run",
     "started",
 ]
 
@@ -223,32 +222,6 @@ def opened(packages: Path, *, browser: str | None, say: Say) -> Iterator[Window]
         if program is None:
             say(f"open this address in a browser on this machine, and keep it open: {server.url}")
         yield Window(server, program)
-
-
-def run(
-    job: BrowserJob,
-    packages: Path,
-    *,
-    browser: str | None,
-    timeout_seconds: float,
-    progress: ReportProgress | None,
-    say: Say,
-) -> BrowserAnswer:
-    """Runs one job: `opened` and `Window.run` in one.
-
-    Args:
-        job: What to measure.
-        packages: As in `opened`.
-        browser: As in `opened`.
-        timeout_seconds: As in `Window.run`.
-        progress: As in `Window.run`.
-        say: As in `opened`.
-
-    Raises:
-        EdgekitError: As `opened` and `Window.run`.
-    """
-    with opened(packages, browser=browser, say=say) as window:
-        return window.run(job, timeout_seconds, progress)
 
 
 def find() -> list[Found]:

@@ -58,8 +58,8 @@ class BrowserDevice:
         return Machine(f"{name} on {this_machine()}", None)
 
     def disturbances(self) -> tuple[str, ...]:
-        """Returns nothing: what a page sees is told with each task."""
-        return ()
+        """Returns that a page which is only loaded again shares its browser with earlier ones."""
+        return ("no fresh browser for each session",) if self.window.program is None else ()
 
     def run(
         self, task: Task, progress: ReportProgress | None

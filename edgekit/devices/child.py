@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from edgekit.errors import DeviceError
+from edgekit.runner.program import limit_memory
 
 # Address space, not memory in use: it only stops a model that asks for absurd amounts.
 MEMORY_LIMIT_BYTES = 8 * 1024**3
@@ -75,7 +76,7 @@ def main(arguments: list[str]) -> None:
     seconds, memory_limit_bytes, module, *rest = arguments
     # When the parent is killed, nobody else ends native code that hangs.
     signal.alarm(int(seconds))
-    resource.setrlimit(resource.RLIMIT_AS, (int(memory_limit_bytes), int(memory_limit_bytes)))
+    limit_memory(int(memory_limit_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is a result; it leaves no file
     sys.argv = [module, *rest]
     runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -16,7 +16,6 @@ import os
 import platform
 import resource
 import shutil
-import stat
 import subprocess
 import sys
 import tempfile
@@ -28,7 +27,7 @@ from pathlib import Path
 
 from edgekit.devices.exchange import ReportProgress
 from edgekit.devices.measure import MEMORY_LIMIT_BYTES
-from edgekit.devices.place import Found, Machine, cache_folder
+from edgekit.devices.place import Found, Machine, cache_folder, check_size
 from edgekit.errors import DeviceError, SpecError
 from edgekit.runtimes.base import printable
 
@@ -257,15 +256,7 @@ class EmulatedPlace:
         Raises:
             DeviceError: If there is no such file or it is larger than `limit_bytes`.
         """
-        try:
-            about = os.lstat(there)
-        except OSError as err:
-            found = f"{Path(there).name}: the emulated program left no such file"
-            raise DeviceError(found, "a result file", "run it again") from err
-        if not stat.S_ISREG(about.st_mode) or about.st_size > limit_bytes:
-            found = f"{Path(there).name}: {stat.filemode(about.st_mode)}, {about.st_size} bytes"
-            expected = f"a regular file of at most {limit_bytes} bytes"
-            raise DeviceError(found, expected, "check the program and run it again")
+        check_size(Path(there), limit_bytes)
         shutil.move(there, here)
 
 

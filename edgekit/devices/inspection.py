@@ -16,6 +16,7 @@ from edgekit.devices.exchange import exchange
 from edgekit.devices.protocol import Done, Failure
 from edgekit.errors import EdgekitError, IntegrityError
 from edgekit.records import Record
+from edgekit.runner.program import answer_channel
 from edgekit.runtimes.base import ModelFacts
 from edgekit.runtimes.inspect import inspect_content, model_format, read_model
 
@@ -71,7 +72,14 @@ def main(arguments: list[str]) -> int:
     Args:
         arguments: The file, and where the facts go.
     """
-    path, result = Path(arguments[0]), Path(arguments[1])
+    with answer_channel() as channel:
+        line, code = _inspect(Path(arguments[0]), Path(arguments[1]))
+        channel.write(line.model_dump_json() + "\n")
+    return code
+
+
+def _inspect(path: Path, result: Path) -> tuple[Done | Failure, int]:
+    """Returns the last line of this process and its exit code."""
     try:
         content = read_model(path)
         found = Inspection(
@@ -90,19 +98,12 @@ def main(arguments: list[str]) -> int:
     except EdgekitError as err:
         return _refuse(err)
     result.write_text(found.model_dump_json(), encoding="utf-8")
-    _say(Done(runtime="inspection", count=1))
-    return 0
+    return Done(runtime="inspection", count=1), 0
 
 
-def _refuse(err: EdgekitError) -> int:
+def _refuse(err: EdgekitError) -> tuple[Failure, int]:
     texts = {"received": err.received, "expected": err.expected, "remedy": err.remedy}
-    _say(Failure.model_validate({"error": type(err).__name__, **texts}))
-    return err.exit_code
-
-
-def _say(line: Record) -> None:
-    sys.stdout.write(line.model_dump_json() + "\n")
-    sys.stdout.flush()
+    return Failure.model_validate({"error": type(err).__name__, **texts}), err.exit_code
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import math
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from edgekit.devices.program import runner_file
 from edgekit.devices.protocol import Done, Job, Subject
 from edgekit.errors import DataError, DeviceError, SpecError
 from edgekit.records import LatencySession, Preprocess, TensorInfo, input_codes
+from edgekit.runner.program import MIN_WARMUP_RUNS
 from edgekit.runtimes import read_ends
 
 # Address space, not memory in use: thread stacks and allocator arenas reserve far more than they
@@ -25,8 +27,6 @@ from edgekit.runtimes import read_ends
 MEMORY_LIMIT_BYTES = 16 * 1024**3
 # Above what the header of a .npy file takes.
 _HEADER_BYTES = 1024
-# More samples than any session can take: an hour of calls of 10 microseconds.
-_MOST_SAMPLES = 360_000_000
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ class RunnerDevice:
                 place.explain,
             )
             results = Path(scratch) / "results.npy"
-            place.get(job.results, results, _largest(task))
+            place.get(job.results, results, _largest(task, done))
             return done, _array(task, results)
 
 
@@ -367,15 +367,22 @@ def _time_once(
     device: Device, task: Task, progress: ReportProgress | None
 ) -> tuple[LatencySession, str]:
     """Runs one session in one process; returns it with the runtime's version."""
+    started = time.monotonic()
     done, array = device.run(task, progress)
+    elapsed_ms = 1000 * (time.monotonic() - started)
     _check_array(task, array, (done.count,), "float64")
     samples = array.astype(np.float64)
     around, least = done.surroundings, task.pace.min_queries
     valid = done.count >= least and np.isfinite(samples).all() and (samples >= 0).all()
-    if around is None or not valid:
+    if around is None or not valid or around.warmup_runs < MIN_WARMUP_RUNS:
         found = f"{task.subject.model}: {done.count} samples, some not usable"
-        expected = f"at least {least} finite times of 0 ms or more"
+        expected = (
+            f"at least {least} finite times of 0 ms or more, behind {MIN_WARMUP_RUNS} other calls"
+        )
         raise DeviceError(found, expected, "check the device's clock and run it again")
+    if samples.sum() > elapsed_ms:
+        found = f"{task.subject.model}: calls of {samples.sum():.0f} ms in {elapsed_ms:.0f} ms"
+        raise DeviceError(found, "no more than passed here", "check the device's clock")
     session = LatencySession(
         samples_ms=tuple(samples.tolist()),
         threads=task.subject.threads,
@@ -385,10 +392,10 @@ def _time_once(
     return session, done.runtime
 
 
-def _largest(task: Task) -> int:
+def _largest(task: Task, done: Done) -> int:
     """Returns the most bytes that the results of a task can have."""
     if task.mode == "latency":
-        return _HEADER_BYTES + 8 * _MOST_SAMPLES
+        return _HEADER_BYTES + 8 * done.count
     scores_bytes = task.output.shape[-1] * np.dtype(task.output.dtype).itemsize
     return _HEADER_BYTES + task.images * scores_bytes
 

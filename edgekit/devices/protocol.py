@@ -12,6 +12,8 @@ from pydantic import Field, TypeAdapter
 from edgekit.records import Artifact, Delegate, Preprocess, Record
 from edgekit.runtimes.base import RUNTIME_OF_FORMAT, RuntimeName
 
+# Twenty minutes of calls of 60 microseconds, or as many pictures.
+MOST_ROWS = 20_000_000
 Seconds = Annotated[float, Field(ge=0)]
 ErrorKind = Literal["SpecError", "DataError", "IntegrityError", "DeviceError"]
 
@@ -135,7 +137,6 @@ class Surroundings(Record):
     temperature_after_c: float | None = Field(ge=-50, le=200)
     throttled: int | None = Field(ge=0)
     power_saving: bool | None
-    on_battery: bool | None
 
 
 class Done(Record):
@@ -151,7 +152,7 @@ class Done(Record):
 
     kind: Literal["done"] = "done"
     runtime: str = Field(max_length=200)
-    count: int = Field(ge=0)
+    count: int = Field(ge=0, le=MOST_ROWS)
     surroundings: Surroundings | None = None
     memory_bytes: int | None = Field(default=None, ge=0)
 

@@ -1,13 +1,13 @@
 """Reaches the device that a target names, whatever the transport. Device layer."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from edgekit.devices import adb, browser, browser_device, emulated, local, ssh
 from edgekit.devices.measure import Device, RunnerDevice
-from edgekit.devices.place import Found, cache_folder
+from edgekit.devices.place import Found, Machine, cache_folder
 from edgekit.errors import DeviceError
-from edgekit.target import DeviceSpec, RuntimeName
+from edgekit.target import DeviceSpec, RuntimeName, Target
 
 Say = Callable[[str], None]
 # What the runner program imports there, by the runtime.
@@ -27,19 +27,45 @@ def open_device(spec: DeviceSpec, runtime: RuntimeName, say: Say) -> Iterator[De
         say: Called with one line worth keeping.
 
     Raises:
-        DeviceError: If it cannot be reached, or lacks Python or the runtime.
+        DeviceError: If it cannot be reached, is another device than the target names, or lacks
+            Python or the runtime.
         SpecError: If its name is none that the transport takes.
     """
     if spec.missing:
         raise DeviceError(spec.missing, "a device that edgekit can reach", "correct [device]")
+    with _reach(spec, runtime, say) as device:
+        _check_machine(spec, device.machine)
+        yield device
+
+
+def reached(targets: Sequence[Target], say: Say) -> dict[str, str]:
+    """Reaches every device but this machine once; returns what each is, in words, by target.
+
+    Args:
+        targets: The asked targets.
+        say: Called with one line about each.
+
+    Raises:
+        EdgekitError: As `open_device`.
+    """
+    found = {}
+    for target in targets:
+        if target.is_measured and not target.is_here:
+            with open_device(target.device, target.runtime.name, say) as device:
+                found[target.name] = device.machine.words
+                say(f"{target.name}: reached {device.machine.words}")
+    return found
+
+
+@contextmanager
+def _reach(spec: DeviceSpec, runtime: RuntimeName, say: Say) -> Iterator[Device]:
     packages = PACKAGES.get(runtime, ())
     if spec.transport == "adb":
         with adb.reach(
             serial=spec.serial, model=spec.model, python=spec.python, packages=packages, say=say
         ) as phone:
             yield RunnerDevice(phone)
-        return
-    if spec.transport == "ssh" and spec.host is not None:
+    elif spec.transport == "ssh" and spec.host is not None:
         with ssh.reach(
             spec.host,
             port=spec.port,
@@ -49,17 +75,34 @@ def open_device(spec: DeviceSpec, runtime: RuntimeName, say: Say) -> Iterator[De
             say=say,
         ) as board:
             yield RunnerDevice(board)
-        return
-    if spec.transport == "browser":
+    elif spec.transport == "browser":
         with browser_device.reach(spec.program, say) as page:
             yield page
-        return
-    if spec.transport == "emulated":
+    elif spec.transport == "emulated":
         with emulated.reach(emulated.prepare(cache_folder(), say)) as machine:
             yield RunnerDevice(machine)
-        return
-    with local.reach() as place:
-        yield RunnerDevice(place)
+    else:
+        with local.reach() as place:
+            yield RunnerDevice(place)
+
+
+def _check_machine(spec: DeviceSpec, machine: Machine) -> None:
+    """Refuses a device that is not the one a target is about.
+
+    Raises:
+        DeviceError: If it calls itself otherwise or has another number of cores.
+    """
+    wrong = []
+    if spec.model is not None and spec.model not in machine.words:
+        wrong.append(f"does not call itself {spec.model}")
+    if None not in (spec.cores, machine.cores) and spec.cores != machine.cores:
+        wrong.append(f"has {machine.cores} cores, not {spec.cores}")
+    if wrong:
+        raise DeviceError(
+            f"{machine.words}: it {' and '.join(wrong)}",
+            f"the device that the target names: {spec.description}",
+            "reach that device, or judge by a target of this one",
+        )
 
 
 def find_devices() -> list[Found]:

@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from pydantic import Field
 
@@ -27,17 +27,12 @@ from edgekit.records import Record
 from edgekit.runtimes import check_digest
 from edgekit.runtimes.base import FLATBUFFER_DAMAGE, SHOWN_CHARACTERS, printable
 from edgekit.runtimes.inspect import inspect_content, read_model
+from edgekit.target import Accelerator
 
 Optimise = Literal["Performance", "Size"]
 Table: TypeAlias = Any  # classes of the generated schema carry no type hints
 
-# Source: vela --help of ethos-u-vela 5.2.0. The last number counts the 8-bit multiplications of one
-# cycle.
-ACCELERATORS = (
-    *("ethos-u55-32", "ethos-u55-64", "ethos-u55-128", "ethos-u55-256"),
-    *("ethos-u65-256", "ethos-u65-512"),
-    *("ethos-u85-128", "ethos-u85-256", "ethos-u85-512", "ethos-u85-1024", "ethos-u85-2048"),
-)
+ACCELERATORS: tuple[str, ...] = get_args(Accelerator)
 # Source: https://github.com/tensorflow/tflite-micro, tensorflow/lite/micro/kernels/ethos_u: the
 # custom operator into which Vela puts everything that runs on the NPU.
 NPU_OPERATOR = b"ethos-u"
@@ -89,21 +84,11 @@ class NpuEstimate(Record):
         return self.operators_in_all - len(self.cpu_operators)
 
     @property
-    def npu_share(self) -> float:
-        """Part of the file's operators that run on the NPU, from 0 to 1."""
-        return self.operators_on_npu / max(self.operators_in_all, 1)
-
-    @property
     def estimated_ms(self) -> float | None:
         """Estimated time of one image in milliseconds; None unless all of it is on the NPU."""
         if self.cpu_operators or not self.cycles:
             return None
         return self.cycles / self.clock_hz * 1000
-
-    @property
-    def inferences_per_second(self) -> float | None:
-        """Estimated images per second; None unless everything runs on the NPU."""
-        return None if self.estimated_ms is None else 1000 / self.estimated_ms
 
     @property
     def settings(self) -> str:

@@ -74,6 +74,12 @@ def agreement_sentence(evaluation: DeviceEvaluation) -> str:
         said += f", the others at most {found.largest_steps:g} steps apart"
     if found.largest_share:
         said += f", the others at most {found.largest_share:.1e} of the largest score apart"
+    if found.differing_images:
+        drop = found.drop
+        said += (
+            f"; {drop.drop_points:+.2f} points lost against it (95 %: at most "
+            f"{drop.upper_points:+.2f}; McNemar p {drop.mcnemar_p:.2f})"
+        )
     if found.cause:
         said += f"; likely cause: {found.cause}"
     if found.differing:

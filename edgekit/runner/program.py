@@ -46,10 +46,9 @@ def main(arguments: list[str]) -> int:
     job: Job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     # When whoever started this is gone, nobody else ends a model that hangs inside native code.
     signal.alarm(job["time_limit_seconds"])
-    limit = job["memory_limit_bytes"]
-    if limit is not None:
-        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    with _answer_channel() as channel:
+    if job["memory_limit_bytes"] is not None:
+        limit_memory(job["memory_limit_bytes"])
+    with answer_channel() as channel:
         try:
             _say(channel, {"kind": "done", **_work(job, channel)})
         except Refusal as refusal:
@@ -61,8 +60,15 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def limit_memory(limit_bytes: int) -> None:
+    """Limits the address space, or leaves a limit that is lower already."""
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    lower = limit_bytes if hard == resource.RLIM_INFINITY else min(limit_bytes, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (lower, lower))
+
+
 @contextlib.contextmanager
-def _answer_channel() -> Iterator[IO[str]]:
+def answer_channel() -> Iterator[IO[str]]:
     """Yields the real stdout and points descriptor 1 at stderr.
 
     Native runtimes print to descriptor 1 too; this keeps their words out of the answers.
@@ -153,7 +159,7 @@ def _work(job: Job, channel: IO[str]) -> dict[str, Any]:
         "runtime": model.version,
         "count": count,
         "surroundings": around,
-        "memory_bytes": None if before is None or peak is None else max(0, peak - before),
+        "memory_bytes": None if before is None or peak is None or peak <= before else peak - before,
     }
 
 

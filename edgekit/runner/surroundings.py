@@ -15,7 +15,6 @@ from typing import Any
 
 CPU_FOLDER = Path("/sys/devices/system/cpu")
 THERMAL_FOLDER = Path("/sys/class/thermal")
-POWER_FOLDER = Path("/sys/class/power_supply")
 PLATFORM_PROFILE = Path("/sys/firmware/acpi/platform_profile")
 CPU_TIMES = Path("/proc/stat")
 # Columns of the "cpu" line, proc(5): user nice system idle iowait irq softirq steal ...
@@ -37,7 +36,6 @@ class Look:
         temperature_c: Highest temperature of any thermal zone, in degrees Celsius.
         throttled: How often the cores were slowed down for heat since the start of the machine.
         power_saving: Whether a platform profile that saves power is on.
-        on_battery: Whether a battery is being discharged.
     """
 
     wall_seconds: float
@@ -49,7 +47,6 @@ class Look:
     temperature_c: float | None = None
     throttled: int | None = None
     power_saving: bool | None = None
-    on_battery: bool | None = None
 
 
 def look() -> Look:
@@ -66,7 +63,6 @@ def look() -> Look:
         temperature_c=_temperature(),
         throttled=_highest(CPU_FOLDER, "cpu[0-9]*/thermal_throttle/core_throttle_count"),
         power_saving=None if profile is None else profile == "low-power",
-        on_battery=_on_battery(),
     )
 
 
@@ -96,7 +92,6 @@ def compare(before: Look, after: Look, threads: int, warmup_runs: int) -> dict[s
         "temperature_after_c": after.temperature_c,
         "throttled": (after.throttled or 0) - (before.throttled or 0) if counted else None,
         "power_saving": after.power_saving,
-        "on_battery": after.on_battery,
     }
 
 
@@ -143,12 +138,6 @@ def _temperature() -> float | None:
     texts = [_read(path) for path in THERMAL_FOLDER.glob("thermal_zone*/temp")]
     values = [int(text) / 1000 for text in texts if text and text.lstrip("-").isdigit()]
     return max((value for value in values if -50 < value < 200), default=None)
-
-
-def _on_battery() -> bool | None:
-    states = [_read(path) for path in POWER_FOLDER.glob("*/status")]
-    known = [state for state in states if state]
-    return any(state == "Discharging" for state in known) if known else None
 
 
 def _highest(folder: Path, pattern: str) -> int | None:

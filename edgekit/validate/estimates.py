@@ -8,11 +8,11 @@ from pathlib import Path
 
 from edgekit.devices import measure
 from edgekit.devices.protocol import Subject
-from edgekit.errors import DeviceError
+from edgekit.errors import EdgekitError
 from edgekit.estimate import ethos_u, tflite_micro
 from edgekit.records import input_codes
 from edgekit.runtimes import read_ends
-from edgekit.target import Target
+from edgekit.target import Accelerator, Target
 from edgekit.validate.accuracy import (
     measure_accuracy,
     paired_drop,
@@ -23,6 +23,7 @@ from edgekit.validate.on_device import HostAnswers, Measured, Pictures
 from edgekit.validate.verdict import check_accuracy_drop
 
 Progress = Callable[[str, int, int], None]
+DEFAULT_ACCELERATOR: Accelerator = "ethos-u55-128"
 
 
 def estimated(
@@ -40,12 +41,8 @@ def estimated(
         subject: Its file and the pictures.
         host: What the same file and its reference answer here.
         pictures: Labels and names.
-        say: Called where an estimate needs a package that is not installed.
+        say: Called where there is no estimate, with the reason.
         progress: Called with (what, done, in all).
-
-    Raises:
-        IntegrityError: If the file is not the one named, or crashes what estimates it.
-        DeviceError: If an estimator hangs or answers nonsense.
     """
     if target.runtime.name not in ("tflite-micro", "ethos-u"):
         return Measured()
@@ -53,9 +50,14 @@ def estimated(
     if not _installed(needed):
         say(f"{target.name}: no estimates; pip install 'edgekit[micro]' brings what they need")
         return Measured()
-    if target.runtime.name == "ethos-u":
-        return Measured(estimates=_npu(target, subject.model, subject.sha256))
-    return Measured(estimates=_micro(target, subject, host, pictures, progress))
+    try:
+        if target.runtime.name == "ethos-u":
+            return Measured(estimates=_npu(target, subject.model, subject.sha256))
+        return Measured(estimates=_micro(target, subject, host, pictures, progress))
+    except EdgekitError as err:
+        # What is estimated for one target must not cost the others what was measured for them.
+        say(f"{target.name}: no estimates: {err.received}")
+        return Measured(no_estimate_because=err.received)
 
 
 def _installed(module: str) -> bool:
@@ -92,6 +94,11 @@ def _micro(
             f"an arena of {_share(found.arena_bytes, target.budget.memory_bytes)}, {where}, where "
             "pointers have 8 bytes",
         ),
+        (
+            "flash",
+            f"{_share(subject.model.stat().st_size, target.budget.flash_bytes)} for the model "
+            "alone, without the program around it",
+        ),
     ]
     if host.reference_top1 is not None:
         drop = paired_drop(host.reference_top1, top1, pictures.labels)
@@ -104,7 +111,8 @@ def _micro(
 
 def _npu(target: Target, model: Path, sha256: str) -> tuple[tuple[str, str], ...]:
     """Returns what Arm's compiler says about the file on an Ethos-U."""
-    found = ethos_u.compile_for(model, sha256, accelerator=_accelerator(target))
+    accelerator = target.runtime.accelerator or DEFAULT_ACCELERATOR
+    found = ethos_u.compile_for(model, sha256, accelerator)
     where = (
         f"{found.settings}; {found.operators_on_npu} of {found.operators_in_all} operators on it"
     )
@@ -115,22 +123,6 @@ def _npu(target: Target, model: Path, sha256: str) -> tuple[tuple[str, str], ...
     if found.estimated_ms is not None:
         estimates.append(("latency", f"{found.estimated_ms:.2f} ms, {where}"))
     return tuple(estimates)
-
-
-def _accelerator(target: Target) -> str:
-    """Returns the NPU that a target's name begins with.
-
-    Raises:
-        DeviceError: If there is none.
-    """
-    for accelerator in ethos_u.ACCELERATORS:
-        if target.name == accelerator or target.name.startswith(f"{accelerator}-"):
-            return accelerator
-    raise DeviceError(
-        f"target {target.name} with runtime ethos-u, whose name does not say which NPU",
-        f"a name that begins with one of {', '.join(ethos_u.ACCELERATORS)}",
-        "rename the target",
-    )
 
 
 def _share(used: int, budget: int | None) -> str:

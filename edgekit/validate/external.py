@@ -20,6 +20,7 @@ from edgekit.devices.protocol import Subject
 from edgekit.errors import IntegrityError, SpecError
 from edgekit.records import (
     Accuracy,
+    Batch,
     Check,
     Delegate,
     Format,
@@ -111,6 +112,7 @@ class Plan(Record):
         outputs: Number of outputs.
         label_offset: The offset that `output_index` includes.
         operators: Names of the operators in the file.
+        batch: Pictures of one call.
     """
 
     model: Path
@@ -127,6 +129,7 @@ class Plan(Record):
     outputs: int
     label_offset: int
     operators: tuple[str, ...]
+    batch: Batch
 
 
 @dataclass(frozen=True)
@@ -303,6 +306,7 @@ def _plan(
         outputs=file.output.shape[-1],
         label_offset=label_offset,
         operators=tuple(file.facts.operators),
+        batch="any" if file.input.shape[0] == -1 else "one",
     )
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +11,6 @@ import numpy.typing as npt
 from edgekit.devices import measure
 from edgekit.devices.local import this_machine
 from edgekit.devices.protocol import Subject, subject_of
-from edgekit.devices.transports import open_device
 from edgekit.errors import SpecError
 from edgekit.records import (
     Accuracy,
@@ -40,7 +40,7 @@ from edgekit.validate.on_device import (
     Measured,
     Measuring,
     Pictures,
-    measure_on,
+    measure_target,
     measured_of,
     measuring_of,
 )
@@ -59,6 +59,8 @@ from edgekit.validate.verdict import (
 )
 
 Labels = npt.NDArray[np.int32]
+# Digest, threads, and how: what timed sessions belong to.
+_Timed = tuple[str, int, Measuring]
 # The percentile of the variant table; a target's own percentile decides its verdict.
 _TABLE_PERCENTILE = 90
 
@@ -135,10 +137,10 @@ def judge(
         else:
             estimates[target.name] = estimated(target, subject, host, pictures, say, progress)
     timings = _time(exported, folder, images, targets, measuring, progress)
-    wanted = dict.fromkeys((*((digest, 1) for digest in answered), *timings))
+    wanted = dict.fromkeys((*((digest, 1, measuring) for digest in answered), *timings))
     evaluations = []
-    for digest, threads in wanted:
-        found, timing = answered[digest], timings.get((digest, threads))
+    for digest, threads, way in wanted:
+        found, timing = answered[digest], timings.get((digest, threads, way))
         evaluations.append(
             Evaluation(
                 artifact_sha256=digest,
@@ -155,7 +157,10 @@ def judge(
     for target in targets:
         artifact = artifact_for(target, exported)
         if is_host(target):
-            timing, float_timing = _host_timings(target, artifact, exported, timings)
+            timing, float_timing = (
+                timings[a.sha256, target.runtime.threads, measuring_of(target, measuring)]
+                for a in (artifact, _float_of(artifact, exported))
+            )
             latency = _summary(timing, target.budget.latency_percentile)
             measured = Measured(
                 accuracy=answered[artifact.sha256].accuracy,
@@ -175,7 +180,11 @@ def judge(
         evaluations=tuple(evaluations),
         verdicts=tuple(verdicts),
         decided_by=tuple(
-            positions[artifact_for(target, exported).sha256, target.runtime.threads]
+            positions[
+                artifact_for(target, exported).sha256,
+                target.runtime.threads,
+                measuring_of(target, measuring),
+            ]
             if is_host(target)
             else None
             for target in targets
@@ -230,44 +239,50 @@ def checks_of(
     absent = "not measured"
     if target.device.missing:
         absent = f"{target.device.missing}; only a measurement on it counts"
+    if measured.no_estimate_because:
+        absent += f"; no estimate: {measured.no_estimate_because}"
     no_time = measured.no_latency_because or absent
+    no_memory = "the device does not tell it" if measured.anything else absent
     estimates = dict(measured.estimates)
-    checks = []
-    if budget.accuracy_drop_points is not None:
-        reason = measured.no_drop_because or absent
-        checks.append(
-            check_accuracy_drop(
-                measured.drop, budget.accuracy_drop_points, reason, estimates.get("accuracy_drop")
-            )
-        )
-    if budget.accuracy_min_percent is not None:
-        checks.append(
-            check_accuracy_floor(
-                measured.accuracy, budget.accuracy_min_percent, absent, estimates.get("accuracy")
-            )
-        )
-    if expect.accuracy_max_percent is not None:
-        checks.append(
-            check_believable_accuracy(measured.accuracy, expect.accuracy_max_percent, absent)
-        )
-    if budget.latency_ms is not None:
-        checks.append(
-            check_latency(measured.latency, budget.latency_ms, no_time, estimates.get("latency"))
-        )
-    if expect.latency_min_ms is not None:
-        checks.append(check_believable_latency(measured.latency, expect.latency_min_ms, no_time))
-    if budget.size_bytes is not None:
-        checks.append(check_size(size_bytes, budget.size_bytes))
-    if budget.memory_bytes is not None:
-        checks.append(
-            check_memory(
-                measured.memory_bytes, budget.memory_bytes, no_time, estimates.get("memory")
-            )
-        )
-    if budget.flash_bytes is not None:
-        checks.append(check_flash(budget.flash_bytes, absent, estimates.get("flash")))
-    if target.artifact.operators is not None:
-        checks.append(check_operators(operators, target.artifact.operators))
+    asked: tuple[tuple[Any, Callable[[Any], Check]], ...] = (
+        (
+            budget.accuracy_drop_points,
+            lambda most: check_accuracy_drop(
+                measured.drop,
+                most,
+                measured.no_drop_because or absent,
+                estimates.get("accuracy_drop"),
+            ),
+        ),
+        (
+            budget.accuracy_min_percent,
+            lambda least: check_accuracy_floor(
+                measured.accuracy, least, absent, estimates.get("accuracy")
+            ),
+        ),
+        (
+            expect.accuracy_max_percent,
+            lambda most: check_believable_accuracy(measured.accuracy, most, absent),
+        ),
+        (
+            budget.latency_ms,
+            lambda most: check_latency(measured.latency, most, no_time, estimates.get("latency")),
+        ),
+        (
+            expect.latency_min_ms,
+            lambda least: check_believable_latency(measured.latency, least, no_time),
+        ),
+        (budget.size_bytes, lambda most: check_size(size_bytes, most)),
+        (
+            budget.memory_bytes,
+            lambda most: check_memory(
+                measured.memory_bytes, most, no_memory, estimates.get("memory")
+            ),
+        ),
+        (budget.flash_bytes, lambda most: check_flash(most, absent, estimates.get("flash"))),
+        (target.artifact.operators, lambda allowed: check_operators(operators, allowed)),
+    )
+    checks = [check(limit) for limit, check in asked if limit is not None]
     if not measured.anything and all(c.status != Status.UNMEASURED for c in checks):
         checks.append(check_device(absent))
     return tuple(checks)
@@ -325,10 +340,7 @@ def _on_device(
         subject_of(a, folder, images, exported.preprocess, runtime.threads, runtime.delegate)
         for a in ((artifact,) if other is artifact else (artifact, other))
     ]
-    with open_device(target.device, runtime.name, say) as device:
-        evaluation, timings = measure_on(
-            device, target, subjects, host, pictures, measuring, progress
-        )
+    evaluation, timings = measure_target(target, subjects, host, pictures, measuring, say, progress)
     return evaluation, _notes(*timings) if timings else ()
 
 
@@ -339,33 +351,27 @@ def _time(
     targets: Sequence[Target],
     measuring: Measuring,
     progress: Callable[[str, int, int], None],
-) -> dict[tuple[str, int], measure.Timing]:
+) -> dict[_Timed, measure.Timing]:
     """Times every file that ships on one thread, and each host target's on its own threads.
 
     Where that is an int8 file, the float32 file of its format is timed as well. A target's protocol
     holds for what is timed for it.
     """
-    wanted: dict[tuple[str, int], tuple[Artifact, Measuring]] = {
-        (artifact.sha256, 1): (artifact, measuring)
+    wanted: dict[_Timed, Artifact] = {
+        (artifact.sha256, 1, measuring): artifact
         for artifact in exported.artifacts
         if artifact.ships
     }
     for target in targets:
         if is_host(target):
-            artifact = artifact_for(target, exported)
+            artifact, own = artifact_for(target, exported), measuring_of(target, measuring)
             for timed in (artifact, _float_of(artifact, exported)):
-                wanted[timed.sha256, target.runtime.threads] = (
-                    timed,
-                    measuring_of(target, measuring),
-                )
-    timings: dict[tuple[str, int], measure.Timing] = {}
-    for way in dict.fromkeys(way for _, way in wanted.values()):
-        keys = [key for key, (_, own) in wanted.items() if own == way]
-        subjects = [
-            subject_of(wanted[key][0], folder, images, exported.preprocess, key[1]) for key in keys
-        ]
+                wanted[timed.sha256, target.runtime.threads, own] = timed
+    timings: dict[_Timed, measure.Timing] = {}
+    for way in dict.fromkeys(own for _, _, own in wanted):
+        keys = [key for key in wanted if key[2] == way]
         found = measure.time_sessions(
-            subjects,
+            [subject_of(wanted[key], folder, images, exported.preprocess, key[1]) for key in keys],
             way.sessions,
             way.pace,
             way.timeout_seconds,
@@ -385,17 +391,6 @@ def _float_of(artifact: Artifact, exported: ExportRecord) -> Artifact:
         return artifact
     same = (a for a in exported.artifacts if (a.format, a.variant) == (artifact.format, "float32"))
     return next(same, artifact)
-
-
-def _host_timings(
-    target: Target,
-    artifact: Artifact,
-    exported: ExportRecord,
-    timings: dict[tuple[str, int], measure.Timing],
-) -> tuple[measure.Timing, measure.Timing]:
-    threads = target.runtime.threads
-    other = _float_of(artifact, exported)
-    return timings[artifact.sha256, threads], timings[other.sha256, threads]
 
 
 def _notes(timing: measure.Timing, float_timing: measure.Timing | None = None) -> tuple[str, ...]:

@@ -254,7 +254,7 @@ class Measurements(_Untrusted):
     delegate: Words | None = Field(default=None, description="Delegate or execution provider.")
     emulated: bool = Field(default=False, description="Whether the device was emulated.")
     memory_peak_bytes: int | None = Field(
-        default=None, ge=0, le=2**50, description="Most memory while it ran."
+        default=None, gt=0, le=2**50, description="Most memory while it ran."
     )
     latency: tuple[Session, ...] | None = Field(
         default=None, strict=False, fail_fast=True, min_length=1, max_length=1000

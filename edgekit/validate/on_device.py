@@ -1,14 +1,18 @@
 """What one file does on the device a target names, against the host and the float model."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.devices import measure
+from edgekit.devices import adb, measure
 from edgekit.devices.protocol import Subject
-from edgekit.errors import SpecError
+from edgekit.devices.transports import open_device
+from edgekit.errors import DeviceError, SpecError
 from edgekit.records import (
     Accuracy,
     DeviceEvaluation,
@@ -18,7 +22,8 @@ from edgekit.records import (
     Preprocess,
     TensorInfo,
 )
-from edgekit.target import PROTOCOLS, Target
+from edgekit.runtimes.base import SHOWN_CHARACTERS, printable
+from edgekit.target import PROTOCOLS, RuntimeName, Target
 from edgekit.validate.accuracy import (
     Classes,
     OutputIndex,
@@ -34,6 +39,7 @@ from edgekit.validate.measurements import (
     answers_of,
     latency_of,
     origin,
+    refuse_other_model,
 )
 
 NAMED_IMAGES = 20
@@ -44,6 +50,19 @@ ROUNDING_STEPS = 6
 ROUNDING_SHARE = 1e-3
 # Two kernels that only round otherwise seldom disagree on more pictures than this.
 ROUNDING_DISAGREEMENT = 0.03
+
+# How people and tools spell the runtimes; the first is the usual name.
+_NAMES: dict[RuntimeName, tuple[str, ...]] = {
+    "litert": ("litert", "lite rt", "tflite", "tensorflow lite"),
+    "litert-js": ("litert",),
+    "onnxruntime": ("onnxruntime", "onnx runtime", "ort"),
+    "onnxruntime-web": ("onnxruntime", "onnx runtime", "ort"),
+    "tflite-micro": ("tflite-micro", "tflite micro", "tensorflow lite micro", "tflm"),
+    "ethos-u": ("ethos-u", "ethos"),
+    "edgetpu": ("edgetpu", "edge tpu"),
+}
+# What a runtime is said to compute with where it takes no delegate of its own.
+_CPU = ("", "none", "cpu", "xnnpack", "wasm")
 
 
 @dataclass(frozen=True)
@@ -101,6 +120,7 @@ class Measured:
         no_drop_because: Why `drop` is None; empty: because nothing was measured.
         no_latency_because: Why `latency` is None; empty: because nothing was measured.
         estimates: What a model of the device says instead of it, in words, by the check's name.
+        no_estimate_because: Why there are none although there should be.
     """
 
     accuracy: Accuracy | None = None
@@ -110,6 +130,7 @@ class Measured:
     no_drop_because: str = ""
     no_latency_because: str = ""
     estimates: tuple[tuple[str, str], ...] = ()
+    no_estimate_because: str = ""
 
     @property
     def anything(self) -> bool:
@@ -191,6 +212,99 @@ def measure_on(
     return evaluation, timings
 
 
+def measure_target(
+    target: Target,
+    subjects: Sequence[Subject],
+    host: HostAnswers,
+    pictures: Pictures,
+    measuring: Measuring,
+    say: Callable[[str], None],
+    progress: Callable[[str, int, int], None],
+) -> tuple[DeviceEvaluation, list[measure.Timing]]:
+    """Reaches a target's device and measures there; see `measure_on`.
+
+    Args:
+        target: The target; edgekit can look for its device.
+        subjects: As in `measure_on`.
+        host: As in `measure_on`.
+        pictures: As in `measure_on`.
+        measuring: As in `measure_on`.
+        say: Called with one line worth keeping.
+        progress: Called with (what, done, in all).
+
+    Raises:
+        EdgekitError: As `open_device` and `measure_on`.
+    """
+    if target.device.benchmark is not None:
+        return _benchmark(target, subjects[0], measuring_of(target, measuring), say, progress), []
+    with open_device(target.device, target.runtime.name, say) as device:
+        return measure_on(device, target, subjects, host, pictures, measuring, progress)
+
+
+def _benchmark(
+    target: Target,
+    subject: Subject,
+    measuring: Measuring,
+    say: Callable[[str], None],
+    progress: Callable[[str, int, int], None],
+) -> DeviceEvaluation:
+    """Returns the latency that LiteRT's own benchmark program sees on a phone, and no answers."""
+    device, pace, texts = target.device, measuring.pace, []
+    with adb.reach(serial=device.serial, model=device.model, say=say) as phone:
+        machine, disturbed = phone.machine, dict.fromkeys(phone.disturbances())
+        for turn in range(measuring.sessions):
+            progress(f"latency on {target.name}", turn, measuring.sessions)
+            ran = adb.benchmark(
+                phone,
+                Path(device.benchmark or ""),
+                subject.model,
+                threads=subject.threads,
+                runs=pace.min_queries,
+                seconds=pace.min_seconds,
+                warmup_seconds=pace.warmup_seconds,
+                timeout_seconds=measuring.timeout_seconds,
+            )
+            if ran.exit_code != 0:
+                raise DeviceError(
+                    f"{device.benchmark} ended with code {ran.exit_code}: "
+                    f"{printable(ran.text[-SHOWN_CHARACTERS:])}",
+                    "a run of benchmark_model",
+                    "check that it is built for the phone's processor",
+                )
+            texts.append(ran.text)
+        disturbed |= dict.fromkeys(phone.disturbances())
+    said = Measurements.model_validate(
+        {
+            "edgekit_measurements": 1,
+            "sha256": subject.sha256,
+            "by": "edgekit",
+            "at": datetime.now(UTC).isoformat(),
+            "device": machine.words,
+            "os": "Android",
+            "cores": machine.cores or 1,
+            "runtime": "LiteRT",
+            "runtime_version": "of benchmark_model",
+            "threads": subject.threads,
+            "emulated": not machine.real,
+            "benchmark_model": texts,
+        }
+    )
+    refuse_other_model(said, subject.sha256, subject.model.stat().st_size)
+    latency = latency_of(said, target.budget.latency_percentile)
+    if latency is not None:
+        latency = latency.model_copy(update={"disturbances": (*latency.disturbances, *disturbed)})
+    return DeviceEvaluation(
+        target=target.name,
+        device=machine.words,
+        runtime=f"{said.runtime} {said.runtime_version}",
+        threads=subject.threads,
+        accuracy=None,
+        drop=None,
+        latency=latency if machine.real else None,
+        against_host=None,
+    )
+
+
 def summary(timing: measure.Timing, percentile: int, device: measure.Device) -> Latency:
     """Returns the latency of one file's sessions on a device."""
     machine = device.machine
@@ -236,20 +350,42 @@ def agreement(
         pictures: Names and labels.
         target: Whose delegate may be the cause.
     """
-    apart = np.abs(raw.astype(np.float64) - host.raw.astype(np.float64))
+    here, there = host.raw.astype(np.float64), raw.astype(np.float64)
+    same = (here == there) | (np.isnan(here) & np.isnan(there))
+    apart = np.abs(there[~same] - here[~same])
     integer = output.dtype != "float32"
-    largest = float(np.abs(host.raw.astype(np.float64)).max())
-    steps = float(apart.max()) if integer else float(apart.max()) / max(largest, 1e-30)
+    largest = float(np.abs(here[np.isfinite(here)]).max(initial=1e-30))
+    finite = bool(np.isfinite(apart).all())
+    steps = float(apart.max(initial=0.0)) / (1.0 if integer else largest) if finite else math.inf
+    share = float(np.mean(top1 != host.top1))
+    found = _agreement(
+        host,
+        top1,
+        pictures,
+        _cause(steps, integer, share, host.runtime, runtime, target),
+    )
+    return found.model_copy(
+        update={
+            "equal": float(np.mean(same)),
+            "largest_steps": steps if integer else None,
+            "largest_share": None if integer or not finite else steps,
+        }
+    )
+
+
+def _agreement(host: HostAnswers, top1: Classes, pictures: Pictures, cause: str) -> HostAgreement:
+    """Returns how a device's classes differ from the host's."""
     differing = np.flatnonzero(top1 != host.top1)
     return HostAgreement(
         images=len(top1),
         top1_agreement=float(np.mean(top1 == host.top1)),
-        equal=float(np.mean(apart == 0)),
-        largest_steps=steps if integer else None,
-        largest_share=None if integer else steps,
+        equal=None,
+        largest_steps=None,
+        largest_share=None,
         differing=tuple(str(pictures.names[index]) for index in differing[:NAMED_IMAGES]),
         differing_images=len(differing),
-        cause=_cause(steps, integer, len(differing) / len(top1), host.runtime, runtime, target),
+        cause=cause,
+        drop=paired_drop(host.top1, top1, pictures.labels),
     )
 
 
@@ -261,7 +397,9 @@ def _cause(apart: float, integer: bool, share: float, here: str, there: str, tar
     """
     if apart == 0:
         return ""
-    if target.runtime.delegate not in ("default", "none"):
+    if math.isinf(apart):
+        return "it answers scores that are not finite; do not trust this file there"
+    if target.runtime.delegate not in ("default", "none", "xnnpack"):
         return f"the delegate {target.runtime.delegate} computes otherwise than the CPU here"
     small = apart <= (ROUNDING_STEPS if integer else ROUNDING_SHARE)
     if small and share <= ROUNDING_DISAGREEMENT:
@@ -294,16 +432,11 @@ def evaluate_import(
         class_names: Names of the classes in label order.
 
     Raises:
-        SpecError: If they were taken with other threads, or of other pictures.
+        SpecError: If they are of another device, runtime or pictures than the target's.
         IntegrityError: If they contradict themselves.
     """
     m = measurements
-    if m.threads != target.runtime.threads:
-        raise SpecError(
-            f"measurements with {m.threads} threads for {target.name}",
-            f"{target.runtime.threads} threads, as the target says",
-            "measure again with as many, or change runtime.threads in a copy of the target's file",
-        )
+    _refuse_other_device(m, target)
     latency = latency_of(m, target.budget.latency_percentile)
     index = pictures.output_index.tolist()
     top1 = answers_of(m, files, digests, class_names, index)
@@ -312,17 +445,8 @@ def evaluate_import(
         accuracy = accuracy_of(top1, pictures.labels, pictures.classes)
         if host.reference_top1 is not None:
             drop = paired_drop(host.reference_top1, top1, pictures.labels)
-        differing = np.flatnonzero(top1 != host.top1)
-        same = HostAgreement(
-            images=len(top1),
-            top1_agreement=float(np.mean(top1 == host.top1)),
-            equal=None,
-            largest_steps=None,
-            largest_share=None,
-            differing=tuple(str(pictures.names[row]) for row in differing[:NAMED_IMAGES]),
-            differing_images=len(differing),
-            cause=_prepared_otherwise(preprocess, len(differing) / len(top1)),
-        )
+        share = float(np.mean(top1 != host.top1))
+        same = _agreement(host, top1, pictures, _prepared_otherwise(preprocess, share))
     return DeviceEvaluation(
         target=target.name,
         device=m.device,
@@ -331,10 +455,40 @@ def evaluate_import(
         accuracy=accuracy,
         drop=drop,
         latency=None if m.emulated else latency,
-        memory_bytes=m.memory_peak_bytes,
+        memory_bytes=None if m.emulated else m.memory_peak_bytes,
         against_host=same,
         origin=origin(m),
     )
+
+
+def _refuse_other_device(m: Measurements, target: Target) -> None:
+    """Refuses measurements of another runtime, delegate or device than the target names.
+
+    Raises:
+        SpecError: If they are.
+    """
+    device, runtime = target.device, target.runtime
+    delegate = (m.delegate or "").lower()
+    names, said = _NAMES[runtime.name], f"{m.runtime} {m.delegate or ''}".lower()
+    usual = delegate in _CPU if runtime.delegate == "default" else delegate == runtime.delegate
+    problems = (
+        (not any(name in said for name in names), f"runtime {m.runtime}", names[0]),
+        (m.threads != runtime.threads, f"{m.threads} threads", f"{runtime.threads}"),
+        (not usual, f"delegate {m.delegate}", f"the delegate {runtime.delegate}"),
+        (device.cores not in (None, m.cores), f"{m.cores} cores", f"{device.cores} cores"),
+        (
+            device.model is not None and device.model not in m.device,
+            f"device {m.device}",
+            f"a device that calls itself {device.model}",
+        ),
+    )
+    wrong = [(found, wanted) for is_wrong, found, wanted in problems if is_wrong]
+    if wrong:
+        raise SpecError(
+            f"measurements with {', '.join(found for found, _ in wrong)} for {target.name}",
+            f"{', '.join(wanted for _, wanted in wrong)}, as the target says",
+            "measure again so, or change that in a copy of the target's file",
+        )
 
 
 def _prepared_otherwise(preprocess: Preprocess, share: float) -> str:

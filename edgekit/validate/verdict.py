@@ -249,6 +249,16 @@ def check_flash(budget_bytes: int, reason: str, estimate: str | None = None) -> 
     return _check_bytes("flash", None, budget_bytes, reason, "", estimate)
 
 
+def check_granularity(wanted: str) -> Check:
+    """Returns the check of the granularity of a foreign file's kernels, which is not read.
+
+    Args:
+        wanted: "channel" or "tensor".
+    """
+    reason = "edgekit reads it from no file that it did not make; ask for the file in a run"
+    return _unmeasured("granularity", f"one scale for each {wanted} of a kernel", reason)
+
+
 def check_operators(used: Collection[str], allowed: Collection[str]) -> Check:
     """Holds the operators of the file to those that the device has; a fact of the file.
 

@@ -116,8 +116,12 @@ def compare_medians(
                 ours[file_format].append(float(np.median(timing.sessions[0].samples_ms)))
 
             def other(file_format: str = file_format, asked: Subject = asked) -> None:
-                take = litert_benchmark if file_format == "tflite" else bare_loop
-                theirs[file_format].append(take(asked, options, scratch))
+                taken = (
+                    litert_benchmark(asked, options, scratch, ours[file_format][0])
+                    if file_format == "tflite"
+                    else bare_loop(asked, options)
+                )
+                theirs[file_format].append(taken)
 
             # Who goes first alternates, or a machine that gets slower would favour one of them.
             for step in (own, other) if turn % 2 == 0 else (other, own):
@@ -135,12 +139,17 @@ def compare_medians(
     print(f"edgekit adds {1000 * overhead_ms():.2f} microseconds to a query")
 
 
-def litert_benchmark(asked: Subject, options: argparse.Namespace, scratch: Path) -> float:
-    """Returns the median of one run of LiteRT's own benchmark, in milliseconds."""
+def litert_benchmark(
+    asked: Subject, options: argparse.Namespace, scratch: Path, call_ms: float
+) -> float:
+    """Returns the median of one run of LiteRT's own benchmark, in milliseconds.
+
+    It takes a number of calls, not of seconds; `call_ms` says about how long one lasts.
+    """
     result = scratch / "litert.json"
     result.unlink(missing_ok=True)
     program = Path(sys.executable).with_name("litert-benchmark")
-    runs = max(50, round(1000 * options.seconds))
+    runs = max(50, round(1000 * options.seconds / call_ms))
     command = [
         program, f"--model={asked.model}", f"--num_threads={options.threads}",
         f"--num_runs={runs}", "--warmup_runs=50", f"--result_json={result}",
@@ -163,7 +172,7 @@ def median_of(found: dict[str, object]) -> float:
     raise KeyError("median")
 
 
-def bare_loop(asked: Subject, options: argparse.Namespace, scratch: Path) -> float:
+def bare_loop(asked: Subject, options: argparse.Namespace) -> float:
     """Returns the median of a plain loop in a fresh process, in milliseconds."""
     command = [
         sys.executable, "-c", BARE_LOOP, asked.model, str(options.threads), str(options.seconds)

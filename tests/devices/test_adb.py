@@ -16,7 +16,7 @@ import pytest
 from adb_device import Phone, Server, adb_server, installed
 
 from edgekit.devices import adb
-from edgekit.devices.adb import benchmark, find, read_timings
+from edgekit.devices.adb import benchmark, find
 from edgekit.devices.exchange import exchange
 from edgekit.errors import DeviceError, SpecError
 
@@ -47,15 +47,6 @@ INFO: Inference timings in us: Init: 5500, First inference: 9100, Warmup (avg): 
 Inference (avg): 1.25e+04
 INFO: Memory footprint delta from the start of the tool (MB): init=6.3 overall=109.8
 """
-OLD_TEXT = """\
-count=1 curr=3500
-
-count=50 curr=3000(all same)
-
-Inference timings in us: Init: 1700, First inference: 3500, Warmup (avg): 3500, \
-Inference (avg): 3000
-"""
-
 Reach = Callable[..., AbstractContextManager[adb.Phone]]
 
 
@@ -508,7 +499,7 @@ def test_benchmark_program(phone: Phone, reach: Reach, tmp_path: Path) -> None:
     with reach() as place:
         ran = benchmark(place, binary, model, threads=4, runs=100, seconds=2)
         assert ran.exit_code == 0
-        assert read_timings(ran.text).count == 200
+        assert "Inference timings in us" in ran.text
         said = ran.text.splitlines()[-1]
         assert "--num_threads=4 --num_runs=100 --min_secs=2 --max_secs=200 --warmup_runs=5" in said
         assert f"--graph={place.put(model)}" in said
@@ -524,42 +515,3 @@ def test_benchmark_program(phone: Phone, reach: Reach, tmp_path: Path) -> None:
             benchmark(place, binary, model, timeout_seconds=1)
         assert eventually(lambda: not running(there))
     assert phone.left() == []
-
-
-def test_timings() -> None:
-    new = read_timings(NEW_TEXT)
-    assert (new.init_us, new.first_us, new.warmup_mean_us, new.mean_us) == (
-        5500,
-        9100,
-        6500.5,
-        12500,
-    )
-    assert (new.count, new.min_us, new.max_us) == (200, 5900, 1200000)
-    assert (new.median_us, new.p95_us) == (6002, 6900)
-    old = read_timings(OLD_TEXT)
-    assert (old.count, old.min_us, old.max_us, old.mean_us) == (50, 3000, 3000, 3000)
-    assert (old.median_us, old.p95_us) == (None, None)
-
-
-@pytest.mark.parametrize(
-    ("good", "bad"),
-    [
-        ("Inference timings", "Timings"),
-        ("count=", "n="),
-        ("Init: 1700", "Init: -1700"),
-        ("First inference: 3500", "First inference: nan"),
-        ("Warmup (avg): 3500", "Warmup (avg): inf"),
-        ("Inference (avg): 3000", "Inference (avg): 3000e+999"),
-        ("Inference (avg): 3000", "Inference (avg): 3000 4000"),
-        ("count=50 curr=3000", "count=0"),
-        ("count=50 curr=3000(all same)", "count=50 min=5 max=4"),
-        ("count=1 curr=3500", OLD_TEXT),
-        (OLD_TEXT, ""),
-        (OLD_TEXT, "\x1b[31m" * 1000),
-    ],
-)
-def test_timings_that_are_none(good: str, bad: str) -> None:
-    assert good in OLD_TEXT
-    with pytest.raises(DeviceError, match="no usable summary") as caught:
-        read_timings(OLD_TEXT.replace(good, bad))
-    assert caught.value.received.isprintable()

@@ -155,9 +155,8 @@ def measure(
     progress: Callable[[float], None] | None = None,
     say: Callable[[str], None] = print,
 ) -> BrowserAnswer:
-    return browser.run(
-        job, packages, browser=program, timeout_seconds=seconds, progress=progress, say=say
-    )
+    with browser.opened(packages, browser=program, say=say) as window:
+        return window.run(job, seconds, progress)
 
 
 def on_host(job: BrowserJob) -> npt.NDArray[np.generic]:
