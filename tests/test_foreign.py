@@ -199,7 +199,7 @@ def board(**tables: dict[str, object]) -> Target:
     values: dict[str, object] = {
         "name": "board",
         "description": "a board",
-        "device": {"transport": "none", "description": "a board"},
+        "device": {"transport": "adb", "description": "a phone", "cores": 9, "model": "Pixel"},
         "runtime": {"name": "litert"},
         "artifact": {"format": "tflite", "variant": "int8", "io": "uint8"},
         "budget": {"accuracy_drop_points": 2.0, "latency_ms": 5.0},
@@ -302,6 +302,32 @@ def test_an_app_that_prepares_pictures_otherwise_is_found(tmp_path: Path) -> Non
     assert same.cause.startswith("preprocessing: ")
 
 
+def test_memory_of_an_emulator_counts_as_little_as_its_time(tmp_path: Path) -> None:
+    def emulated(values: dict[str, Any]) -> None:
+        values.update(emulated=True, memory_peak_bytes=1000)
+
+    report = imported(tmp_path, emulated)
+    (found,) = report.on_devices
+    assert (found.latency, found.memory_bytes) == (None, None)
+    assert {c.name: c.status for c in report.verdicts[0].checks}["latency"] == Status.UNMEASURED
+
+
+def test_a_protocol_of_its_own_times_a_target_of_this_machine(tmp_path: Path) -> None:
+    quick = load_target("host-litert").model_copy(update={"protocol": "quick"})
+    budget = quick.budget.model_copy(update={"latency_ms": 1000.0, "accuracy_min_percent": 50.0})
+    report, _, _ = answer(
+        Question(
+            file=mean_tflite(tmp_path / "m.tflite"),
+            data=draw(tmp_path / "data", count=20),
+            labels=labels_file(tmp_path),
+            targets=(quick.model_copy(update={"budget": budget}),),
+        )
+    )
+    (latency,) = [c for c in report.verdicts[0].checks if c.name == "latency"]
+    assert latency.status == Status.INCONCLUSIVE
+    assert "3 sessions cannot decide; 5 can" in latency.detail
+
+
 def test_slow_sessions_elsewhere_are_a_miss(tmp_path: Path) -> None:
     def slower(values: dict[str, Any]) -> None:
         for session in values["latency"]:
@@ -313,7 +339,15 @@ def test_slow_sessions_elsewhere_are_a_miss(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changed", "words"),
-    [({"threads": 4}, "measurements with 4 threads"), ({"sha256": "0" * 64}, "0000")],
+    [
+        ({"threads": 4}, "measurements with 4 threads"),
+        ({"sha256": "0" * 64}, "0000"),
+        ({"runtime": "CoreML"}, "runtime CoreML"),
+        ({"delegate": "GPU"}, "delegate GPU"),
+        ({"cores": 8}, "8 cores"),
+        ({"device": "Gaming PC"}, "a device that calls itself Pixel"),
+        ({"memory_peak_bytes": 0}, "memory_peak_bytes"),
+    ],
 )
 def test_measurements_of_something_else_are_refused(
     tmp_path: Path, changed: dict[str, object], words: str

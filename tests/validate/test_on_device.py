@@ -47,7 +47,7 @@ class Board(measure.RunnerDevice):
     """This machine, said to be another; answers can be changed on their way."""
 
     real = True
-    change: Callable[[npt.NDArray[np.uint8]], None] = staticmethod(lambda raw: None)
+    change: Callable[[npt.NDArray[np.generic]], None] = staticmethod(lambda raw: None)
 
     @property
     def machine(self) -> Machine:
@@ -63,10 +63,10 @@ class Board(measure.RunnerDevice):
 
 
 def evaluate(
-    tmp_path: Path, kind: type[Board], asked: Target | None = None
+    tmp_path: Path, kind: type[Board], asked: Target | None = None, dtype: str = "uint8"
 ) -> tuple[DeviceEvaluation, list[measure.Timing]]:
     labels = colour_images(tmp_path / "i.npy", IMAGES)
-    model = mean_tflite(tmp_path / "m.tflite", "uint8")
+    model = mean_tflite(tmp_path / "m.tflite", dtype)
     subject = Subject(
         model=model,
         sha256=digest(model),
@@ -97,13 +97,13 @@ def test_the_same_file_answers_the_same(tmp_path: Path) -> None:
 
 class RoundsOtherwise(Board):
     @staticmethod
-    def change(raw: npt.NDArray[np.uint8]) -> None:
+    def change(raw: npt.NDArray[np.generic]) -> None:
         raw[::2] += 1
 
 
 class AnswersOtherwise(Board):
     @staticmethod
-    def change(raw: npt.NDArray[np.uint8]) -> None:
+    def change(raw: npt.NDArray[np.generic]) -> None:
         raw[:30] = raw[:30, ::-1]
 
 
@@ -119,6 +119,20 @@ def test_a_difference_names_the_pictures_and_the_likely_cause(tmp_path: Path) ->
     assert "do not trust this file there" in other.cause
     assert found.drop is not None
     assert found.drop.drop_points == pytest.approx(100 * 20 / IMAGES)
+
+
+class AnswersNonsense(Board):
+    @staticmethod
+    def change(raw: npt.NDArray[np.generic]) -> None:
+        raw[3] = np.nan
+
+
+def test_scores_that_are_not_finite_are_told(tmp_path: Path) -> None:
+    asked = target(artifact={"format": "tflite", "variant": "float32", "io": "float32"})
+    found = evaluate(tmp_path, AnswersNonsense, asked, "float32")[0].against_host
+    assert found is not None
+    assert (found.differing, found.largest_share) == (("3.png",), None)
+    assert "not finite" in found.cause
 
 
 class Emulated(Board):
