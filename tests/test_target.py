@@ -325,7 +325,7 @@ def test_a_device_can_be_named_on_the_command_line() -> None:
     [
         ("root@[fe80::1%eth0]:22", "root@fe80::1%eth0", 22),
         ("[::1]", None, None),
-        ("root@::1", "root@::1", None),
+        ("root@::1", None, None),
         ("pi@board:2222", "pi@board", 2222),
     ],
 )
