@@ -39,7 +39,7 @@ def read_ends(path: Path, runtime: RuntimeName, sha256: str) -> tuple[TensorInfo
     """
     file_format = model_format(path)
     if RUNTIME_OF_FORMAT[file_format] != runtime:
-        found = f"{path}: a {file_format} file for the runtime {runtime}"
+        found = f"{path}: {file_format} format, for the runtime {runtime}"
         raise SpecError(
             found,
             f"{RUNTIME_OF_FORMAT[file_format]} for .{file_format} files",

@@ -60,7 +60,7 @@ def operators_in(path: Path) -> list[str]:
 def test_a_real_network_runs_on_the_npu_alone(exported: Exported, tmp_path: Path) -> None:
     model = exported.folder / "model_int8_int8_io.tflite"
     found = compiled(model, output=tmp_path / "compiled.tflite")
-    assert found.npu_share == 1
+    assert found.operators_on_npu == found.operators_in_all
     assert found.cpu_operators == ()
     assert found.operators_on_npu == found.operators_in_all == len(operators_in(model))
     assert operators_in(tmp_path / "compiled.tflite") == ["ethos-u"]
@@ -70,14 +70,13 @@ def test_a_real_network_runs_on_the_npu_alone(exported: Exported, tmp_path: Path
     assert 24 * 24 * 48 < found.sram_bytes < 100_000
     assert found.dram_bytes == 0
     assert found.estimated_ms == pytest.approx(found.cycles / 500e6 * 1000)
-    assert found.inferences_per_second == pytest.approx(1000 / found.estimated_ms)
     for word in ("estimated", "5.2.0", "ethos-u55-128", "500 MHz", "Shared_Sram", "not measured"):
         assert word in found.settings
     # The float file of the same network is the twin: the NPU takes nothing of it.
     floats = compiled(exported.folder / "model_float32.tflite")
-    assert floats.npu_share == 0
+    assert floats.operators_on_npu == 0
     assert len(floats.cpu_operators) == floats.operators_in_all == len(operators_in(model))
-    assert (floats.estimated_ms, floats.inferences_per_second) == (None, None)
+    assert floats.estimated_ms is None
     assert (floats.cycles, floats.sram_bytes, floats.flash_bytes) == (0, 0, 0)
 
 
@@ -90,7 +89,7 @@ def test_the_settings_matter() -> None:
         "Ethos_U55_High_End_Embedded",
         "Shared_Sram",
     )
-    assert usual.npu_share == 1
+    assert usual.operators_on_npu == usual.operators_in_all
     assert 1_300_000 < usual.sram_bytes < 1_600_000
     smaller = compiled(model, "ethos-u55-32")
     assert smaller.accelerator == "ethos-u55-32"
@@ -116,13 +115,13 @@ def test_what_stays_on_the_cpu_is_named(tmp_path: Path) -> None:
     model = mean_tflite(tmp_path / "m.tflite", "int8", relu=True, reduction="REDUCE_PROD")
     found = compiled(model, output=tmp_path / "c.tflite")
     assert found.cpu_operators == ("REDUCE_PROD means",)
-    assert (found.operators_on_npu, found.operators_in_all, found.npu_share) == (1, 2, 0.5)
+    assert (found.operators_on_npu, found.operators_in_all) == (1, 2)
     assert operators_in(tmp_path / "c.tflite") == ["REDUCE_PROD", "ethos-u"]
     # The compiler does not know how long the CPU takes.
     assert found.cycles > 0
     assert found.estimated_ms is None
     whole = compiled(mean_tflite(tmp_path / "m.tflite", "int8", relu=True))
-    assert (whole.cpu_operators, whole.npu_share) == ((), 1)
+    assert whole.cpu_operators == ()
     assert whole.estimated_ms is not None
 
 

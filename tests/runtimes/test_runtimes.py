@@ -29,7 +29,7 @@ def test_digest_is_checked(tmp_path: Path) -> None:
 
 
 def test_runtime_must_fit_the_format(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="a tflite file for the runtime onnxruntime"):
+    with pytest.raises(SpecError, match="tflite format, for the runtime onnxruntime"):
         ends(mean_tflite(tmp_path / "m.tflite"), "onnxruntime")
 
 
