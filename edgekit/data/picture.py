@@ -154,7 +154,10 @@ def fit(
             kept_width, kept_height = round(kept_width), round(kept_height)
         left, top = (picture.width - kept_width) / 2, (picture.height - kept_height) / 2
         if shrunk:
-            box = (left, top, left + kept_width, top + kept_height)
+            # Rounding can put the edge of a crop a hair outside the picture.
+            right = min(left + kept_width, picture.width)
+            bottom = min(top + kept_height, picture.height)
+            box = (max(left, 0.0), max(top, 0.0), right, bottom)
         else:
             corner = int(left), int(top)
             picture = picture.crop((*corner, corner[0] + kept_width, corner[1] + kept_height))
@@ -214,9 +217,28 @@ def read(
             "a folder that nothing writes to during the run",
             "start again when nothing changes it any more",
         )
-    picture = decode(content, _least_px(preprocess))
-    shrunk = max(picture.size) < max(Image.open(io.BytesIO(content)).size)
+    picture, shrunk = _decoded(content, preprocess)
     return fit(picture, preprocess, shrunk), fingerprint(picture)
+
+
+def pixels(content: bytes, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
+    """Returns the fitted pixels of one picture, as training and judging see it.
+
+    Args:
+        content: The bytes of the file.
+        preprocess: The contract.
+
+    Raises:
+        UnreadableError: If it is not a usable picture.
+    """
+    picture, shrunk = _decoded(content, preprocess)
+    return fit(picture, preprocess, shrunk)
+
+
+def _decoded(content: bytes, preprocess: Preprocess) -> tuple[Image.Image, bool]:
+    """Returns the picture and whether it was decoded below its full size."""
+    picture = decode(content, _least_px(preprocess))
+    return picture, max(picture.size) < max(Image.open(io.BytesIO(content)).size)
 
 
 def _least_px(preprocess: Preprocess) -> int | None:

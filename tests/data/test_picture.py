@@ -454,3 +454,10 @@ def test_nearest_takes_pixels_of_the_full_picture(tmp_path: Path) -> None:
     assert np.array_equal(seen, fit(decode(content), contract))
     scaled = fit(decode(content, 2 * contract.height_px), contract)
     assert not np.array_equal(seen, scaled)
+
+
+def test_a_crop_that_rounding_puts_outside_is_cut_to_the_picture() -> None:
+    """424 x 425 pixels for an input of 97 x 96 (height, width): the crop is 425 and a hair high."""
+    contract = Preprocess(height_px=97, width_px=96, crop="center")
+    picture = Image.new("RGB", (424, 425), (9, 8, 7))
+    assert (fit(picture, contract, shrunk=True) == (9, 8, 7)).all()
