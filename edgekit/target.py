@@ -38,6 +38,7 @@ Accelerator = Literal[
     "ethos-u85-1024",
     "ethos-u85-2048",
 ]
+PackageKind = Literal["android", "ios", "linux", "micro", "web"]
 ProtocolName = Literal["quick", "standard", "mlperf-mobile", "sustained"]
 _HOST = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_][A-Za-z0-9_.:%-]{0,252}")
 NonEmpty = Annotated[str, Field(min_length=1)]
@@ -388,6 +389,9 @@ class Target(Spec):
     )
     protocol: ProtocolName | None = Field(
         default=None, description="How latency is measured; as the recipe says if unset."
+    )
+    package: PackageKind | None = Field(
+        default=None, description="Which package it gets; by runtime and transport if unset."
     )
 
     @property

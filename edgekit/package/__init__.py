@@ -1,0 +1,1 @@
+"""Packages: what a developer drops into an app or a board, with its own proof."""

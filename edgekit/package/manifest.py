@@ -1,0 +1,145 @@
+"""What a bundle says about itself: `manifest.json`. Package layer."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationError
+
+from edgekit.errors import IntegrityError
+from edgekit.package.contents import Contents
+from edgekit.records import Preprocess, Record, TensorInfo, Verdict
+
+NAME = "manifest.json"
+LARGEST_BYTES = 16 * 1024**2
+# Not listed in itself, and a signature is made over everything else.
+UNLISTED = (NAME, "model.sig")
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class ListedFile(Record):
+    """Digest and size of one file."""
+
+    sha256: Digest
+    size_bytes: int = Field(ge=0)
+
+
+class Manifest(Record):
+    """Everything that makes a bundle what it is.
+
+    Args:
+        schema_version: Version of this layout.
+        edgekit_version: What wrote it.
+        kind: Which package it is.
+        name: Identifier in generated code.
+        title: Name for people.
+        licence: SPDX identifier of the model's licence.
+        model: Path of the model file.
+        model_sha256: Its digest, the one that was judged unless `judged_sha256` says otherwise.
+        judged_sha256: Digest of the file that was judged.
+        preprocess: The contract from picture to tensor.
+        input: Its input.
+        output: Its output.
+        class_names: Names of the classes in output order.
+        verdict: How the file was judged for the target.
+        facts: Versions and digests, by name.
+        files: Every other file of the bundle.
+    """
+
+    schema_version: Literal[1] = 1
+    edgekit_version: str
+    kind: Literal["android", "ios", "linux", "micro", "web"]
+    name: str
+    title: str
+    licence: str
+    model: str
+    model_sha256: Digest
+    judged_sha256: Digest
+    preprocess: Preprocess
+    input: TensorInfo
+    output: TensorInfo
+    class_names: tuple[str, ...]
+    verdict: Verdict
+    facts: dict[str, str]
+    files: dict[str, ListedFile]
+
+
+def listed(files: Mapping[str, bytes]) -> dict[str, ListedFile]:
+    """Returns digest and size of every file, by path, sorted."""
+    return {
+        path: ListedFile(sha256=hashlib.sha256(content).hexdigest(), size_bytes=len(content))
+        for path, content in sorted(files.items())
+    }
+
+
+def manifest_of(
+    contents: Contents, kind: str, version: str, files: Mapping[str, bytes]
+) -> Manifest:
+    """Returns the manifest of a bundle.
+
+    Args:
+        contents: What it is made from.
+        kind: Which package it is.
+        version: Version of edgekit.
+        files: Every other file.
+    """
+    return Manifest.model_validate(
+        {
+            "edgekit_version": version,
+            "kind": kind,
+            "name": contents.name,
+            "title": contents.title,
+            "licence": contents.licence,
+            "model": contents.model_name,
+            "model_sha256": hashlib.sha256(contents.model).hexdigest(),
+            "judged_sha256": contents.artifact.sha256,
+            "preprocess": contents.preprocess,
+            "input": contents.input,
+            "output": contents.output,
+            "class_names": contents.class_names,
+            "verdict": contents.verdict,
+            "facts": contents.facts,
+            "files": listed(files),
+        }
+    )
+
+
+def read_manifest(files: Mapping[str, bytes]) -> Manifest:
+    """Returns the manifest of a bundle whose files agree with it.
+
+    Args:
+        files: Every file of the bundle, by path; from `edgekit.package.archive`.
+
+    Raises:
+        IntegrityError: If there is none, it is not as edgekit writes it, or a file is missing, not
+            listed, or has another digest.
+    """
+    remedy = "do not use it; get it again from who made it"
+    content = files.get(NAME)
+    if content is None:
+        raise IntegrityError(f"a bundle without {NAME}", "a bundle of edgekit package", remedy)
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as err:
+        problem = err.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in problem["loc"]) or "as a whole"
+        found = f"{NAME}, {where}: {problem['msg']}"
+        raise IntegrityError(found, "a manifest of this version of edgekit", remedy) from err
+    there = {path: content for path, content in files.items() if path not in UNLISTED}
+    for path in sorted(manifest.files.keys() - there.keys()):
+        raise IntegrityError(f"{path} is missing", f"every file that {NAME} lists", remedy)
+    for path in sorted(there.keys() - manifest.files.keys()):
+        raise IntegrityError(f"{path} is not listed", f"no file but those in {NAME}", remedy)
+    for path, found_file in listed(there).items():
+        wanted = manifest.files[path]
+        if found_file != wanted:
+            raise IntegrityError(
+                f"{path}: SHA-256 {found_file.sha256}, {found_file.size_bytes} bytes",
+                f"SHA-256 {wanted.sha256}, {wanted.size_bytes} bytes",
+                remedy,
+            )
+    model = manifest.files.get(manifest.model)
+    if model is None or model.sha256 != manifest.model_sha256:
+        found = f"{NAME}: the model {manifest.model} is not the file that is listed"
+        raise IntegrityError(found, "one model file, named and listed alike", remedy)
+    return manifest
