@@ -1,0 +1,644 @@
+#!/usr/bin/env python3
+"""Says whether this bundle is whole and answers here as it did where it was judged.
+
+    python3 verify.py [--json] [FOLDER]
+
+Needs Python 3.9 or newer and nothing else to check every file against manifest.json. With numpy and
+ai-edge-litert (for .tflite) or onnxruntime (for .onnx and .ort) it also gives the goldens' exact
+input tensors to the model and compares its raw outputs (level A); with Pillow too, it prepares the
+goldens' pictures itself and compares the classes (level B).
+
+It finds damage, not forgery: whoever changes a file can change manifest.json with it. Where there
+is a model.sig, `edgekit verify --public-key` or OpenSSF's model_signing tells who made the bundle.
+
+Exit code: 0 if nothing wrong was found (what could not be run is said), 6 if something is wrong,
+2 for a wrong command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import json
+import os
+import re
+import stat
+import sys
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+MANIFEST, GOLDENS, LABELS = "manifest.json", "goldens/goldens.json", "labels.txt"
+INPUTS, OUTPUTS, IMAGES = "goldens/inputs.bin", "goldens/outputs.bin", "goldens/images/"
+MODELS = ("model.tflite", "model.onnx", "model.ort")
+SIGNATURE = ".sig"
+MAX_JSON_BYTES = 16 * 1024**2
+MAX_FILE_BYTES = 512 * 1024**2
+MAX_PIXELS = 50_000_000
+MAX_DEPTH = 16
+SHOWN = 5
+# Other versions of the JPEG library decode photographs 1 of 255 apart (libjpeg-turbo 3.1.1 and
+# 3.2.0, in Pillow 11.3 and 13.0); that can turn a class that won by a hair.
+DECODER_STEPS = 2
+WRONG = 6
+PASS, FAIL, NOT_RUN = "PASS", "FAIL", "NOT RUN"
+# What turns a picture upright, by the value of its EXIF orientation; 1 is upright.
+TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+ORIENTATION = 0x0112
+# On x86 without VNNI onnxruntime's default multiplies 8 bits in a way that overflows; the model was
+# judged with this option, which changes nothing on other processors.
+EXACT = ("session.x64quantprecision", "1")
+DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int8)": "int8"}
+
+Content = dict[str, bytes]
+Run = Callable[[Any], Any]
+
+
+class WrongError(Exception):
+    """Something about the bundle is wrong; the text says what."""
+
+
+class Missing(Exception):  # noqa: N818 - nothing is wrong
+    """Something to run the goldens with is not there; the text says what."""
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong with one file: "missing", "extra", "changed" or "special"."""
+
+    kind: str
+    path: str
+    text: str
+
+
+class Outcome(NamedTuple):
+    """What one part of the check came to.
+
+    Args:
+        status: PASS, FAIL or NOT RUN.
+        text: Why, in words.
+        checked: How many files, labels or goldens were looked at.
+        failed: Names of the goldens that failed.
+        problems: What is wrong with files.
+    """
+
+    status: str
+    text: str
+    checked: int = 0
+    failed: tuple[str, ...] = ()
+    problems: tuple[Problem, ...] = ()
+
+
+class Goldens(NamedTuple):
+    """The goldens as their files describe them, and what runs the model."""
+
+    about: dict[str, Any]
+    inputs: list[Any]
+    outputs: list[Any]
+    run: Run
+    runtime: str
+
+
+# ---- files
+
+
+def check_files(root: Path) -> tuple[Outcome, Content]:
+    """Compares every file with the manifest; returns the content of those that goldens need."""
+    try:
+        listed = read_manifest(root)
+        found, problems = files_in(root)
+    except WrongError as error:
+        return Outcome(FAIL, str(error)), {}
+    content: Content = {}
+    for path in sorted(found - set(listed)):
+        text = f"{shown(path)} is here and not in {MANIFEST}: remove it"
+        problems.append(Problem("extra", path, text))
+    for path in sorted(listed):
+        if path not in found:
+            if not any(problem.path == path for problem in problems):
+                text = f"{shown(path)} is in {MANIFEST} and not here: copy the bundle again"
+                problems.append(Problem("missing", path, text))
+            continue
+        wanted = listed[path]
+        try:
+            bytes_found = read_limited(root / path, wanted["size_bytes"])
+        except OSError as error:
+            text = f"{shown(path)} cannot be read ({error.strerror})"
+            problems.append(Problem("changed", path, text))
+            continue
+        digest = hashlib.sha256(bytes_found).hexdigest()
+        if digest != wanted["sha256"]:
+            text = (
+                f"{shown(path)} is not the file that was packed: SHA-256 {digest[:16]}..., "
+                f"{MANIFEST} says {wanted['sha256'][:16]}...: copy the bundle again"
+            )
+            problems.append(Problem("changed", path, text))
+        elif path in (*MODELS, LABELS) or path.startswith("goldens/"):
+            content[path] = bytes_found
+    if problems:
+        text = f"{len(problems)} of {len(listed)} files are not as {MANIFEST} says"
+        return Outcome(FAIL, text, len(listed), (), tuple(problems)), {}
+    text = f"{len(listed)} files have the digests of {MANIFEST}"
+    return Outcome(PASS, text, len(listed)), content
+
+
+def read_manifest(root: Path) -> dict[str, dict[str, Any]]:
+    """Returns size and digest of every file, by its path below the bundle."""
+    try:
+        if stat.S_ISLNK(os.lstat(root / MANIFEST).st_mode):
+            raise WrongError(f"{MANIFEST} is a symbolic link: copy the bundle again")
+        content = read_limited(root / MANIFEST, MAX_JSON_BYTES)
+    except OSError as error:
+        raise WrongError(
+            f"{shown(str(root))} has no {MANIFEST} that can be read ({error.strerror}): it is no "
+            "bundle, or not all of one"
+        ) from None
+    manifest = parsed(content, MANIFEST)
+    schema = manifest.get("schema_version")
+    if schema != 1:
+        raise WrongError(
+            f"{MANIFEST} has schema version {shown(str(schema))}; this verify.py knows 1: use the "
+            "verify.py of the same bundle"
+        )
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not files:
+        raise WrongError(f"{MANIFEST} lists no files")
+    for path, wanted in files.items():
+        if not is_below(path):
+            raise WrongError(f"{MANIFEST} names '{shown(path)}', which is not below the bundle")
+        size, digest = (
+            (wanted.get("size_bytes"), wanted.get("sha256"))
+            if isinstance(wanted, dict)
+            else (None, None)
+        )
+        if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
+            raise WrongError(f"{MANIFEST} has no SHA-256 for {shown(path)}")
+        if type(size) is not int or not 0 <= size <= MAX_FILE_BYTES:
+            raise WrongError(f"{MANIFEST} has no usable size for {shown(path)}")
+    return files
+
+
+def is_below(path: str) -> bool:
+    """Returns whether a path stays in its folder on every system."""
+    parts = path.split("/")
+    return not re.search(r"[\\:\0]", path) and not {"", ".", ".."} & set(parts)
+
+
+def files_in(root: Path) -> tuple[set[str], list[Problem]]:
+    """Returns every plain file below the bundle but the manifest and signatures."""
+    found: set[str] = set()
+    problems: list[Problem] = []
+    for folder, below, names in os.walk(root):
+        if len(Path(folder).relative_to(root).parts) > MAX_DEPTH:
+            raise WrongError(f"the bundle has folders more than {MAX_DEPTH} deep: copy it again")
+        for name in (*below, *names):
+            full = Path(folder) / name
+            path = full.relative_to(root).as_posix()
+            mode = os.lstat(full).st_mode
+            if stat.S_ISDIR(mode) or path == MANIFEST:
+                continue
+            if not stat.S_ISREG(mode):
+                kind = "symbolic link" if stat.S_ISLNK(mode) else "special file"
+                text = f"{shown(path)} is a {kind}: a bundle holds plain files only"
+                problems.append(Problem("special", path, text))
+            elif "/" in path or not path.endswith(SIGNATURE):
+                found.add(path)
+    return found, problems
+
+
+def read_limited(path: Path, limit: int) -> bytes:
+    """Returns at most one byte more than the limit, so that a longer file is not read whole."""
+    with path.open("rb") as stream:
+        return stream.read(limit + 1)
+
+
+def parsed(content: bytes, name: str) -> dict[str, Any]:
+    """Returns a JSON object; a key that stands in it twice would be read differently elsewhere."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len({key for key, _ in pairs}) < len(pairs):
+            raise ValueError("a key stands in it twice")
+        return dict(pairs)
+
+    if len(content) > MAX_JSON_BYTES:
+        raise WrongError(f"{name} has more than {MAX_JSON_BYTES} bytes: copy the bundle again")
+    try:
+        value = json.loads(content.decode("utf-8"), object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise WrongError(
+            f"{name} is damaged ({shown(str(error))}): copy the bundle again"
+        ) from None
+    if not isinstance(value, dict):
+        raise WrongError(f"{name} is damaged (not an object): copy the bundle again")
+    return value
+
+
+def shown(text: str) -> str:
+    """Returns text from the bundle without what a terminal would obey."""
+    clean = "".join(c if c.isprintable() else "?" for c in text)
+    return clean if len(clean) <= 200 else clean[:200] + "..."
+
+
+# ---- labels
+
+
+def check_labels(content: Content) -> Outcome:
+    """Compares labels.txt with the labels that the goldens were made with."""
+    try:
+        about = parsed(needed(content, GOLDENS), GOLDENS)
+        found = needed(content, LABELS).decode("utf-8").removesuffix("\n").split("\n")
+        wanted, outputs = list(about["labels"]), about["output"]["classes"]
+    except WrongError as error:
+        return Outcome(FAIL, str(error))
+    except (KeyError, TypeError, ValueError) as error:
+        return Outcome(FAIL, f"labels cannot be read ({shown(repr(error))})")
+    if len(wanted) != outputs:
+        text = f"{GOLDENS} has {len(wanted)} labels, the model has {shown(str(outputs))} outputs"
+        return Outcome(FAIL, text, len(wanted))
+    if len(found) != len(wanted):
+        text = f"{LABELS} has {len(found)} lines, the model has {len(wanted)} outputs"
+        return Outcome(FAIL, text, len(wanted))
+    for number, (one, other) in enumerate(zip(found, wanted), 1):  # noqa: B905 - Python 3.9
+        if one != other:
+            text = (
+                f"{LABELS}, line {number} is '{shown(one)}', the goldens say "
+                f"'{shown(str(other))}': answers would get wrong names"
+            )
+            return Outcome(FAIL, text, len(wanted))
+    return Outcome(PASS, f"{len(wanted)} labels in the order of the outputs", len(wanted))
+
+
+def needed(content: Content, path: str) -> bytes:
+    """Returns the content of a file that every bundle has."""
+    if path not in content:
+        raise WrongError(f"{path} is not in {MANIFEST}")
+    return content[path]
+
+
+# ---- goldens
+
+
+def load_goldens(content: Content) -> Goldens:
+    """Reads the goldens and opens the model."""
+    try:
+        import numpy as np
+    except ImportError:
+        raise Missing("numpy is not here: pip install numpy") from None
+    models = [name for name in MODELS if name in content]
+    if len(models) != 1:
+        raise WrongError(f"the bundle has {len(models)} models, not one")
+    about = parsed(needed(content, GOLDENS), GOLDENS)
+    try:
+        if about["schema_version"] != 1:
+            raise WrongError(f"{GOLDENS} has another schema version than 1")
+        into, out = about["input"], about["output"]
+        inputs: list[Any] = []
+        outputs: list[Any] = []
+        for golden in about["goldens"]:
+            for path, kind, shape, found in (
+                (INPUTS, "input", into["shape"], inputs),
+                (OUTPUTS, "output", [out["classes"]], outputs),
+            ):
+                start, size = golden[f"{kind}_offset"], golden[f"{kind}_bytes"]
+                part = needed(content, path)[start : start + size]
+                if start < 0 or len(part) != size:
+                    raise WrongError(f"{path} is too short for the golden {shown(golden['name'])}")
+                dtype = np.dtype(about[kind]["dtype"]).newbyteorder("<")
+                found.append(
+                    np.frombuffer(part, dtype).astype(dtype.newbyteorder("=")).reshape(shape)
+                )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise WrongError(f"{GOLDENS} cannot be used ({shown(repr(error))})") from None
+    opening = open_litert if models[0].endswith(".tflite") else open_onnxruntime
+    run, runtime = opening(content[models[0]], about)
+    return Goldens(about, inputs, outputs, run, runtime)
+
+
+def open_litert(content: bytes, about: dict[str, Any]) -> tuple[Run, str]:
+    """Opens a TensorFlow Lite file on LiteRT."""
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        raise Missing("LiteRT is not here: pip install ai-edge-litert") from None
+    try:
+        interpreter = Interpreter(model_content=content, num_threads=1)
+        asked, answer = interpreter.get_input_details()[0], interpreter.get_output_details()[0]
+        if int(asked["shape_signature"][0]) == -1:
+            interpreter.resize_tensor_input(asked["index"], about["input"]["shape"])
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise WrongError(f"LiteRT refuses the model ({shown(str(error))})") from None
+    check_ends(about, asked["dtype"].__name__, answer["dtype"].__name__)
+
+    def run(tensor: Any) -> Any:
+        interpreter.set_tensor(asked["index"], tensor)
+        interpreter.invoke()
+        return interpreter.get_tensor(answer["index"]).reshape(-1)
+
+    return run, f"LiteRT {version('ai-edge-litert')}"
+
+
+def open_onnxruntime(content: bytes, about: dict[str, Any]) -> tuple[Run, str]:
+    """Opens an ONNX or ORT file on onnxruntime."""
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise Missing("onnxruntime is not here: pip install onnxruntime") from None
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    options.add_session_config_entry(*EXACT)
+    try:
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        asked, answer = session.get_inputs()[0], session.get_outputs()[0]
+    except Exception as error:  # noqa: BLE001 - its exceptions share no other base
+        raise WrongError(f"onnxruntime refuses the model ({shown(str(error))})") from None
+    check_ends(about, DTYPES.get(asked.type, asked.type), DTYPES.get(answer.type, answer.type))
+
+    def run(tensor: Any) -> Any:
+        return session.run(None, {asked.name: tensor})[0].reshape(-1)
+
+    return run, f"onnxruntime {ort.__version__}"
+
+
+def check_ends(about: dict[str, Any], asked: str, answer: str) -> None:
+    """Refuses a model whose tensors are not those of the goldens."""
+    wanted = (about["input"]["dtype"], about["output"]["dtype"])
+    if (asked, answer) != wanted:
+        raise WrongError(
+            f"the model takes {asked} and answers {answer}, the goldens are {wanted[0]} and "
+            f"{wanted[1]}: it is not the model they were made with"
+        )
+
+
+def answered(goldens: Goldens, tensor: Any) -> Any:
+    """Returns the raw outputs of the model, whatever the runtime raises."""
+    try:
+        return goldens.run(tensor)
+    except Exception as error:  # noqa: BLE001 - runtimes have exceptions of their own
+        raise WrongError(f"{goldens.runtime} stopped ({shown(str(error))})") from None
+
+
+def check_tensors(goldens: Goldens) -> Outcome:
+    """Level A: exact inputs, raw outputs within the tolerance of the goldens."""
+    import numpy as np
+
+    about = goldens.about
+    worst, failed = 0.0, []
+    whole = np.issubdtype(goldens.outputs[0].dtype, np.integer)
+    for golden, tensor, wanted in zip(about["goldens"], goldens.inputs, goldens.outputs):  # noqa: B905
+        if int(wanted.argmax()) != golden["answer"]:
+            raise WrongError(f"{GOLDENS} and {OUTPUTS} disagree: get the bundle again")
+        found = answered(goldens, tensor)
+        if found.shape != wanted.shape:
+            text = f"the model has {found.size} outputs, the goldens have {wanted.size}"
+            return Outcome(FAIL, f"{text}: it is not the model they were made with")
+        apart = np.abs(found.astype(np.float64) - wanted.astype(np.float64)).max()
+        if whole:
+            allowed = about["tolerance_steps"]
+        else:
+            largest = float(np.abs(wanted).max()) or 1.0
+            apart, allowed = apart / largest, about["tolerance_share"]
+        if not apart <= allowed:  # not a number is no answer either
+            failed.append(shown(golden["name"]))
+        worst = max(worst, float(apart)) if np.isfinite(apart) else float("inf")
+    unit = "steps" if whole else "of the largest output"
+    said = f"largest difference {worst:.3g} {unit}, allowed {allowed:g}"
+    count = len(about["goldens"])
+    if failed:
+        text = (
+            f"{len(failed)} of {count} goldens give other raw outputs with {goldens.runtime} "
+            f"({said}): {listing(failed)}. The inputs are exact, so it is the model file, or the "
+            "runtime and its kernels here; no picture was involved"
+        )
+        return Outcome(FAIL, text, count, tuple(failed))
+    return Outcome(PASS, f"{count} goldens with {goldens.runtime}: {said}", count)
+
+
+def check_pictures(goldens: Goldens, content: Content) -> Outcome:
+    """Level B: the source pictures, prepared here, get the same class."""
+    import numpy as np
+
+    try:
+        import PIL
+    except ImportError:
+        raise Missing("Pillow is not here: pip install pillow") from None
+    about = goldens.about
+    codes, labels = input_codes(about), about["labels"]
+    shape = tuple(goldens.inputs[0].shape)
+    step = np.abs(np.diff(codes.astype(np.float64), axis=0)).max()
+    failed, close, said, other, count = [], [], [], 0, 0
+    for golden, wanted in zip(about["goldens"], goldens.inputs):  # noqa: B905 - Python 3.9
+        if golden["picture"] is None:
+            continue
+        count += 1
+        name = shown(golden["name"])
+        try:
+            pixels = prepared(needed(content, IMAGES + golden["picture"]), about["preprocess"])
+        except (OSError, ValueError, SyntaxError) as error:
+            raise WrongError(
+                f"the picture of {name} cannot be read ({shown(str(error))})"
+            ) from None
+        tensor = np.ascontiguousarray(codes[pixels, np.arange(3)][None])
+        if tensor.shape != shape:
+            raise WrongError(f"{GOLDENS} prepares pictures of another size than the model's input")
+        apart = np.abs(tensor.astype(np.float64) - wanted.astype(np.float64)).max() / step
+        other += bool(apart > 0)
+        answer = int(answered(goldens, tensor).argmax())
+        if answer == golden["answer"]:
+            continue
+        was, right = labels[answer], labels[golden["answer"]]
+        told = f"{name} is '{shown(str(was))}', not '{shown(str(right))}'"
+        if apart <= DECODER_STEPS * (1 + 1e-6):  # float32 rounds the values
+            close.append(told)
+        else:
+            failed.append(name)
+            said.append(told)
+    if not count:
+        raise Missing("the bundle ships no pictures")
+    how = f"{other} of {count} tensors differ from the goldens' own, Pillow {PIL.__version__}"
+    if close:
+        how += f"; too close to count, at most {DECODER_STEPS} of 255 apart: {listing(close)}"
+    if failed:
+        text = (
+            f"{len(failed)} of {count} pictures get another class ({listing(said)}; {how}). Level "
+            "A passed, so the model and the runtime are right: it is the preparation of the "
+            "picture: resize, channel order, EXIF rotation or normalization; compare it with "
+            f"'preprocess' in {GOLDENS}"
+        )
+        return Outcome(FAIL, text, count, tuple(failed))
+    text = f"{count - len(close)} of {count} pictures get the same class ({how})"
+    return Outcome(PASS, text, count)
+
+
+def listing(names: list[str]) -> str:
+    """Returns the first names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
+
+
+# ---- from picture to tensor: what the model was trained, judged and packed with
+
+
+def prepared(content: bytes, preprocess: dict[str, Any]) -> Any:
+    """Returns the uint8 pixels (height, width, 3) that a picture file stands for."""
+    import numpy as np
+    from PIL import Image
+
+    width, height = preprocess["width_px"], preprocess["height_px"]
+    picture, shrunk = decoded(content, preprocess)
+    box: tuple[float, float, float, float] | None = None
+    if preprocess["crop"] == "center":
+        ratio = min(picture.width / width, picture.height / height)
+        kept_width, kept_height = width * ratio, height * ratio
+        if not shrunk:
+            kept_width, kept_height = round(kept_width), round(kept_height)
+        left, top = (picture.width - kept_width) / 2, (picture.height - kept_height) / 2
+        if shrunk:
+            box = (left, top, left + kept_width, top + kept_height)
+        else:
+            corner = int(left), int(top)
+            picture = picture.crop((*corner, corner[0] + kept_width, corner[1] + kept_height))
+    elif preprocess["crop"] != "none":
+        raise ValueError(f"crop {preprocess['crop']!r} is unknown")
+    filters = {name.lower(): getattr(Image.Resampling, name)
+               for name in ("BILINEAR", "BICUBIC", "NEAREST")}  # fmt: skip
+    if preprocess["resize"] not in filters:
+        raise ValueError(f"resize {preprocess['resize']!r} is unknown")
+    resized = picture.resize((width, height), filters[preprocess["resize"]], box)
+    pixels = np.asarray(resized, dtype=np.uint8)
+    return pixels[..., ::-1] if preprocess["channels"] == "bgr" else pixels
+
+
+def decoded(content: bytes, preprocess: dict[str, Any]) -> tuple[Any, bool]:
+    """Returns an upright RGB picture, and whether it was decoded below its full size."""
+    from PIL import Image
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about odd metadata; pixels decide here
+        picture: Any = Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "BMP", "WEBP"))
+        size = picture.size
+        if size[0] * size[1] > MAX_PIXELS:
+            raise ValueError(f"more than {MAX_PIXELS} pixels")
+        if preprocess["resize"] != "nearest" and picture.format == "JPEG":
+            # Computes a half, a quarter or an eighth of the pixels where these are enough.
+            side = 2 * max(preprocess["width_px"], preprocess["height_px"])
+            picture.draft(None, (side, side))
+        picture.load()
+        turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
+        if turn is not None:
+            picture = picture.transpose(getattr(Image.Transpose, turn))
+    picture = rgb(picture)
+    return picture, max(picture.size) < max(size)
+
+
+def rgb(picture: Any) -> Any:
+    """Returns a picture in RGB: 16 bits become 8, transparency becomes white."""
+    import numpy as np
+    from PIL import Image
+
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture, dtype=np.float64)
+        picture = Image.fromarray((values / 257).round().astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        layered = picture.convert("RGBA")
+        ground = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, layered).convert("RGB")
+    return picture.convert("RGB")
+
+
+def input_codes(about: dict[str, Any]) -> Any:
+    """Returns the tensor value of every pixel value per channel, of shape (256, 3)."""
+    import numpy as np
+
+    into, preprocess = about["input"], about["preprocess"]
+    pixels = np.arange(256, dtype=np.float64)[:, None]
+    real = pixels * np.array(preprocess["scale"]) + np.array(preprocess["offset"])
+    if into["dtype"] == "float32":
+        return real.astype(np.float32)
+    limits = np.iinfo(into["dtype"])
+    steps = real / into["scale"]
+    rounded = np.trunc(steps + np.copysign(0.5, steps)) + into["zero_point"]
+    return np.clip(rounded, limits.min, limits.max).astype(into["dtype"])
+
+
+# ---- the program
+
+
+def verify(root: Path) -> dict[str, Outcome]:
+    """Returns what every part of the check came to."""
+    files, content = check_files(root)
+    found = {"files": files}
+    if files.status == FAIL:
+        skipped = Outcome(NOT_RUN, "the files are not those that were packed")
+        return {**found, "labels": skipped, "level A": skipped, "level B": skipped}
+    found["labels"] = check_labels(content)
+    goldens: Goldens | None = None
+    found["level A"], found["level B"] = Outcome(NOT_RUN, ""), Outcome(NOT_RUN, "level A is first")
+    for level in ("level A", "level B"):
+        try:
+            if goldens is None:
+                goldens = load_goldens(content)
+                found[level] = check_tensors(goldens)
+            else:
+                found[level] = check_pictures(goldens, content)
+        except Missing as error:
+            found[level] = Outcome(NOT_RUN, str(error))
+        except WrongError as error:
+            found[level] = Outcome(FAIL, str(error))
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            found[level] = Outcome(FAIL, f"{GOLDENS} cannot be used ({shown(repr(error))})")
+        if found[level].status != PASS:
+            break
+    return found
+
+
+def write(found: dict[str, Outcome], as_json: bool, stream: IO[str]) -> None:
+    """Writes the result for a person or a program."""
+    passed = all(outcome.status != FAIL for outcome in found.values())
+    if as_json:
+        parts = {
+            name.replace(" ", "_").lower(): {
+                **outcome._asdict(), "problems": [p._asdict() for p in outcome.problems]
+            }
+            for name, outcome in found.items()
+        }  # fmt: skip
+        stream.write(json.dumps({"schema_version": 1, "passed": passed, **parts}, indent=1) + "\n")
+        return
+    for name, outcome in found.items():
+        stream.write(f"{name:8} {outcome.status:8} {outcome.text}\n")
+        for problem in outcome.problems:
+            stream.write(f"  {problem.kind}: {problem.text}\n")
+
+
+def main(arguments: list[str]) -> int:
+    """Checks a bundle and returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description="Checks every file of a bundle and, where a runtime is installed, its answers."
+    )
+    parser.add_argument("folder", nargs="?", type=Path, default=Path(__file__).resolve().parent,
+                        help="the bundle; by default the folder of this program")  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="write the result as JSON")
+    asked = parser.parse_args(arguments)
+    sys.stdout.flush()
+    # Runtimes print to descriptor 1 too; this keeps their words out of the result.
+    own = os.dup(1)
+    os.dup2(2, 1)
+    with os.fdopen(own, "w", encoding="utf-8") as stream:
+        found = verify(asked.folder)
+        write(found, asked.json, stream)
+    return WRONG if any(outcome.status == FAIL for outcome in found.values()) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
