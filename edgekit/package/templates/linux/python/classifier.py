@@ -1,0 +1,366 @@
+"""Classifies pictures with the packaged model, preprocessed exactly as it was trained and judged.
+
+Needs what requirements.txt names, and Python 3.9 or newer. `labels.txt` and the model are looked
+for beside this file and at the top of the bundle.
+
+    from classifier import Classifier
+
+    classifier = Classifier()
+    for label, probability in classifier.classify("picture.jpg"):
+        print(label, probability)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import struct
+import warnings
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+# What the model was judged with. A model with another digest is another model: package it again.
+CONTRACT: dict[str, Any] = {}  # @@CONTRACT@@
+
+HERE = Path(__file__).resolve().parent
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
+MAX_PIXELS = 50_000_000
+MIN_SIDE_PX = 16
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+}
+# What Pillow's parsers raise on damaged files, beside its own exceptions.
+_PARSER_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    IndexError,
+    struct.error,
+)
+_ORIENTATION = 0x0112
+# What turns a picture upright, by the value of its EXIF orientation; 1 is upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+Array = npt.NDArray[Any]
+
+
+class PackageError(Exception):
+    """Something that keeps the package from working; the text says what and what to do."""
+
+
+class PictureError(PackageError):
+    """A file that is not a usable picture; the text says why."""
+
+
+class Classifier:
+    """The packaged model, loaded and checked.
+
+    Args:
+        threads: CPU threads of one call. Defaults to None: as many as it was judged with.
+
+    Raises:
+        PackageError: If model, labels or runtime are missing or not those of the package.
+    """
+
+    def __init__(self, threads: int | None = None) -> None:
+        self.threads = int(CONTRACT["threads"]) if threads is None else threads
+        content = find(CONTRACT["model"]).read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        if digest != CONTRACT["sha256"]:
+            raise PackageError(
+                f"{CONTRACT['model']} is not the file that was judged: its sha256 is {digest}, not "
+                f"{CONTRACT['sha256']}. It was damaged or replaced: copy it from the bundle again."
+            )
+        self.labels = _labels()
+        self.codes = _codes()
+        is_tflite = CONTRACT["format"] == "tflite"
+        opening = _open_litert if is_tflite else _open_onnxruntime
+        self.runtime = "LiteRT" if is_tflite else "onnxruntime"
+        self.runtime_version, self._run = opening(content, self.threads)
+
+    def classify(self, picture: str | Path | bytes, top: int = 5) -> list[tuple[str, float]]:
+        """Returns the likeliest classes and their probabilities, from 0 to 1, the highest first.
+
+        Args:
+            picture: Path of a JPEG, PNG, BMP or WebP file, or its bytes.
+            top: How many. Defaults to 5.
+
+        Raises:
+            PictureError: If it is not a usable picture.
+        """
+        likely = self.probabilities(self.run(self.preprocess(picture)))
+        best = np.argsort(-likely, kind="stable")[:top]
+        return [(self.labels[index], float(likely[index])) for index in best]
+
+    def preprocess(self, picture: str | Path | bytes) -> Array:
+        """Returns the input tensor of a picture, of shape `(1, height, width, 3)`.
+
+        Args:
+            picture: Path of a JPEG, PNG, BMP or WebP file, or its bytes.
+
+        Raises:
+            PictureError: If it is not a usable picture.
+        """
+        return self.tensor(pixels(read(picture)))
+
+    def tensor(self, fitted: Array) -> Array:
+        """Returns the input tensor of uint8 pixels that have the model's size and channel order."""
+        return np.ascontiguousarray(self.codes[fitted, np.arange(3)][None])
+
+    def run(self, tensor: Array) -> Array:
+        """Returns the raw output of shape `(classes,)` to an input tensor, in the model's dtype."""
+        return self._run(tensor)
+
+    def scores(self, raw: Array) -> Array:
+        """Returns a raw output as real numbers, float32."""
+        real = raw.astype(np.float32)
+        if CONTRACT["output_scale"] is None:
+            return real
+        zero_point = np.float32(CONTRACT["output_zero_point"])
+        return np.asarray(np.float32(CONTRACT["output_scale"]) * (real - zero_point))
+
+    def probabilities(self, raw: Array) -> Array:
+        """Returns the probability of every class, from a raw output; they add up to 1."""
+        real = self.scores(raw).astype(np.float64)
+        if CONTRACT["gives_probabilities"]:
+            return real
+        powers = np.exp(real - real.max())
+        return np.asarray(powers / powers.sum())
+
+
+def find(name: str) -> Path:
+    """Returns where a file of the package lies: beside this one, or at the top of the bundle.
+
+    Raises:
+        PackageError: If it is in neither place.
+    """
+    for folder in (HERE, HERE.parent.parent):
+        if (folder / name).is_file():
+            return folder / name
+    raise PackageError(
+        f"{name} is missing: it is neither in {HERE} nor in {HERE.parent.parent}. Copy the whole "
+        "bundle to the board, or this file of it beside classifier.py."
+    )
+
+
+def read(picture: str | Path | bytes) -> bytes:
+    """Returns the bytes of a picture file.
+
+    Raises:
+        PictureError: If there is no such file or it cannot be read.
+    """
+    if isinstance(picture, bytes):
+        return picture
+    try:
+        return Path(picture).read_bytes()
+    except OSError as error:
+        raise PictureError(f"cannot be read ({error.strerror})") from None
+
+
+def pixels(content: bytes) -> Array:
+    """Returns the upright, cropped and resized picture in the model's size and channel order.
+
+    Args:
+        content: The bytes of the file.
+
+    Returns:
+        uint8 of shape `(height, width, 3)`.
+
+    Raises:
+        PictureError: If it is not a usable picture.
+    """
+    picture = decode(content, least_px())
+    shrunk = max(picture.size) < max(Image.open(io.BytesIO(content)).size)
+    return fit(picture, shrunk)
+
+
+def decode(content: bytes, least_px: int | None = None) -> Image.Image:
+    """Returns an upright RGB picture.
+
+    EXIF orientation is applied; transparency is composed on white; 16-bit and CMYK are converted.
+
+    Args:
+        content: The bytes of a JPEG, PNG, BMP or WebP file, whatever its name says.
+        least_px: If given, a JPEG may come out at a half, a quarter or an eighth of its size, as
+            long as both sides keep so many pixels: faster, and how the model was trained.
+
+    Raises:
+        PictureError: If it is none of these, damaged, too small or too large.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about odd metadata; pixels decide here
+            picture: Image.Image = Image.open(io.BytesIO(content), formats=FORMATS)
+            _check_size(*picture.size)
+            # Decoding a PNG leaves some of its checksums out.
+            Image.open(io.BytesIO(content), formats=FORMATS).verify()
+            if least_px is not None and picture.format == "JPEG":
+                picture.draft(None, (least_px, least_px))  # type: ignore[arg-type,unused-ignore]
+            picture.load()
+            turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+            upright = picture if turn is None else picture.transpose(turn)
+    except PictureError:
+        raise
+    except UnidentifiedImageError:
+        raise PictureError(f"not a {', '.join(FORMATS)} picture, or damaged") from None
+    except Image.DecompressionBombError:
+        raise PictureError(f"more than {MAX_PIXELS // 1_000_000} megapixels") from None
+    except _PARSER_ERRORS as error:
+        reason = str(error).splitlines()[0] if str(error) else error.__class__.__name__
+        raise PictureError(f"truncated or damaged ({reason})") from None
+    return _rgb(upright)
+
+
+def _check_size(width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise PictureError(f"{width} x {height} px, more than {MAX_PIXELS // 1_000_000} megapixels")
+    if min(width, height) < MIN_SIDE_PX:
+        raise PictureError(f"{width} x {height} px, smaller than {MIN_SIDE_PX} px")
+
+
+def _rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I") or picture.mode == "F":
+        # Only a 16-bit grey PNG comes so; Pillow clips it instead of scaling it.
+        values = np.asarray(picture, dtype=np.float64)
+        picture = Image.fromarray((values / 257).round().astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        layered = picture.convert("RGBA")
+        ground = Image.new("RGBA", layered.size, (255, 255, 255, 255))
+        return Image.alpha_composite(ground, layered).convert("RGB")
+    return picture.convert("RGB")
+
+
+def fit(picture: Image.Image, shrunk: bool = False) -> Array:
+    """Returns an upright RGB picture cropped and resized for the model.
+
+    Args:
+        picture: The picture.
+        shrunk: Whether it was decoded below its full size, where a whole pixel is too coarse a
+            step for the edge of a crop. Defaults to False.
+
+    Returns:
+        uint8 of shape `(height, width, 3)` in the model's channel order.
+    """
+    width, height = CONTRACT["width_px"], CONTRACT["height_px"]
+    box: tuple[float, float, float, float] | None = None
+    if CONTRACT["crop"] == "center":
+        ratio = min(picture.width / width, picture.height / height)
+        kept_width, kept_height = width * ratio, height * ratio
+        if not shrunk:
+            kept_width, kept_height = round(kept_width), round(kept_height)
+        left, top = (picture.width - kept_width) / 2, (picture.height - kept_height) / 2
+        if shrunk:
+            box = (left, top, left + kept_width, top + kept_height)
+        else:
+            corner = int(left), int(top)
+            picture = picture.crop((*corner, corner[0] + kept_width, corner[1] + kept_height))
+    resized = picture.resize((width, height), _FILTERS[CONTRACT["resize"]], box)
+    rgb = np.asarray(resized, dtype=np.uint8)
+    return rgb[..., ::-1] if CONTRACT["channels"] == "bgr" else rgb
+
+
+def least_px() -> int | None:
+    """Returns the side that a reduced decoding keeps; None where the whole picture is decoded."""
+    if CONTRACT["resize"] == "nearest":  # picks single pixels, which a scaled decode has not
+        return None
+    return int(2 * max(CONTRACT["width_px"], CONTRACT["height_px"]))
+
+
+def _codes() -> Array:
+    """Returns the tensor value of every pixel value, per channel, of shape `(256, 3)`."""
+    levels = np.arange(256, dtype=np.float64)[:, None]
+    real = levels * np.array(CONTRACT["scale"]) + np.array(CONTRACT["offset"])
+    if CONTRACT["input_dtype"] == "float32":
+        return np.asarray(real.astype(np.float32))
+    limits = np.iinfo(CONTRACT["input_dtype"])
+    steps = real / CONTRACT["input_scale"]
+    rounded = np.trunc(steps + np.copysign(0.5, steps)) + CONTRACT["input_zero_point"]
+    return np.asarray(np.clip(rounded, limits.min, limits.max).astype(CONTRACT["input_dtype"]))
+
+
+def _labels() -> list[str]:
+    content = find("labels.txt").read_bytes().replace(b"\r\n", b"\n")
+    content = content[:-1] if content.endswith(b"\n") else content
+    if hashlib.sha256(content).hexdigest() != CONTRACT["labels_sha256"]:
+        raise PackageError(
+            "labels.txt does not hold the names that this model was judged with, in their order: "
+            "every answer could get a wrong name. Copy it from the bundle again."
+        )
+    return content.decode("utf-8").split("\n")
+
+
+def _open_litert(content: bytes, threads: int) -> tuple[str, Callable[[Array], Array]]:
+    try:
+        from ai_edge_litert.interpreter import Interpreter, OpResolverType
+    except ImportError as error:
+        raise _missing("ai-edge-litert", error) from error
+    own = CONTRACT["delegate"] == "none"
+    kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES if own else OpResolverType.AUTO
+    try:
+        interpreter = Interpreter(
+            model_content=content, num_threads=threads, experimental_op_resolver_type=kernels
+        )
+        interpreter.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise PackageError(f"LiteRT does not take {CONTRACT['model']}: {error}") from error
+    asked = interpreter.get_input_details()[0]["index"]
+    answer = interpreter.get_output_details()[0]["index"]
+
+    def run(tensor: Array) -> Array:
+        interpreter.set_tensor(asked, tensor)
+        interpreter.invoke()
+        return np.asarray(interpreter.get_tensor(answer)).reshape(-1)
+
+    return version("ai-edge-litert"), run
+
+
+def _open_onnxruntime(content: bytes, threads: int) -> tuple[str, Callable[[Array], Array]]:
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise _missing("onnxruntime", error) from error
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3  # errors only
+    # Without it, x86 without VNNI multiplies uint8 by int8 in 16 bits, which overflow.
+    # Source: onnxruntime_session_options_config_keys.h
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    try:
+        session = ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no other base
+        raise PackageError(f"onnxruntime does not take {CONTRACT['model']}: {error}") from error
+    asked = session.get_inputs()[0].name
+
+    def run(tensor: Array) -> Array:
+        return np.asarray(session.run(None, {asked: tensor})[0]).reshape(-1)
+
+    try:
+        return version("onnxruntime"), run
+    except PackageNotFoundError:  # builds with other providers have other package names
+        return str(ort.__version__), run
+
+
+def _missing(package: str, error: ImportError) -> PackageError:
+    return PackageError(
+        f"{package} cannot be imported ({error}). Install what the package needs: "
+        "python3 -m pip install -r requirements.txt"
+    )
