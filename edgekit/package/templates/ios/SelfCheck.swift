@@ -1,0 +1,204 @@
+import Foundation
+
+@testable import @@TARGET@@
+
+/// Holds an app against the goldens: inputs with the answers of the file when it was judged.
+struct SelfCheck {
+    // Mean over the goldens. Measured on 60 photographs at 96, 160 and 224 px: a resize without
+    // antialiasing 2.8, 1.4 and 0.8, single pixels 3.6, 2.4 and 2.0, BGR 13, no rotation 44; a
+    // JPEG that is shrunk while it is decoded, 0.2.
+    static let mostDifference = 1.0
+
+    private struct Golden: Decodable {
+        let name: String
+        let picture: String?
+        let answer: Int
+        let inputOffset, inputBytes, outputOffset, outputBytes: Int
+    }
+
+    private struct File: Decodable {
+        let labels: [String]
+        let toleranceSteps: Float
+        let toleranceShare: Float
+        let goldens: [Golden]
+    }
+
+    private let file: File
+    private let inputs: Data
+    private let outputs: Data
+    private let contract: Contract
+    private let run: (Data) throws -> Data
+    private let prepare: (Data) throws -> Data
+    private let picture: (String) throws -> Data
+
+    /// - Parameters:
+    ///   - folder: Reads a file of the goldens, such as `goldens.json` or `images/cat_00.jpg`.
+    ///   - run: The network, from tensor to raw output.
+    ///   - prepare: Everything the app does before it, from a picture file to the tensor.
+    init(
+        contract: Contract, folder: @escaping (String) throws -> Data,
+        run: @escaping (Data) throws -> Data, prepare: @escaping (Data) throws -> Data
+    ) throws {
+        let decoder = JSONDecoder()
+        decoder.keyDecodingStrategy = .convertFromSnakeCase
+        file = try decoder.decode(File.self, from: folder("goldens.json"))
+        inputs = try folder("inputs.bin")
+        outputs = try folder("outputs.bin")
+        picture = { try folder("images/\($0)") }
+        self.contract = contract
+        self.run = run
+        self.prepare = prepare
+    }
+
+    /// Returns what is wrong, in words that say where to look; nil if all is well.
+    func problem() throws -> String? {
+        try labelProblem() ?? tensorProblem() ?? pictureProblem()
+    }
+
+    /// Labels: the app shows the names that the file was judged with, in the same order.
+    func labelProblem() -> String? {
+        let (found, wanted) = (contract.labels, file.labels)
+        // By bytes, as == takes differently composed letters for the same.
+        if found.map({ Array($0.utf8) }) == wanted.map({ Array($0.utf8) }) { return nil }
+        var what = "\(found.count) lines, expected \(wanted.count)"
+        for (line, pair) in zip(found, wanted).enumerated()
+        where Array(pair.0.utf8) != Array(pair.1.utf8) {
+            what = "line \(line + 1) is '\(pair.0)', expected '\(pair.1)'"
+            break
+        }
+        return "labels: labels.txt is not the one that was judged: \(what)"
+    }
+
+    /// Tensor level: the exact input gives the judged output, within the tolerance of kernels.
+    func tensorProblem() throws -> String? {
+        let wrong = try file.goldens.filter { golden in
+            let wanted = slice(outputs, golden.outputOffset, golden.outputBytes)
+            return try !near(wanted, run(input(golden)))
+        }
+        if wrong.isEmpty { return nil }
+        return "tensor level: \(wrong.count) of \(file.goldens.count) goldens give other outputs "
+            + "(\(shown(wrong.map(\.name)))): the model file is damaged or another one, or the "
+            + "runtime's kernels compute something else"
+    }
+
+    /// Picture level: the app's own preprocessing of the picture gives the judged answer.
+    func pictureProblem() throws -> String? {
+        let pictured = file.goldens.filter { $0.picture != nil }
+        if pictured.isEmpty { return nil }
+        var wrong: [String] = []
+        var difference = 0.0
+        for golden in pictured {
+            let tensor = try prepare(picture(golden.picture ?? ""))
+            difference += contract.pixelDifference(tensor, input(golden)) / Double(pictured.count)
+            let answer = contract.prediction(try run(tensor)).index
+            if answer != golden.answer {
+                wrong.append("\(golden.name): \(name(answer)), expected \(name(golden.answer))")
+            }
+        }
+        if wrong.isEmpty && difference <= SelfCheck.mostDifference { return nil }
+        let pixels = String(format: "%.1f", difference)
+        return "picture level: \(wrong.count) of \(pictured.count) pictures get another answer "
+            + "(\(shown(wrong))) and pixels are \(pixels) of 255 apart on average, although the same "
+            + "tensors give the judged outputs: look at the app's decoding, EXIF rotation, crop, "
+            + "resize, channel order and normalization"
+    }
+
+    /// Returns the answers to pictures `<class>/<file>`, for `edgekit validate`.
+    ///
+    /// - Parameter digest: SHA-256 of bytes in lower-case hex digits.
+    func answers(_ folder: URL, digest: (Data) -> String) throws -> [[String: Any]] {
+        let manager = FileManager.default
+        var result: [[String: Any]] = []
+        for one in try manager.contentsOfDirectory(atPath: folder.path).sorted() {
+            let inner = folder.appendingPathComponent(one)
+            for name in try manager.contentsOfDirectory(atPath: inner.path).sorted() {
+                let bytes = try Data(contentsOf: inner.appendingPathComponent(name))
+                let said = contract.prediction(try run(prepare(bytes)))
+                result.append([
+                    "sha256": digest(bytes),
+                    "answer": said.label ?? NSNull(),
+                    "score": Double(said.score),
+                    "outputs": said.outputs.map(Double.init),
+                ])
+            }
+        }
+        return result
+    }
+
+    /// Returns one session of single-image latency, for `edgekit validate`.
+    ///
+    /// - Parameter fresh: Whether this process was started for it alone and has run nothing before.
+    func session(
+        fresh: Bool, warmUpSeconds: Double, seconds: Double, least: Int
+    ) throws -> [String: Any] {
+        let tensor = input(file.goldens[0])
+        var warmUps = 0
+        let start = DispatchTime.now()
+        while warmUps < 5 || milliseconds(start) < warmUpSeconds * 1000 {
+            _ = try run(tensor)
+            warmUps += 1
+        }
+        var samples: [Double] = []
+        let first = DispatchTime.now()
+        while samples.count < least || milliseconds(first) < seconds * 1000 {
+            let begin = DispatchTime.now()
+            _ = try run(tensor)
+            samples.append(milliseconds(begin))
+        }
+        return ["samples_ms": samples, "fresh_process": fresh, "warmup_runs": warmUps]
+    }
+
+    /// Returns the measurements as `edgekit validate --measurements` reads them.
+    ///
+    /// - Parameters:
+    ///   - about: by, device, os, cores, runtime, runtime_version, threads and more of that format.
+    ///   - earlier: Measurements of the same file, whose latency sessions are kept.
+    func measurements(
+        about: [String: Any], answers: [[String: Any]]?, session: [String: Any]?, earlier: Data?
+    ) throws -> Data {
+        var result = about
+        result["edgekit_measurements"] = 1
+        result["sha256"] = contract.sha256
+        result["at"] = ISO8601DateFormatter().string(from: Date())
+        let parsed = earlier.flatMap { try? JSONSerialization.jsonObject(with: $0) }
+        var before = parsed as? [String: Any] ?? [:]
+        if before["sha256"] as? String != contract.sha256 { before = [:] }
+        let sessions = (before["latency"] as? [Any] ?? []) + (session.map { [$0] } ?? [])
+        if !sessions.isEmpty { result["latency"] = sessions }
+        let said = answers ?? before["accuracy"] as? [[String: Any]] ?? []
+        if !said.isEmpty { result["accuracy"] = said }
+        return try JSONSerialization.data(
+            withJSONObject: result, options: [.prettyPrinted, .sortedKeys])
+    }
+
+    private func near(_ wanted: Data, _ got: Data) -> Bool {
+        if wanted.count != got.count { return false }
+        let expected = contract.values(wanted, contract.outputType)
+        let found = contract.values(got, contract.outputType)
+        let isFloat = contract.outputType == "float32"
+        let largest = expected.map { abs($0) }.max() ?? 0
+        let most = isFloat ? largest * file.toleranceShare : file.toleranceSteps
+        // Written so that a NaN is not near.
+        return zip(expected, found).allSatisfy { abs($0 - $1) <= most }
+    }
+
+    private func input(_ golden: Golden) -> Data {
+        slice(inputs, golden.inputOffset, golden.inputBytes)
+    }
+
+    private func slice(_ all: Data, _ start: Int, _ count: Int) -> Data {
+        all.subdata(in: start..<start + count)
+    }
+
+    private func name(_ index: Int) -> String {
+        index < contract.labels.count ? "'\(contract.labels[index])'" : "none"
+    }
+
+    private func shown(_ list: [String]) -> String {
+        list.prefix(3).joined(separator: "; ") + (list.count > 3 ? "; ..." : "")
+    }
+
+    private func milliseconds(_ since: DispatchTime) -> Double {
+        Double(DispatchTime.now().uptimeNanoseconds - since.uptimeNanoseconds) / 1e6
+    }
+}
