@@ -447,6 +447,121 @@ def devices(as_json: Json = False) -> None:
         console.print(f"  {item.problem or item.words}", markup=False)
 
 
+@app.command(
+    epilog="Examples: `edgekit package edgekit-run --for pixel-8` | "
+    "`edgekit package edgekit-run --for cortex-m7 --no-images --licence CC0-1.0`"
+)
+def package(
+    run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    target: Annotated[
+        list[str], typer.Option("--for", help="Target the run was judged for; repeat for several.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the bundles; RUN/packages if not given.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Identifier in generated code, such as shoe_finder.")
+    ] = None,
+    title: Annotated[str | None, typer.Option(help="Name for people.")] = None,
+    licence: Annotated[
+        str, typer.Option(help="SPDX identifier of the model's licence, such as CC0-1.0.")
+    ] = "other",
+    images: Annotated[
+        bool, typer.Option(help="Whether some test pictures are shipped as goldens.")
+    ] = True,
+    allow_miss: Annotated[
+        bool, typer.Option("--allow-miss", help="Package a file that missed its budgets; it says.")
+    ] = False,
+    sign: Annotated[
+        Path | None, typer.Option(help="Private key (PEM); needs 'edgekit[sign]'.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write what a developer drops into an app or a board: the judged file, code and its proof."""
+    from edgekit.console import out as console, show_json, working
+    from edgekit.packaging import Wanted, package as write_package
+
+    with working() as work:
+        made = [
+            write_package(
+                Wanted(
+                    run=run_folder,
+                    target=item,
+                    out=out,
+                    name=name,
+                    title=title,
+                    licence=licence,
+                    with_images=images,
+                    allow_miss=allow_miss,
+                    private_key=sign,
+                ),
+                work.say,
+            )
+            for item in target
+        ]
+    if as_json:
+        show_json(
+            [
+                {
+                    "target": item.manifest.verdict.target,
+                    "kind": item.manifest.kind,
+                    "status": item.manifest.verdict.status,
+                    "folder": str(item.folder),
+                    "zip": str(item.archive),
+                    "sha256": item.sha256,
+                }
+                for item in made
+            ]
+        )
+        return
+    for item in made:
+        manifest = item.manifest
+        console.print(
+            f"{manifest.verdict.target}: {manifest.kind} package of {len(manifest.files)} files, "
+            f"judged {manifest.verdict.status}\n  {item.folder}\n  {item.archive} "
+            f"(sha256 {item.sha256})",
+            markup=False,
+        )
+
+
+@app.command(epilog="Example: `edgekit verify edgekit-run/packages/pixel-8.zip`")
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder or zip that edgekit package wrote.")],
+    public_key: Annotated[
+        Path | None, typer.Option(help="Public key (PEM) that its signature must be of.")
+    ] = None,
+    require_signature: Annotated[
+        bool, typer.Option("--require-signature", help="Refuse a bundle without a signature.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Check a bundle: digests, missing and extra files, signature, and its goldens."""
+    from edgekit.console import out as console, show_json
+    from edgekit.package.verification import verify as verify_bundle
+
+    found = verify_bundle(bundle, public_key, require_signature)
+    if as_json:
+        show_json(found.model_dump(mode="json"))
+        return
+    signed = "the signature is right" if found.signed else "no signature was asked for"
+    console.print(
+        f"{bundle}: {found.manifest.kind} package for {found.manifest.verdict.target}, "
+        f"{len(found.manifest.files)} files as listed; {signed}; {found.goldens}",
+        markup=False,
+    )
+
+
+@app.command(epilog="Example: `edgekit metadata model.tflite`")
+def metadata(
+    file: Annotated[Path, typer.Argument(help="A .tflite, .onnx or .ort file.")],
+) -> None:
+    """Print what a model file says about itself, as JSON."""
+    from edgekit.console import show_json
+    from edgekit.package.metadata import describe
+
+    show_json(describe(file))
+
+
 @app.command(epilog="Example: `edgekit report edgekit-run`")
 def report(
     run_folder: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],

@@ -1,0 +1,474 @@
+"""Packaging a finished run: the order of the steps."""
+
+import importlib
+import io
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+import edgekit
+from edgekit.data.picture import UnreadableError, pixels
+from edgekit.data.scan import printable
+from edgekit.devices import measure
+from edgekit.devices.protocol import subject_of
+from edgekit.errors import IntegrityError, SpecError
+from edgekit.package.contents import Contents, Golden
+from edgekit.package.goldens import golden_files
+from edgekit.package.manifest import NAME, Manifest, manifest_of
+from edgekit.pipeline import ARTIFACTS
+from edgekit.records import Artifact, RunReport, Status, Verdict, input_codes
+from edgekit.report import read_report
+from edgekit.store import file_digest, write_atomically
+from edgekit.target import PackageKind, Target, load_target
+
+PACKAGES = "packages"
+# 16 to 32 pictures; one of every class where there are so many.
+FEWEST_PICTURES = 16
+MOST_PICTURES = 32
+LARGEST_PICTURE_BYTES = 2_000_000
+# A golden picture must not lie between two classes: an app's resize may differ by a grey level,
+# which was seen to flip answers whose lead was up to 8 % of the range of the scores.
+LEAST_LEAD = 0.1
+# EXIF orientation 6: the camera was turned clockwise by 90 degrees.
+TURNED = 6
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What the user asks for.
+
+    Args:
+        run: Folder of a finished run.
+        target: Name of one of its targets.
+        out: Folder that receives the bundle. Defaults to None: `packages/` in the run folder.
+        name: Identifier in generated code. Defaults to None: made from the target's name.
+        title: Name for people. Defaults to None: made from the classes.
+        licence: SPDX identifier of the model's licence.
+        with_images: Whether pictures may be shipped. Defaults to True.
+        allow_miss: Whether a file that missed its budgets may be packaged. Defaults to False.
+        private_key: PEM file to sign the folder with. Defaults to None: it is not signed.
+    """
+
+    run: Path
+    target: str
+    out: Path | None = None
+    name: str | None = None
+    title: str | None = None
+    licence: str = "other"
+    with_images: bool = True
+    allow_miss: bool = False
+    private_key: Path | None = None
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """What was written: folder, zip, its digest, and the manifest."""
+
+    folder: Path
+    archive: Path
+    sha256: str
+    manifest: Manifest
+
+
+def package(wanted: Wanted, say: Say) -> Packaged:
+    """Writes the bundle of one target of a finished run, as a folder and as a zip.
+
+    Args:
+        wanted: What is asked for.
+        say: Called with one line worth keeping.
+
+    Raises:
+        SpecError: If the run does not know the target, the target says of no package what it is,
+            its file missed a budget, or the package cannot hold such a file or such labels.
+        IntegrityError: If the file is not the one that was judged.
+        DeviceError: If the runtime fails on a golden.
+    """
+    report = read_report(wanted.run, wanted.run / ARTIFACTS)
+    target, verdict = _judged(report, wanted)
+    contents = _contents(report, target, verdict, wanted, say)
+    kind = kind_of(target)
+    files = _every_file(contents, kind, report)
+    folder = (wanted.out or wanted.run / PACKAGES) / target.name
+    archive = folder.with_name(f"{folder.name}.zip")
+    from edgekit.package.archive import write_zip
+
+    _write_folder(files, folder)
+    if wanted.private_key is not None:
+        from edgekit.package.signing import sign
+
+        files["model.sig"] = sign(folder, wanted.private_key).read_bytes()
+    write_atomically(archive, write_zip(files))
+    manifest = Manifest.model_validate_json(files[NAME])
+    return Packaged(folder, archive, file_digest(archive), manifest)
+
+
+def kind_of(target: Target) -> PackageKind:
+    """Returns which package a target wants.
+
+    Raises:
+        SpecError: If its file does not say and nothing follows from its runtime.
+    """
+    if target.package is not None:
+        return target.package
+    by_runtime: dict[str, PackageKind] = {
+        "tflite-micro": "micro",
+        "litert-js": "web",
+        "onnxruntime-web": "web",
+    }
+    by_transport: dict[str, PackageKind] = {"adb": "android", "ssh": "linux", "local": "linux",
+                                            "emulated": "linux"}  # fmt: skip
+    if target.runtime.name == "ethos-u":
+        raise SpecError(
+            f"target {target.name}, whose file still has to go through Arm's compiler",
+            "a target whose runtime takes the exported file as it is",
+            "compile artifacts/*.tflite with vela yourself; edgekit only estimates for it",
+        )
+    found = by_runtime.get(target.runtime.name) or by_transport.get(target.device.transport)
+    if found is None:
+        raise SpecError(
+            f"target {target.name} does not say which package it wants",
+            'package = "android", "ios", "linux", "micro" or "web"',
+            "add it to the target's file, above all tables",
+        )
+    return found
+
+
+def _judged(report: RunReport, wanted: Wanted) -> tuple[Target, Verdict]:
+    """Returns the target and how its file was judged.
+
+    Raises:
+        SpecError: If the run did not judge for it, or the file missed a budget.
+        IntegrityError: If the file is another one now.
+    """
+    loaded = [load_target(name) for name in report.recipe["targets"]]
+    names = [target.name for target in loaded]
+    if wanted.target not in names:
+        raise SpecError(
+            f"--for {wanted.target}, which {wanted.run} was not judged for",
+            f"one of {', '.join(names)}",
+            f"run again with --target {wanted.target}",
+        )
+    target = loaded[names.index(wanted.target)]
+    verdict = next(v for v in report.validation.verdicts if v.target == wanted.target)
+    if verdict.status == Status.MISS and not wanted.allow_miss:
+        missed = ", ".join(c.name for c in verdict.checks if c.status == Status.MISS)
+        raise SpecError(
+            f"{verdict.artifact_path} misses {missed} of {wanted.target}",
+            "a file that meets its budgets",
+            "change the model or the budget and run again, or give --allow-miss, and the card says "
+            "so",
+        )
+    path = wanted.run / ARTIFACTS / verdict.artifact_path
+    if file_digest(path) != verdict.artifact_sha256:
+        raise IntegrityError(
+            f"{path}: SHA-256 {file_digest(path)}",
+            f"SHA-256 {verdict.artifact_sha256}, the file that was judged",
+            "run again; only what was judged is packaged",
+        )
+    return target, verdict
+
+
+def _contents(
+    report: RunReport, target: Target, verdict: Verdict, wanted: Wanted, say: Say
+) -> Contents:
+    artifact = next(a for a in report.export.artifacts if a.path == verdict.artifact_path)
+    folder = wanted.run / ARTIFACTS
+    names = report.export.class_names
+    pictures = _pictures(report, wanted.run, say)
+    versions = {f"version.{name}": version for name, version in report.packages.items()}
+    name = _identifier(wanted.name or target.name.replace("-", "_"))
+    title = wanted.title or f"Classifier of {len(names)} classes for {target.name}"
+    model = (folder / artifact.path).read_bytes()
+    if artifact.format == "tflite":
+        model = _described(model, title, report, wanted, artifact)
+    chosen = _goldens(report, artifact, folder, model, pictures)
+    if not wanted.with_images:
+        chosen = [_without_picture(golden) for golden in chosen]
+    return Contents(
+        name=name,
+        title=title,
+        licence=wanted.licence,
+        model=model,
+        model_name=f"model{Path(artifact.path).suffix}",
+        artifact=artifact,
+        input=artifact.inputs[0],
+        output=artifact.outputs[0],
+        preprocess=report.export.preprocess,
+        class_names=names,
+        goldens=tuple(chosen),
+        target=target,
+        verdict=verdict,
+        arena_bytes=_arena(report, target, folder / artifact.path, artifact),
+        facts={
+            "recipe_sha256": report.recipe_sha256,
+            "data_digest": report.dataset.digest,
+            "edgekit": report.edgekit_version,
+            **versions,
+        },
+    )
+
+
+def _identifier(name: str) -> str:
+    """Returns a name that is safe in the sources of every language.
+
+    Raises:
+        SpecError: If it is not.
+    """
+    if not re.fullmatch("[a-z][a-z0-9_]{0,62}", name):
+        raise SpecError(
+            f"--name {printable(name)!r}",
+            "a lower-case letter, then lower-case letters, digits and underscores, 63 at most",
+            "choose such a name",
+        )
+    return name
+
+
+def _described(
+    model: bytes, title: str, report: RunReport, wanted: Wanted, artifact: Artifact
+) -> bytes:
+    """Returns the model with TFLite metadata; what it computes is not touched."""
+    from edgekit.package.metadata import write_metadata
+
+    return write_metadata(
+        model,
+        name=title,
+        description=f"MobileNetV2 {report.float_model.alpha}, {artifact.variant}",
+        version=report.recipe_sha256[:12],
+        author=f"edgekit {report.edgekit_version}",
+        licence=wanted.licence,
+        preprocess=report.export.preprocess,
+        class_names=report.export.class_names,
+    )
+
+
+def _pictures(report: RunReport, run: Path, say: Say) -> list[tuple[str, int, bytes]]:
+    """Returns name, label and bytes of test pictures, the classes taking turns."""
+    root = Path(report.recipe["data"]["path"])
+    found: dict[int, list[tuple[str, int, bytes]]] = {}
+    for name, label in _test_pictures(report, run):
+        path = root / name
+        few = found.setdefault(label, [])
+        if len(few) < MOST_PICTURES and path.is_file():
+            content = path.read_bytes()
+            if len(content) <= LARGEST_PICTURE_BYTES:
+                few.append((name, label, content))
+    if not found:
+        say(f"{root}: no test picture is there any more; goldens have synthetic inputs only")
+    classes = [found[label] for label in sorted(found)]
+    turns = range(max(map(len, classes), default=0))
+    return [few[turn] for turn in turns for few in classes if turn < len(few)]
+
+
+def _test_pictures(report: RunReport, run: Path) -> list[tuple[str, int]]:
+    """Returns path below the data folder and label of every test picture.
+
+    Raises:
+        SpecError: If the run folder no longer holds its data stage.
+    """
+    for path in sorted((run / ".store" / "data").glob("*/record.json")):
+        record: dict[str, Any] = json.loads(path.read_bytes())
+        if report.dataset.digest in json.dumps(record):
+            names = json.loads((path.parent / "test.files.json").read_bytes())
+            labels = np.load(path.parent / "test.labels.npy").tolist()
+            return list(zip(names, labels, strict=True))
+    raise SpecError(
+        f"{run}: the data stage of its report is not in .store",
+        "the folder of the run as edgekit left it",
+        "run again; finished stages are reused",
+    )
+
+
+def _goldens(
+    report: RunReport,
+    artifact: Artifact,
+    folder: Path,
+    model: bytes,
+    pictures: list[tuple[str, int, bytes]],
+) -> list[Golden]:
+    """Returns the goldens: pictures with a clear answer, one of them turned, and synthetic ones."""
+    contract = report.export.preprocess
+    usable = []
+    for name, label, content in pictures[: 2 * MOST_PICTURES]:
+        try:
+            seen = pixels(content, contract)
+            usable.append(_Picture(Path(name).suffix.lower(), label, content, False, seen))
+        except UnreadableError:
+            continue
+    if usable:
+        first = usable[0]
+        turned = _turned(first.content)
+        usable.insert(1, _Picture(".jpg", first.label, turned, True, pixels(turned, contract)))
+    shape = (contract.height_px, contract.width_px, 3)
+    ramp = np.linspace(0, 255, shape[1]).astype(np.uint8)[None, :, None]
+    synthetic = {
+        "all_zero": np.zeros(shape, np.uint8),
+        "all_255": np.full(shape, 255, np.uint8),
+        "gradient": np.broadcast_to(ramp, shape).copy(),
+    }
+    images = np.stack([*(picture.pixels for picture in usable), *synthetic.values()])
+    raw, scores = _answers(report, artifact, folder, images)
+    _check_same(report, artifact, model, images, raw)
+    asked = artifact.inputs[0]
+    table = input_codes(contract, asked.dtype, asked.scale, asked.zero_point)
+    tensors = [table[image, np.arange(3)][None] for image in images]
+    chosen: list[Golden] = []
+    for index, picture in enumerate(usable):
+        second, best = np.sort(scores[index])[-2:]
+        clear = best - second > LEAST_LEAD * np.ptp(scores[index])
+        if len(chosen) < MOST_PICTURES and (clear or picture.turned):
+            stem = f"{len(chosen):02d}{'_turned' if picture.turned else ''}"
+            chosen.append(
+                Golden(
+                    name=f"picture_{stem}",
+                    input=tensors[index],
+                    output=raw[index],
+                    label=picture.label,
+                    picture=picture.content,
+                    picture_name=f"{stem}{picture.suffix}",
+                )
+            )
+    for index, name in enumerate(synthetic, start=len(usable)):
+        chosen.append(Golden(name, tensors[index], raw[index], None, None, ""))
+    return chosen
+
+
+@dataclass(frozen=True)
+class _Picture:
+    """A picture of the test split that may become a golden."""
+
+    suffix: str
+    label: int
+    content: bytes
+    turned: bool
+    pixels: npt.NDArray[np.uint8]
+
+
+def _check_same(
+    report: RunReport,
+    artifact: Artifact,
+    model: bytes,
+    images: npt.NDArray[np.uint8],
+    raw: npt.NDArray[np.generic],
+) -> None:
+    """Refuses a file that answers otherwise than the judged one, whose metadata it got.
+
+    Raises:
+        IntegrityError: If a single bit of an answer differs.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
+        path = Path(scratch) / artifact.path
+        path.write_bytes(model)
+        shipped = artifact.model_copy(update={"sha256": file_digest(path)})
+        again, _ = _answers(report, shipped, Path(scratch), images)
+    if not np.array_equal(again, raw):
+        raise IntegrityError(
+            f"{artifact.path} with metadata answers otherwise than without",
+            "the same answers to the bit",
+            "report this as a bug in edgekit; do not ship the file",
+        )
+
+
+def _turned(content: bytes) -> bytes:
+    """Returns a picture as a camera held upright would write it: turned, with EXIF saying so."""
+    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = TURNED
+    file = io.BytesIO()
+    picture.rotate(90, expand=True).save(file, "JPEG", quality=95, subsampling=0, exif=exif)
+    return file.getvalue()
+
+
+def _answers(
+    report: RunReport,
+    artifact: Artifact,
+    folder: Path,
+    images: npt.NDArray[np.uint8],
+) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.float32]]:
+    """Returns raw outputs and scores of the judged file, by this machine's runtime."""
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
+        path = Path(scratch) / "images.npy"
+        np.save(path, images)
+        subject = subject_of(artifact, folder, path, report.export.preprocess)
+        found = measure.answer(subject)
+    return found.raw, measure.scores(found.raw, found.output)
+
+
+def _without_picture(golden: Golden) -> Golden:
+    return Golden(golden.name, golden.input, golden.output, golden.label, None, "")
+
+
+def _arena(report: RunReport, target: Target, model: Path, artifact: Artifact) -> int | None:
+    """Returns the arena that TensorFlow Lite Micro needs here, where it is installed."""
+    from importlib.util import find_spec
+
+    if kind_of(target) != "micro" or find_spec("tflite_micro") is None:
+        return None
+    from edgekit.estimate import tflite_micro
+
+    contract, asked = report.export.preprocess, artifact.inputs[0]
+    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
+        path = Path(scratch) / "images.npy"
+        np.save(path, np.zeros((1, contract.height_px, contract.width_px, 3), np.uint8))
+        codes = input_codes(contract, asked.dtype, asked.scale, asked.zero_point)
+        return tflite_micro.answers(model, artifact.sha256, path, codes).arena_bytes
+
+
+def _every_file(contents: Contents, kind: PackageKind, report: RunReport) -> dict[str, bytes]:
+    """Returns every file of the bundle, the manifest last."""
+    from edgekit.package import card, provenance, sbom
+
+    own: Callable[[Contents], dict[str, bytes]] = importlib.import_module(
+        f"edgekit.package.{kind}"
+    ).files
+    for label in contents.class_names:
+        if label != printable(label) or not label.isprintable():
+            raise SpecError(
+                f"class {printable(label)!r}, which holds control characters",
+                "names that fit on one line",
+                "rename its folder and run again",
+            )
+    files = {
+        contents.model_name: contents.model,
+        "labels.txt": "".join(f"{label}\n" for label in contents.class_names).encode(),
+        **golden_files(contents),
+        "MODEL_CARD.md": card.model_card(report, contents).encode(),
+        "sbom.cdx.json": sbom.sbom(report, contents),
+        "verify.py": _verify_script(),
+        **own(contents),
+    }
+    files["provenance.json"] = provenance.provenance(report, contents, files)
+    manifest = manifest_of(contents, kind, edgekit.__version__, files)
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    return {**files, NAME: (text + "\n").encode()}
+
+
+def _verify_script() -> bytes:
+    import edgekit.package
+
+    return (Path(edgekit.package.__file__).parent / "templates" / "verify.py").read_bytes()
+
+
+def _write_folder(files: dict[str, bytes], folder: Path) -> None:
+    """Writes the bundle; a reader sees the old one or the new one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for path, content in files.items():
+            (fresh / path).parent.mkdir(parents=True, exist_ok=True)
+            (fresh / path).write_bytes(content)
+        fresh.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)

@@ -1,0 +1,187 @@
+"""Bundles of a finished run: what was judged is what ships, and every change is found."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("tensorflow")
+
+from small_run import edgekit, run, write_recipe
+
+from edgekit.demo.pictures import make_pictures
+from edgekit.errors import IntegrityError, SpecError
+from edgekit.package.manifest import Manifest
+from edgekit.package.verification import verify
+from edgekit.packaging import Packaged, Wanted, package
+
+KINDS = {"host-litert": "linux", "host-onnxruntime": "linux", "pixel-8": "android",
+         "cortex-m7": "micro"}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packaging")
+    make_pictures(
+        folder / "pictures", train_per_class=20, validation_per_class=8, test_per_class=20,
+        size_px=64, workers=1,
+    )  # fmt: skip
+    recipe = write_recipe(folder / "recipe.toml", folder / "pictures", qat_epochs=0)
+    done = run(recipe, folder / "out")
+    assert done.returncode in (0, 4, 5), done.stderr
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def made(finished: Path) -> dict[str, Packaged]:
+    return {target: package(Wanted(finished, target, allow_miss=True), print) for target in KINDS}
+
+
+def test_every_bundle_is_the_judged_file_with_its_proof(
+    finished: Path, made: dict[str, Packaged]
+) -> None:
+    report = json.loads((finished / "report.json").read_text())
+    judged = {v["target"]: v for v in report["validation"]["verdicts"]}
+    for target, kind in KINDS.items():
+        bundle = made[target]
+        manifest = bundle.manifest
+        assert manifest.kind == kind
+        assert manifest.judged_sha256 == judged[target]["artifact_sha256"]
+        assert manifest.verdict.model_dump(mode="json") == judged[target]
+        found = verify(bundle.archive)
+        assert found.manifest == verify(bundle.folder).manifest == manifest
+        assert "level_a PASS" in found.goldens
+        assert "level_b PASS" in found.goldens
+        for name in ("MODEL_CARD.md", "sbom.cdx.json", "provenance.json", "verify.py",
+                     "goldens/goldens.json", "labels.txt"):  # fmt: skip
+            assert name in manifest.files
+        goldens = json.loads((bundle.folder / "goldens" / "goldens.json").read_text())["goldens"]
+        assert sum(item["picture"] is not None for item in goldens) >= 16
+        assert {"all_zero", "all_255", "gradient"} <= {item["name"] for item in goldens}
+
+
+def test_the_same_run_makes_the_same_bytes_anywhere(
+    finished: Path, made: dict[str, Packaged], tmp_path: Path
+) -> None:
+    code = "import os, sys; os.umask(0o077); from edgekit.__main__ import main; sys.exit(main())"
+    command = [
+        sys.executable, "-c", code, "package", str(finished), "--for", "host-litert", "--out",
+        str(tmp_path / "elsewhere"), "--allow-miss",
+    ]  # fmt: skip
+    environment = {**os.environ, "TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONHASHSEED": "7"}
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    other = tmp_path / "elsewhere" / "host-litert.zip"
+    assert other.read_bytes() == made["host-litert"].archive.read_bytes()
+    # The twin: without pictures it is another bundle.
+    fewer = package(Wanted(finished, "host-litert", tmp_path, with_images=False, allow_miss=True),
+                    print)  # fmt: skip
+    assert fewer.sha256 != made["host-litert"].sha256
+    assert not (fewer.folder / "goldens" / "images").exists()
+    assert "level_a PASS" in verify(fewer.folder).goldens
+
+
+def flip(folder: Path, path: str) -> None:
+    content = bytearray((folder / path).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / path).write_bytes(bytes(content))
+
+
+def relist(folder: Path) -> None:
+    """Makes the manifest list the files as they are now, as somebody would who forges a bundle."""
+    from edgekit.package.manifest import UNLISTED, listed
+
+    manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
+    files = {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and str(path.relative_to(folder)) not in UNLISTED
+    }
+    model = listed(files)[manifest.model].sha256
+    changed = manifest.model_copy(update={"files": listed(files), "model_sha256": model})
+    (folder / "manifest.json").write_text(changed.model_dump_json())
+
+
+def swap_labels(folder: Path) -> None:
+    names = (folder / "labels.txt").read_text().splitlines()
+    (folder / "labels.txt").write_text("\n".join([names[1], names[0], *names[2:]]) + "\n")
+    relist(folder)
+
+
+def swap_goldens(folder: Path) -> None:
+    content = (folder / "goldens" / "outputs.bin").read_bytes()
+    (folder / "goldens" / "outputs.bin").write_bytes(content[::-1])
+    relist(folder)
+
+
+CHANGES: tuple[tuple[Callable[[Path], object], str], ...] = (
+    (lambda folder: flip(folder, "model.tflite"), r"model\.tflite: SHA-256"),
+    (lambda folder: flip(folder, "labels.txt"), r"labels\.txt: SHA-256"),
+    (lambda folder: flip(folder, "verify.py"), r"verify\.py: SHA-256"),
+    (lambda folder: (folder / "MODEL_CARD.md").unlink(), r"MODEL_CARD\.md is missing"),
+    (lambda folder: (folder / "more.txt").write_text("x"), r"more\.txt is not listed"),
+    (lambda folder: (folder / "manifest.json").unlink(), r"without manifest\.json"),
+    (lambda folder: (folder / "manifest.json").write_text("{}"), r"manifest\.json, "),
+    (swap_labels, "labels"),
+    (swap_goldens, "level_a"),
+)
+
+
+@pytest.mark.parametrize(("change", "said"), CHANGES)
+def test_every_change_is_found(
+    made: dict[str, Packaged], tmp_path: Path, change: Callable[[Path], object], said: str
+) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(made["host-litert"].folder, folder)
+    verify(folder)
+    change(folder)
+    with pytest.raises(IntegrityError, match=said):
+        verify(folder)
+
+
+def test_a_file_that_was_not_judged_is_not_packaged(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    flip(out / "artifacts", "model_int8_uint8_io.tflite")
+    with pytest.raises(IntegrityError):
+        package(Wanted(out, "host-litert", allow_miss=True), print)
+    with pytest.raises(SpecError, match="--for pixel-9"):
+        package(Wanted(finished, "pixel-9"), print)
+    with pytest.raises(SpecError, match="--name"):
+        package(Wanted(finished, "host-litert", name="No Name", allow_miss=True), print)
+
+
+def test_what_missed_its_budget_is_packaged_only_if_asked(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    report = json.loads((out / "report.json").read_text())
+    for verdict in report["validation"]["verdicts"]:
+        if verdict["target"] == "pixel-8":
+            verdict["status"] = "MISS"
+            verdict["checks"][-1]["status"] = "MISS"
+    (out / "report.json").write_text(json.dumps(report))
+    with pytest.raises(SpecError, match="misses"):
+        package(Wanted(out, "pixel-8"), print)
+    made = package(Wanted(out, "pixel-8", tmp_path / "b", allow_miss=True), print)
+    assert "MISS" in (made.folder / "MODEL_CARD.md").read_text()
+
+
+def test_the_command_line_tells_what_it_made(finished: Path, made: dict[str, Packaged]) -> None:
+    archive = str(made["cortex-m7"].archive)
+    done = edgekit("verify", archive)
+    assert done.returncode == 0, done.stderr
+    assert "micro package for cortex-m7" in done.stdout
+    assert edgekit("verify", archive, "--require-signature").returncode == 2
+    assert edgekit("verify", str(finished / "nothing.zip")).returncode == 2
+    shown = json.loads(edgekit("metadata", str(made["host-litert"].folder / "model.tflite")).stdout)
+    assert shown["metadata"]["min_parser_version"]
+    with zipfile.ZipFile(archive) as opened:
+        assert {info.date_time[:3] for info in opened.infolist()} == {(1980, 1, 1)}
