@@ -4,6 +4,7 @@ Package layer. Class names, titles and what devices say about themselves are unt
 out as text, never as Markdown, HTML or YAML.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -155,12 +156,18 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def _head(report: RunReport, contents: Contents) -> str:
     model, artifact, verdict = report.float_model, contents.artifact, contents.verdict
+    shipped = hashlib.sha256(contents.model).hexdigest()
+    judged = (
+        ""
+        if shipped == artifact.sha256
+        else f" (with metadata; judged without, as `{artifact.sha256}`, with the same answers)"
+    )
     return (
         f"# {escaped(contents.title)}\n\n"
         f"MobileNetV2 (width {model.alpha:g}, {model.input_size_px} px) that tells "
         f"{len(contents.class_names)} classes of pictures apart. This bundle holds "
         f"`{contents.model_name}`: {artifact.format}, {artifact.variant}, {artifact.io} input and "
-        f"output, {artifact.size_bytes:,} bytes, SHA-256 `{artifact.sha256}`.\n\n"
+        f"output, {len(contents.model):,} bytes, SHA-256 `{shipped}`{judged}.\n\n"
         f"Judged for the target {escaped(verdict.target)}: **{verdict.status}** "
         f"({_MEANING[verdict.status]})."
     )

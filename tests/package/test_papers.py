@@ -453,7 +453,8 @@ def test_what_the_bom_tells() -> None:
     bom = json.loads(sbom(report, contents))
     model = bom["metadata"]["component"]
     assert model["type"] == "machine-learning-model"
-    assert model["hashes"] == [{"alg": "SHA-256", "content": SHA["int8"]}]
+    packed = hashlib.sha256(contents.model).hexdigest()
+    assert model["hashes"] == [{"alg": "SHA-256", "content": packed}]
     (metric,) = model["modelCard"]["quantitativeAnalysis"]["performanceMetrics"]
     assert metric["value"] == "0.751300"
     assert metric["confidenceInterval"] == {"lowerBound": "0.716800", "upperBound": "0.783400"}
