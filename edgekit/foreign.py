@@ -41,7 +41,6 @@ from edgekit.target import (
 from edgekit.validate.estimates import estimated
 from edgekit.validate.external import (
     InputOptions,
-    Judgement,
     Plan,
     Recorded,
     drop_against,
@@ -51,7 +50,7 @@ from edgekit.validate.external import (
     plan_reference,
     subject,
 )
-from edgekit.validate.judging import checks_of, is_host
+from edgekit.validate.judging import checks_of, is_host, unasked_estimates
 from edgekit.validate.latency import summarize
 from edgekit.validate.measurements import (
     Measurements,
@@ -65,10 +64,14 @@ from edgekit.validate.on_device import (
     Measured,
     Measuring,
     Pictures,
+    Timed,
     evaluate_import,
     measure_target,
+    measured_here,
     measured_of,
     measuring_of,
+    refuse_other_device,
+    time_here,
 )
 from edgekit.validate.verdict import check_granularity, combine
 
@@ -253,10 +256,21 @@ def judge_file(
         host = HostAnswers(
             judged.raw, judged.top1, reference.top1 if reference and drop else None, judged.runtime
         )
-        on_devices, estimates = {}, {}
+        timings = _time(plan, images, targets, progress)
+        on_devices, measured = {}, {}
         for target in targets:
+            if is_host(target):
+                timing = timings[_timed_for(plan, target)]
+                measured[target.name] = measured_here(
+                    target, judged.accuracy, drop, timing, no_drop_because
+                )
+                continue
+            asked = subject(plan, images, target.runtime.threads, target.runtime.delegate)
+            if imported is None and not target.is_measured:
+                measured[target.name] = estimated(target, asked, host, pictures, say, progress)
+                continue
             if imported is not None:
-                on_devices[target.name] = evaluate_import(
+                found = evaluate_import(
                     imported,
                     target,
                     plan.preprocess,
@@ -266,20 +280,14 @@ def judge_file(
                     [source.sha256 for source in sources],
                     plan.class_names,
                 )
-            elif target.is_measured and not is_host(target):
-                on_devices[target.name] = _on_device(
-                    target, plan, images, host, pictures, say, progress
+            else:
+                found, _ = measure_target(
+                    target, [asked], host, pictures, _MEASURING, say, progress
                 )
-            elif not is_host(target):
-                asked = subject(plan, images)
-                estimates[target.name] = estimated(target, asked, host, pictures, say, progress)
-        timings = {
-            key: _time(plan, images, *key, progress)
-            for key in dict.fromkeys(
-                ((1, _MEASURING), *(_timed_for(t) for t in targets if is_host(t)))
-            )
-        }
-    shown = timings[1, _MEASURING]
+            on_devices[target.name] = found
+            measured[target.name] = measured_of(found, no_drop_because)
+    shown = timings[plan.sha256, 1, _MEASURING]
+    notes = () if imported is None else (origin(imported), *warnings_about(imported))
     machine = this_machine()
     return FileReport(
         file=question.file.name,
@@ -298,16 +306,7 @@ def judge_file(
         latency=summarize(shown.sessions, _SHOWN_PERCENTILE, machine, shown.runtime),
         skipped=skipped,
         verdicts=tuple(
-            _verdict(
-                target,
-                plan,
-                judged.plausible,
-                measured_of(on_devices[target.name], no_drop_because)
-                if target.name in on_devices
-                else estimates.get(target.name)
-                or _measured_here(target, judged, drop, no_drop_because, timings),
-                () if imported is None else (origin(imported), *warnings_about(imported)),
-            )
+            _verdict(target, plan, judged.plausible, measured[target.name], notes)
             for target in targets
         ),
         on_devices=tuple(on_devices.values()),
@@ -445,62 +444,21 @@ def _with_budgets(target: Target, question: Question) -> Target:
     return target
 
 
-def _timed_for(target: Target) -> tuple[int, Measuring]:
-    """Returns with how many threads and how a target of this machine is timed."""
-    return target.runtime.threads, measuring_of(target, _MEASURING)
+def _timed_for(plan: Plan, target: Target) -> Timed:
+    """Returns with how many threads and how the file is timed for a target of this machine."""
+    return plan.sha256, target.runtime.threads, measuring_of(target, _MEASURING)
 
 
 def _time(
     plan: Plan,
     images: Path,
-    threads: int,
-    way: Measuring,
+    targets: tuple[Target, ...],
     progress: Callable[[str, int, int], None],
-) -> measure.Timing:
-    """Times the file on this machine."""
-    (timing,) = measure.time_sessions(
-        [subject(plan, images, threads)],
-        way.sessions,
-        way.pace,
-        way.timeout_seconds,
-        progress=lambda f: progress("latency", round(1000 * f), 1000),
-    )
-    return timing
-
-
-def _on_device(
-    target: Target,
-    plan: Plan,
-    images: Path,
-    host: HostAnswers,
-    pictures: Pictures,
-    say: Callable[[str], None],
-    progress: Callable[[str, int, int], None],
-) -> DeviceEvaluation:
-    """Measures the file on a target's device."""
-    asked = subject(plan, images, target.runtime.threads, target.runtime.delegate)
-    found, _ = measure_target(target, [asked], host, pictures, _MEASURING, say, progress)
-    return found
-
-
-def _measured_here(
-    target: Target,
-    judged: Judgement,
-    drop: PairedDrop | None,
-    no_drop_because: str,
-    timings: dict[tuple[int, Measuring], measure.Timing],
-) -> Measured:
-    """Returns what counts for a target that every file is measured for anyway."""
-    timing = timings[_timed_for(target)]
-    percentile = target.budget.latency_percentile
-    latency = summarize(timing.sessions, percentile, this_machine(), timing.runtime)
-    return Measured(
-        accuracy=judged.accuracy,
-        drop=drop,
-        latency=latency,
-        memory_bytes=latency.memory_bytes,
-        no_drop_because=no_drop_because,
-    )
+) -> dict[Timed, measure.Timing]:
+    """Times the file on one thread for the summary, and as each target of this machine asks."""
+    hosts = (_timed_for(plan, target) for target in targets if is_host(target))
+    wanted = dict.fromkeys(((plan.sha256, 1, _MEASURING), *hosts))
+    return time_here({key: subject(plan, images, key[1]) for key in wanted}, progress)
 
 
 def _imported(question: Question, plan: Plan, targets: tuple[Target, ...]) -> Measurements | None:
@@ -517,6 +475,8 @@ def _imported(question: Question, plan: Plan, targets: tuple[Target, ...]) -> Me
         )
     found = read_measurements(question.measurements)
     refuse_other_model(found, plan.sha256, plan.size_bytes)
+    for target in elsewhere:
+        refuse_other_device(found, target)
     return found
 
 
@@ -528,6 +488,7 @@ def _verdict(
         checks = (*checks, check_granularity(target.artifact.granularity))
     if measured.accuracy is not None:
         checks = (plausible, *checks)
+    notes = (*notes, *unasked_estimates(measured, checks))
     return Verdict(
         target=target.name,
         artifact_path=plan.model.name,

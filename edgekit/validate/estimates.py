@@ -46,24 +46,14 @@ def estimated(
     """
     if target.runtime.name not in ("tflite-micro", "ethos-u"):
         return Measured()
-    needed = {"tflite-micro": "tflite_micro", "ethos-u": "ethosu"}[target.runtime.name]
-    if not _installed(needed):
-        say(f"{target.name}: no estimates; pip install 'edgekit[micro]' brings what they need")
-        return Measured()
     try:
         if target.runtime.name == "ethos-u":
             return Measured(estimates=_npu(target, subject.model, subject.sha256))
         return Measured(estimates=_micro(target, subject, host, pictures, progress))
     except EdgekitError as err:
         # What is estimated for one target must not cost the others what was measured for them.
-        say(f"{target.name}: no estimates: {err.received}")
+        say(f"{target.name}: no estimates: {err.received}; {err.remedy}")
         return Measured(no_estimate_because=err.received)
-
-
-def _installed(module: str) -> bool:
-    from importlib.util import find_spec
-
-    return find_spec(module) is not None
 
 
 def _micro(

@@ -40,9 +40,12 @@ from edgekit.validate.on_device import (
     Measured,
     Measuring,
     Pictures,
+    Timed,
     measure_target,
+    measured_here,
     measured_of,
     measuring_of,
+    time_here,
 )
 from edgekit.validate.verdict import (
     check_accuracy_drop,
@@ -59,8 +62,6 @@ from edgekit.validate.verdict import (
 )
 
 Labels = npt.NDArray[np.int32]
-# Digest, threads, and how: what timed sessions belong to.
-_Timed = tuple[str, int, Measuring]
 # The percentile of the variant table; a target's own percentile decides its verdict.
 _TABLE_PERCENTILE = 90
 
@@ -161,13 +162,8 @@ def judge(
                 timings[a.sha256, target.runtime.threads, measuring_of(target, measuring)]
                 for a in (artifact, _float_of(artifact, exported))
             )
-            latency = _summary(timing, target.budget.latency_percentile)
-            measured = Measured(
-                accuracy=answered[artifact.sha256].accuracy,
-                drop=drops[artifact.sha256],
-                latency=latency,
-                memory_bytes=latency.memory_bytes,
-            )
+            accuracy = answered[artifact.sha256].accuracy
+            measured = measured_here(target, accuracy, drops[artifact.sha256], timing)
             notes = _notes(timing, float_timing)
         elif target.name in on_devices:
             evaluation, notes = on_devices[target.name]
@@ -317,6 +313,14 @@ def _every(exported: ExportRecord) -> npt.NDArray[np.int64]:
     return np.arange(len(exported.class_names))
 
 
+def unasked_estimates(measured: Measured, checks: Sequence[Check]) -> tuple[str, ...]:
+    """Returns the estimates that stand beside no check, because no budget asks for them."""
+    asked = {check.name for check in checks}
+    return tuple(
+        f"estimate of {name}: {text}" for name, text in measured.estimates if name not in asked
+    )
+
+
 def is_host(target: Target) -> bool:
     """Returns whether a target is answered by what every file is measured with anyway."""
     return target.is_here and target.runtime.delegate == "default"
@@ -351,13 +355,13 @@ def _time(
     targets: Sequence[Target],
     measuring: Measuring,
     progress: Callable[[str, int, int], None],
-) -> dict[_Timed, measure.Timing]:
+) -> dict[Timed, measure.Timing]:
     """Times every file that ships on one thread, and each host target's on its own threads.
 
     Where that is an int8 file, the float32 file of its format is timed as well. A target's protocol
     holds for what is timed for it.
     """
-    wanted: dict[_Timed, Artifact] = {
+    wanted: dict[Timed, Artifact] = {
         (artifact.sha256, 1, measuring): artifact
         for artifact in exported.artifacts
         if artifact.ships
@@ -367,18 +371,11 @@ def _time(
             artifact, own = artifact_for(target, exported), measuring_of(target, measuring)
             for timed in (artifact, _float_of(artifact, exported)):
                 wanted[timed.sha256, target.runtime.threads, own] = timed
-    timings: dict[_Timed, measure.Timing] = {}
-    for way in dict.fromkeys(own for _, _, own in wanted):
-        keys = [key for key in wanted if key[2] == way]
-        found = measure.time_sessions(
-            [subject_of(wanted[key], folder, images, exported.preprocess, key[1]) for key in keys],
-            way.sessions,
-            way.pace,
-            way.timeout_seconds,
-            lambda done: progress("latency", round(1000 * done), 1000),
-        )
-        timings.update(zip(keys, found, strict=True))
-    return timings
+    subjects = {
+        key: subject_of(artifact, folder, images, exported.preprocess, key[1])
+        for key, artifact in wanted.items()
+    }
+    return time_here(subjects, progress)
 
 
 def _summary(timing: measure.Timing, percentile: int) -> Latency:
@@ -428,6 +425,7 @@ def _verdict(
     target: Target, artifact: Artifact, measured: Measured, notes: tuple[str, ...]
 ) -> Verdict:
     checks = checks_of(target, artifact.size_bytes, artifact.operators, measured)
+    notes = (*notes, *unasked_estimates(measured, checks))
     return Verdict(
         target=target.name,
         artifact_path=artifact.path,

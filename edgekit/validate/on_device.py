@@ -1,7 +1,7 @@
 """What one file does on the device a target names, against the host and the float model."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.devices import adb, measure
+from edgekit.devices.local import this_machine
 from edgekit.devices.protocol import Subject
 from edgekit.devices.transports import open_device
 from edgekit.errors import DeviceError, SpecError
@@ -72,6 +73,10 @@ class Measuring:
     sessions: int
     pace: measure.Pace
     timeout_seconds: float
+
+
+# Digest, threads, and how: what timed sessions belong to.
+Timed = tuple[str, int, Measuring]
 
 
 @dataclass(frozen=True)
@@ -147,6 +152,62 @@ def measuring_of(target: Target, given: Measuring) -> Measuring:
     # A device a hundred times slower than a phone still ends its fewest queries in this time.
     least = 2 * (wanted.warmup_seconds + wanted.min_seconds) + wanted.min_queries
     return Measuring(wanted.sessions, pace, max(given.timeout_seconds, least))
+
+
+def time_here(
+    wanted: Mapping[Timed, Subject], progress: Callable[[str, int, int], None]
+) -> dict[Timed, measure.Timing]:
+    """Times files on this machine; those that are timed alike take turns.
+
+    Args:
+        wanted: What to time, by a key whose last part says how.
+        progress: Called with (what, done, in all).
+
+    Returns:
+        The sessions of each, by the same key.
+
+    Raises:
+        EdgekitError: As `edgekit.devices.measure.answer`.
+    """
+    timings: dict[Timed, measure.Timing] = {}
+    for way in dict.fromkeys(key[-1] for key in wanted):
+        keys = [key for key in wanted if key[-1] == way]
+        found = measure.time_sessions(
+            [wanted[key] for key in keys],
+            way.sessions,
+            way.pace,
+            way.timeout_seconds,
+            lambda done: progress("latency", round(1000 * done), 1000),
+        )
+        timings.update(zip(keys, found, strict=True))
+    return timings
+
+
+def measured_here(
+    target: Target,
+    accuracy: Accuracy,
+    drop: PairedDrop | None,
+    timing: measure.Timing,
+    no_drop_because: str = "",
+) -> Measured:
+    """Returns what this machine, being the target's device, says about the file.
+
+    Args:
+        target: The target.
+        accuracy: Of the answers of this machine.
+        drop: Against the float reference; None without one.
+        timing: Timed sessions as the target asks.
+        no_drop_because: Why `drop` is None. Defaults to nothing.
+    """
+    percentile = target.budget.latency_percentile
+    latency = summarize(timing.sessions, percentile, this_machine(), timing.runtime)
+    return Measured(
+        accuracy=accuracy,
+        drop=drop,
+        latency=latency,
+        memory_bytes=latency.memory_bytes,
+        no_drop_because=no_drop_because,
+    )
 
 
 def measure_on(
@@ -422,7 +483,7 @@ def evaluate_import(
     """Returns what measurements made elsewhere say about a target.
 
     Args:
-        measurements: Read and found to be of the judged file.
+        measurements: Read and found to be of the judged file and the target's device.
         target: The target they are held against.
         preprocess: The contract that the pictures should have been prepared by there.
         host: What the same file answers here.
@@ -432,11 +493,10 @@ def evaluate_import(
         class_names: Names of the classes in label order.
 
     Raises:
-        SpecError: If they are of another device, runtime or pictures than the target's.
+        SpecError: If they are of other pictures.
         IntegrityError: If they contradict themselves.
     """
     m = measurements
-    _refuse_other_device(m, target)
     latency = latency_of(m, target.budget.latency_percentile)
     index = pictures.output_index.tolist()
     top1 = answers_of(m, files, digests, class_names, index)
@@ -461,8 +521,12 @@ def evaluate_import(
     )
 
 
-def _refuse_other_device(m: Measurements, target: Target) -> None:
+def refuse_other_device(m: Measurements, target: Target) -> None:
     """Refuses measurements of another runtime, delegate or device than the target names.
+
+    Args:
+        m: Measurements made elsewhere.
+        target: The target they shall count for.
 
     Raises:
         SpecError: If they are.
