@@ -1,7 +1,9 @@
 """Packaging a finished run: the order of the steps."""
 
+import hashlib
 import importlib
 import io
+import itertools
 import json
 import re
 import shutil
@@ -21,9 +23,12 @@ from edgekit.data.scan import printable
 from edgekit.devices import measure
 from edgekit.devices.protocol import subject_of
 from edgekit.errors import IntegrityError, SpecError
+from edgekit.package.archive import write_folder, write_zip
 from edgekit.package.contents import Contents, Golden
 from edgekit.package.goldens import golden_files
 from edgekit.package.manifest import NAME, Manifest, manifest_of
+from edgekit.package.signing import SIGNATURE_NAME, sign
+from edgekit.package.verification import SCRIPT
 from edgekit.pipeline import ARTIFACTS
 from edgekit.records import Artifact, RunReport, Status, Verdict, input_codes
 from edgekit.report import read_report
@@ -80,6 +85,17 @@ class Packaged:
     manifest: Manifest
 
 
+@dataclass(frozen=True)
+class _Picture:
+    """A picture of the test split that may become a golden."""
+
+    suffix: str
+    label: int
+    content: bytes
+    turned: bool
+    pixels: npt.NDArray[np.uint8]
+
+
 def package(wanted: Wanted, say: Say) -> Packaged:
     """Writes the bundle of one target of a finished run, as a folder and as a zip.
 
@@ -100,13 +116,9 @@ def package(wanted: Wanted, say: Say) -> Packaged:
     files = _every_file(contents, kind, report)
     folder = (wanted.out or wanted.run / PACKAGES) / target.name
     archive = folder.with_name(f"{folder.name}.zip")
-    from edgekit.package.archive import write_zip
-
-    _write_folder(files, folder)
+    _replace_folder(files, folder)
     if wanted.private_key is not None:
-        from edgekit.package.signing import sign
-
-        files["model.sig"] = sign(folder, wanted.private_key).read_bytes()
+        files[SIGNATURE_NAME] = sign(folder, wanted.private_key).read_bytes()
     write_atomically(archive, write_zip(files))
     manifest = Manifest.model_validate_json(files[NAME])
     return Packaged(folder, archive, file_digest(archive), manifest)
@@ -184,14 +196,21 @@ def _contents(
     artifact = next(a for a in report.export.artifacts if a.path == verdict.artifact_path)
     folder = wanted.run / ARTIFACTS
     names = report.export.class_names
-    pictures = _pictures(report, wanted.run, say)
     versions = {f"version.{name}": version for name, version in report.packages.items()}
+    weights = report.float_model.weights_sha256
     name = _identifier(wanted.name or target.name.replace("-", "_"))
     title = wanted.title or f"Classifier of {len(names)} classes for {target.name}"
     model = (folder / artifact.path).read_bytes()
     if artifact.format == "tflite":
         model = _described(model, title, report, wanted, artifact)
-    chosen = _goldens(report, artifact, folder, model, pictures)
+    chosen = _goldens(report, artifact, folder, model, _usable(report, wanted.run))
+    pictures = sum(golden.picture is not None for golden in chosen)
+    if pictures < FEWEST_PICTURES:
+        say(
+            f"{wanted.target}: {pictures} golden pictures, where {FEWEST_PICTURES} to "
+            f"{MOST_PICTURES} are usual: no more test pictures are in "
+            f"{report.recipe['data']['path']} that the model tells apart clearly"
+        )
     if not wanted.with_images:
         chosen = [_without_picture(golden) for golden in chosen]
     return Contents(
@@ -213,6 +232,7 @@ def _contents(
             "recipe_sha256": report.recipe_sha256,
             "data_digest": report.dataset.digest,
             "edgekit": report.edgekit_version,
+            **({"weights_sha256": weights} if weights else {}),
             **versions,
         },
     )
@@ -251,22 +271,39 @@ def _described(
     )
 
 
-def _pictures(report: RunReport, run: Path, say: Say) -> list[tuple[str, int, bytes]]:
-    """Returns name, label and bytes of test pictures, the classes taking turns."""
-    root = Path(report.recipe["data"]["path"])
-    found: dict[int, list[tuple[str, int, bytes]]] = {}
-    for name, label in _test_pictures(report, run):
-        path = root / name
-        few = found.setdefault(label, [])
-        if len(few) < MOST_PICTURES and path.is_file():
-            content = path.read_bytes()
-            if len(content) <= LARGEST_PICTURE_BYTES:
-                few.append((name, label, content))
-    if not found:
-        say(f"{root}: no test picture is there any more; goldens have synthetic inputs only")
-    classes = [found[label] for label in sorted(found)]
-    turns = range(max(map(len, classes), default=0))
-    return [few[turn] for turn in turns for few in classes if turn < len(few)]
+def _usable(report: RunReport, run: Path) -> list[_Picture]:
+    """Returns the test pictures that may become goldens, the classes taking turns.
+
+    Twice as many as are shipped, since not every one has a clear answer; behind the first one comes
+    the same, turned as by a camera.
+    """
+    root, contract = Path(report.recipe["data"]["path"]), report.export.preprocess
+    usable: list[_Picture] = []
+    for name, label in _in_turns(_test_pictures(report, run)):
+        if len(usable) == 2 * MOST_PICTURES:
+            break
+        try:
+            content = (root / name).read_bytes()
+            seen = pixels(content, contract)
+        except (OSError, UnreadableError):
+            continue
+        if len(content) <= LARGEST_PICTURE_BYTES:
+            usable.append(_Picture(Path(name).suffix.lower(), label, content, False, seen))
+    if usable:
+        first = usable[0]
+        turned = _turned(first.content)
+        usable.insert(1, _Picture(".jpg", first.label, turned, True, pixels(turned, contract)))
+    return usable
+
+
+def _in_turns(pictures: list[tuple[str, int]]) -> list[tuple[str, int]]:
+    """Returns the pictures in another order: the first of every class, the second of every one."""
+    by_class = [
+        [picture for picture in pictures if picture[1] == label]
+        for label in sorted({label for _, label in pictures})
+    ]
+    rounds = itertools.zip_longest(*by_class)
+    return [picture for turn in rounds for picture in turn if picture is not None]
 
 
 def _test_pictures(report: RunReport, run: Path) -> list[tuple[str, int]]:
@@ -277,7 +314,7 @@ def _test_pictures(report: RunReport, run: Path) -> list[tuple[str, int]]:
     """
     for path in sorted((run / ".store" / "data").glob("*/record.json")):
         record: dict[str, Any] = json.loads(path.read_bytes())
-        if report.dataset.digest in json.dumps(record):
+        if record["record"]["digest"] == report.dataset.digest:
             names = json.loads((path.parent / "test.files.json").read_bytes())
             labels = np.load(path.parent / "test.labels.npy").tolist()
             return list(zip(names, labels, strict=True))
@@ -289,25 +326,10 @@ def _test_pictures(report: RunReport, run: Path) -> list[tuple[str, int]]:
 
 
 def _goldens(
-    report: RunReport,
-    artifact: Artifact,
-    folder: Path,
-    model: bytes,
-    pictures: list[tuple[str, int, bytes]],
+    report: RunReport, artifact: Artifact, folder: Path, model: bytes, usable: list[_Picture]
 ) -> list[Golden]:
     """Returns the goldens: pictures with a clear answer, one of them turned, and synthetic ones."""
     contract = report.export.preprocess
-    usable = []
-    for name, label, content in pictures[: 2 * MOST_PICTURES]:
-        try:
-            seen = pixels(content, contract)
-            usable.append(_Picture(Path(name).suffix.lower(), label, content, False, seen))
-        except UnreadableError:
-            continue
-    if usable:
-        first = usable[0]
-        turned = _turned(first.content)
-        usable.insert(1, _Picture(".jpg", first.label, turned, True, pixels(turned, contract)))
     shape = (contract.height_px, contract.width_px, 3)
     ramp = np.linspace(0, 255, shape[1]).astype(np.uint8)[None, :, None]
     synthetic = {
@@ -317,7 +339,8 @@ def _goldens(
     }
     images = np.stack([*(picture.pixels for picture in usable), *synthetic.values()])
     raw, scores = _answers(report, artifact, folder, images)
-    _check_same(report, artifact, model, images, raw)
+    if file_digest(folder / artifact.path) != hashlib.sha256(model).hexdigest():
+        _check_same(report, artifact, model, images, raw)
     asked = artifact.inputs[0]
     table = input_codes(contract, asked.dtype, asked.scale, asked.zero_point)
     tensors = [table[image, np.arange(3)][None] for image in images]
@@ -340,17 +363,6 @@ def _goldens(
     for index, name in enumerate(synthetic, start=len(usable)):
         chosen.append(Golden(name, tensors[index], raw[index], None, None, ""))
     return chosen
-
-
-@dataclass(frozen=True)
-class _Picture:
-    """A picture of the test split that may become a golden."""
-
-    suffix: str
-    label: int
-    content: bytes
-    turned: bool
-    pixels: npt.NDArray[np.uint8]
 
 
 def _check_same(
@@ -443,7 +455,7 @@ def _every_file(contents: Contents, kind: PackageKind, report: RunReport) -> dic
         **golden_files(contents),
         "MODEL_CARD.md": card.model_card(report, contents).encode(),
         "sbom.cdx.json": sbom.sbom(report, contents),
-        "verify.py": _verify_script(),
+        "verify.py": SCRIPT.read_bytes(),
         **own(contents),
     }
     files["provenance.json"] = provenance.provenance(report, contents, files)
@@ -452,20 +464,12 @@ def _every_file(contents: Contents, kind: PackageKind, report: RunReport) -> dic
     return {**files, NAME: (text + "\n").encode()}
 
 
-def _verify_script() -> bytes:
-    import edgekit.package
-
-    return (Path(edgekit.package.__file__).parent / "templates" / "verify.py").read_bytes()
-
-
-def _write_folder(files: dict[str, bytes], folder: Path) -> None:
+def _replace_folder(files: dict[str, bytes], folder: Path) -> None:
     """Writes the bundle; a reader sees the old one or the new one."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        for path, content in files.items():
-            (fresh / path).parent.mkdir(parents=True, exist_ok=True)
-            (fresh / path).write_bytes(content)
+        write_folder(files, fresh)
         fresh.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)

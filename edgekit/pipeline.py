@@ -49,7 +49,7 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-_CODE = {"data": 2, "train": 4, "quantize": 6, "export": 4, "validate": 4}
+_CODE = {"data": 2, "train": 5, "quantize": 6, "export": 4, "validate": 4}
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
 
@@ -236,7 +236,8 @@ def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelReco
         "model": recipe.model.model_dump(mode="json", exclude={"weights"}),
         "train": spec.model_dump(mode="json", exclude={"activations_budget_bytes"}),
     }
-    inputs = {"data": dataset.digest, "weights": file_digest(weights) if weights else "none"}
+    weights_sha256 = file_digest(weights) if weights else None
+    inputs = {"data": dataset.digest, "weights": weights_sha256 or "none"}
     tools = ("tensorflow", "tf_keras", "ai-edge-litert", "numpy")
 
     def make(folder: Path) -> FloatModelRecord:
@@ -274,7 +275,7 @@ def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelReco
             total = spec.head_epochs if cut == "head" else spec.phase_epochs
             state.telling.progress(f"training from {cut}{_curve(record)}", epoch + 1, total)
 
-        return train(
+        trained = train(
             Pictures.load(dataset.folder, "train", contract),
             Pictures.load(dataset.folder, "validation", contract),
             len(dataset.record.class_names),
@@ -284,6 +285,7 @@ def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelReco
             say=state.telling.say,
             epoch_done=epoch_done,
         )
+        return trained.model_copy(update={"weights_sha256": weights_sha256})
 
     stored = state.stage("train", FloatModelRecord, make, params=params, inputs=inputs, tools=tools)
     state.store.discard("train-*")  # its phases and epochs

@@ -244,6 +244,8 @@ class FloatModelRecord(Record):
         validation_accuracy: Top-1 on the validation split with the restored weights.
         validation_loss: Cross-entropy on the validation split with the restored weights.
         stopped_because: Why the search ended, in words.
+        weights_sha256: Digest of the file that the backbone started from. Defaults to None: from
+            random weights.
     """
 
     alpha: float
@@ -259,6 +261,7 @@ class FloatModelRecord(Record):
     validation_accuracy: float
     validation_loss: float
     stopped_because: str
+    weights_sha256: str | None = None
 
 
 class TensorRange(Record):

@@ -16,6 +16,7 @@ pytest.importorskip("tensorflow")
 from small_run import edgekit, run, write_recipe
 
 from edgekit.demo.pictures import make_pictures
+from edgekit.demo.recipe import WEIGHTS
 from edgekit.errors import IntegrityError, SpecError
 from edgekit.package.manifest import Manifest
 from edgekit.package.verification import verify
@@ -62,6 +63,11 @@ def test_every_bundle_is_the_judged_file_with_its_proof(
         for name in ("MODEL_CARD.md", "sbom.cdx.json", "provenance.json", "verify.py",
                      "goldens/goldens.json", "labels.txt"):  # fmt: skip
             assert name in manifest.files
+        dependencies = json.loads((bundle.folder / "provenance.json").read_text())["predicate"][
+            "buildDefinition"
+        ]["resolvedDependencies"]
+        digests = {item["name"]: item.get("digest") for item in dependencies}
+        assert digests["weights"] == {"sha256": file_digest(WEIGHTS)}
         goldens = json.loads((bundle.folder / "goldens" / "goldens.json").read_text())["goldens"]
         assert sum(item["picture"] is not None for item in goldens) >= 16
         assert {"all_zero", "all_255", "gradient"} <= {item["name"] for item in goldens}
@@ -89,6 +95,22 @@ def test_the_same_run_makes_the_same_bytes_anywhere(
     assert fewer.sha256 != made["host-litert"].sha256
     assert not (fewer.folder / "goldens" / "images").exists()
     assert "level_a PASS" in verify(fewer.folder).goldens
+
+
+def test_a_bundle_without_pictures_left_says_so(finished: Path, tmp_path: Path) -> None:
+    pictures, away = finished.parent / "pictures", finished.parent / "away"
+    pictures.rename(away)
+    said: list[str] = []
+    try:
+        made = package(Wanted(finished, "host-litert", tmp_path, allow_miss=True), said.append)
+    finally:
+        away.rename(pictures)
+    assert any(line.startswith("host-litert: 0 golden pictures, where 16") for line in said)
+    assert "level_a PASS" in verify(made.folder).goldens
+    # The twin: with the pictures there is nothing to say.
+    said.clear()
+    package(Wanted(finished, "host-litert", tmp_path, allow_miss=True), said.append)
+    assert not said
 
 
 def flip(folder: Path, path: str) -> None:

@@ -112,6 +112,18 @@ def read_zip(path: Path) -> dict[str, bytes]:
         )
 
 
+def write_folder(files: Mapping[str, bytes], folder: Path) -> None:
+    """Writes the files of a bundle into a folder, which is made where it does not exist.
+
+    Args:
+        files: Content by path below the folder, with forward slashes, as `check_paths` allows.
+        folder: Where they go. What is there under other names stays.
+    """
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(content)
+
+
 def read_folder(path: Path) -> dict[str, bytes]:
     """Returns the files of a folder that may be hostile, by path below it.
 

@@ -1,8 +1,8 @@
 """What every kind of package is made from: the judged file, its contract and its goldens.
 
 Package layer. Each kind is one module with `files(contents) -> dict[str, bytes]`: paths below the
-bundle, with forward slashes, and their content. They are pure functions, so the same run makes the
-same bytes; `edgekit.package.bundle` adds what every bundle has and writes folder and zip.
+bundle, with forward slashes, and their content. The same contents make the same bytes;
+`edgekit.packaging` adds what every bundle has and writes folder and zip.
 """
 
 from dataclasses import dataclass
@@ -58,7 +58,8 @@ class Contents:
             underscores, at most 63 in all.
         title: Name for people.
         licence: SPDX identifier of the model's licence.
-        model: The judged file, byte for byte.
+        model: The judged file, byte for byte; a TFLite file with metadata added, which answers the
+            goldens to the bit as the judged one.
         model_name: Its name in the bundle, such as "model.tflite".
         artifact: Its record: format, variant, io, operators.
         input: Its input tensor: dtype, shape, scale, zero point.

@@ -8,12 +8,13 @@ from pydantic import Field, ValidationError
 
 from edgekit.errors import IntegrityError
 from edgekit.package.contents import Contents
+from edgekit.package.signing import SIGNATURE_NAME
 from edgekit.records import Preprocess, Record, TensorInfo, Verdict
 
 NAME = "manifest.json"
 LARGEST_BYTES = 16 * 1024**2
 # Not listed in itself, and a signature is made over everything else.
-UNLISTED = (NAME, "model.sig")
+UNLISTED = (NAME, SIGNATURE_NAME)
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 

@@ -2,13 +2,13 @@
 
 import json
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from edgekit.devices import child
 from edgekit.errors import DeviceError, IntegrityError, SpecError
-from edgekit.package.archive import read_folder, read_zip
+from edgekit.package.archive import read_folder, read_zip, write_folder
 from edgekit.package.manifest import Manifest, read_manifest
 from edgekit.package.signing import check_signature
 from edgekit.records import Record
@@ -16,6 +16,7 @@ from edgekit.runtimes.base import SHOWN_CHARACTERS, printable
 
 SCRIPT = Path(__file__).parent / "templates" / "verify.py"
 TIMEOUT_SECONDS = 600.0
+_MODULE = "edgekit.package.templates.verify"
 
 
 class Verified(Record):
@@ -60,9 +61,7 @@ def verify(
     manifest = read_manifest(files)
     with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
         folder = Path(scratch) / "bundle"
-        for path, content in files.items():
-            (folder / path).parent.mkdir(parents=True, exist_ok=True)
-            (folder / path).write_bytes(content)
+        write_folder(files, folder)
         if public_key is not None:
             check_signature(folder, public_key)
         return Verified(
@@ -71,11 +70,13 @@ def verify(
 
 
 def _goldens(folder: Path, bundle: Path) -> str:
-    """Runs edgekit's own copy of the bundle's script on it, in a process of its own."""
+    """Runs edgekit's own copy of the bundle's script on it, in a process with limits."""
+    command = child.command(_MODULE, str(folder), "--json", timeout_seconds=TIMEOUT_SECONDS)
     try:
         done = subprocess.run(  # noqa: S603 - an argument list, no shell
-            [sys.executable, "-P", str(SCRIPT), str(folder), "--json"],
+            command,
             capture_output=True,
+            env=child.environment(),
             timeout=TIMEOUT_SECONDS,
             check=False,
         )
