@@ -30,6 +30,23 @@ def shared_file(*parts: str) -> Path:
     return path
 
 
+def subject_of(model: Path, images: Path, threads: int = 1) -> Untyped:
+    """Returns a classifier and its pictures as what is measured, by the runtime of its format."""
+    from edgekit.devices.protocol import Subject
+    from edgekit.records import Preprocess
+    from edgekit.runtimes.base import RUNTIME_OF_FORMAT
+    from edgekit.runtimes.inspect import model_format
+
+    return Subject(
+        model=model,
+        sha256=digest(model),
+        runtime=RUNTIME_OF_FORMAT[model_format(model)],
+        threads=threads,
+        images=images,
+        preprocess=Preprocess(height_px=SIZE, width_px=SIZE),
+    )
+
+
 def opened(path: Path, runtime: Any, threads: int = 1, delegate: str = "default") -> Untyped:
     """Opens a classifier in this process, as the runner does in its own."""
     from edgekit.runner.program import open_model

@@ -15,7 +15,6 @@ import hashlib
 import itertools
 import json
 import os
-import platform
 import resource
 import shutil
 import subprocess
@@ -28,6 +27,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from edgekit.devices.exchange import ReportProgress
+from edgekit.devices.local import processor
 from edgekit.devices.measure import MEMORY_LIMIT_BYTES
 from edgekit.devices.place import Found, Machine, cache_folder, check_size
 from edgekit.errors import DeviceError, SpecError
@@ -164,7 +164,7 @@ def reach(
         found = f"{root}: no arm64 Python there"
         raise SpecError(found, "a folder prepared for emulation", "prepare it again")
     program = _program(emulator)
-    words = f"emulated arm64 (qemu-user {_version(program)}, {cpu}) on {_processor()}"
+    words = f"emulated arm64 (qemu-user {_version(program)}, {cpu}) on {processor()}"
     with tempfile.TemporaryDirectory(prefix="edgekit-emulated-") as name, _no_core_dumps():
         folder = Path(name).resolve()
         for part in ("files", "results", "tmp"):
@@ -184,7 +184,7 @@ def find(folder: Path | None = None, emulator: str = EMULATOR) -> list[Found]:
         folder: Where prepared folders lie. Defaults to None: `cache_folder()`.
         emulator: As in `reach`.
     """
-    words, problem = f"emulated arm64 ({', '.join(CPUS)}) on {_processor()}; accuracy only", ""
+    words, problem = f"emulated arm64 ({', '.join(CPUS)}) on {processor()}; accuracy only", ""
     try:
         _version(_program(emulator))
     except DeviceError as err:
@@ -459,12 +459,3 @@ def _version(program: str) -> str:
         found = f"{program} --version says {printable(said)!r}"
         raise DeviceError(found, expected, "correct the emulator's path")
     return words[words.index("version") + 1]
-
-
-def _processor() -> str:
-    """Returns the processor of this machine, in words."""
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -29,14 +29,17 @@ def find() -> list[Found]:
 
 def this_machine() -> str:
     """Returns the processor, cores, architecture, system and name of this machine, in words."""
-    model = platform.processor() or platform.machine()
+    system = f"{platform.machine()}, {platform.system()} {platform.release()}"
+    return f"{processor()}, {os.cpu_count()} cores, {system}, {platform.node()}"
+
+
+def processor() -> str:
+    """Returns the processor of this machine, in words."""
     if _CPUINFO.is_file():
         for line in _CPUINFO.read_text(errors="replace").splitlines():
             if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    system = f"{platform.machine()}, {platform.system()} {platform.release()}"
-    return f"{model}, {os.cpu_count()} cores, {system}, {platform.node()}"
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
 
 
 class _Here:

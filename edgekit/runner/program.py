@@ -225,7 +225,7 @@ def _time_calls(
     gc.collect()
     gc.disable()
     before = surroundings.look()
-    samples_ns = _sample(model, tensors, job, report)
+    samples_ns = sample(model, tensors, job, report)
     around = surroundings.compare(before, surroundings.look(), job["threads"], warmup_runs)
     gc.enable()
     unfinished = Path(job["results"] + ".part")
@@ -244,12 +244,18 @@ def _warm_up(model: Model, tensors: list[Array], seconds: float) -> int:
     return runs
 
 
-def _sample(
+def sample(
     model: Model, tensors: list[Array], job: Job, report: Callable[[float], None]
 ) -> list[int]:
     """Returns the wall time of single calls in nanoseconds.
 
     A sample spans one `Model.run`: the input tensor goes in, the answer is copied out.
+
+    Args:
+        model: An open model, warmed up.
+        tensors: Inputs, which take turns.
+        job: "min_queries" and "min_seconds" say how long; both are reached.
+        report: Called with fractions from 0 to 1.
     """
     least, seconds = job["min_queries"], job["min_seconds"]
     samples: list[int] = []

@@ -30,7 +30,7 @@ from edgekit.devices.measure import Pace, Timing, time_sessions
 from edgekit.devices.protocol import Subject
 from edgekit.records import Preprocess, Status
 from edgekit.runner.model import Model
-from edgekit.runner.program import _sample
+from edgekit.runner.program import sample
 from edgekit.runtimes.base import RUNTIME_OF_FORMAT
 from edgekit.runtimes.inspect import inspect_model, model_format
 from edgekit.store import file_digest
@@ -155,21 +155,7 @@ def litert_benchmark(
         f"--num_runs={runs}", "--warmup_runs=50", f"--result_json={result}",
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
-    found = json.loads(result.read_text())
-    return float(median_of(found))
-
-
-def median_of(found: dict[str, object]) -> float:
-    """Returns the median in a result of litert-benchmark, wherever it stands."""
-    for key, value in found.items():
-        if "median" in key and isinstance(value, int | float):
-            return float(value)
-        if isinstance(value, dict):
-            try:
-                return median_of(value)
-            except KeyError:
-                continue
-    raise KeyError("median")
+    return float(json.loads(result.read_text())["latency"]["median_ms"])
 
 
 def bare_loop(asked: Subject, options: argparse.Namespace) -> float:
@@ -185,7 +171,7 @@ def overhead_ms() -> float:
     nothing = np.zeros(10, np.float32)
     model = Model("float32", (1, 8, 8, 3), "float32", 10, "nothing", lambda picture: nothing)
     job = {"min_queries": 20_000, "min_seconds": 0.0}
-    samples = _sample(model, [np.zeros((1, 8, 8, 3), np.float32)], job, lambda fraction: None)
+    samples = sample(model, [np.zeros((1, 8, 8, 3), np.float32)], job, lambda fraction: None)
     return float(np.median(samples)) / 1e6
 
 

@@ -6,16 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from ssh_server import program
-from tiny_models import SIZE, colour_images, digest, mean_onnx, mean_tflite
+from tiny_models import colour_images, mean_onnx, mean_tflite, subject_of
 
 from edgekit.devices import browser_device
 from edgekit.devices.browser_device import BrowserDevice
 from edgekit.devices.measure import Pace, answer, time_sessions
-from edgekit.devices.protocol import Subject
 from edgekit.errors import SpecError
-from edgekit.records import Preprocess
-from edgekit.runtimes import RUNTIME_OF_FORMAT
-from edgekit.runtimes.inspect import model_format
 
 
 @pytest.fixture(scope="module")
@@ -23,16 +19,6 @@ def device() -> Iterator[BrowserDevice]:
     program("npm")
     with browser_device.reach(program("chromium"), print) as reached:
         yield reached
-
-
-def subject_of(model: Path, images: Path) -> Subject:
-    return Subject(
-        model=model,
-        sha256=digest(model),
-        runtime=RUNTIME_OF_FORMAT[model_format(model)],
-        images=images,
-        preprocess=Preprocess(height_px=SIZE, width_px=SIZE),
-    )
 
 
 def test_a_page_answers_and_is_timed_as_any_device(device: BrowserDevice, tmp_path: Path) -> None:

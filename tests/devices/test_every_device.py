@@ -9,16 +9,18 @@ import numpy as np
 import pytest
 from adb_device import Phone, adb_server
 from ssh_server import program as installed, serving
-from tiny_models import SIZE, colour_images, digest, endless_onnx, mean_onnx, mean_tflite
+from tiny_models import (
+    colour_images,
+    endless_onnx,
+    mean_onnx,
+    mean_tflite,
+    subject_of,
+)
 
 from edgekit.devices import adb, emulated, local, measure, ssh
 from edgekit.devices.measure import Device, Pace, RunnerDevice, answer, time_sessions
 from edgekit.devices.place import cache_folder
-from edgekit.devices.protocol import Subject
 from edgekit.errors import DeviceError, EdgekitError, IntegrityError
-from edgekit.records import Preprocess
-from edgekit.runtimes import RUNTIME_OF_FORMAT
-from edgekit.runtimes.inspect import model_format
 
 PACKAGES = ("numpy", "ai_edge_litert", "onnxruntime")
 Opened = Callable[[Path, pytest.MonkeyPatch], AbstractContextManager[Device]]
@@ -79,16 +81,6 @@ def device(
 ) -> Iterator[Device]:
     with DEVICES[request.param](tmp_path, monkeypatch) as opened:
         yield opened
-
-
-def subject_of(model: Path, images: Path) -> Subject:
-    return Subject(
-        model=model,
-        sha256=digest(model),
-        runtime=RUNTIME_OF_FORMAT[model_format(model)],
-        images=images,
-        preprocess=Preprocess(height_px=SIZE, width_px=SIZE),
-    )
 
 
 def test_answers_and_times_come_from_every_device(device: Device, tmp_path: Path) -> None:

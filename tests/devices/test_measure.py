@@ -7,34 +7,21 @@ import pytest
 from tiny_models import (
     SIZE,
     colour_images,
-    digest,
     endless_onnx,
     mean_onnx,
     mean_tflite,
     quantized_onnx,
+    subject_of,
 )
 
 from edgekit.devices.measure import Pace, answer, scores, time_sessions
-from edgekit.devices.protocol import Subject
 from edgekit.errors import DataError, DeviceError, EdgekitError, IntegrityError, SpecError
 from edgekit.records import Preprocess, TensorInfo
-from edgekit.runtimes import RuntimeName
 
 pytestmark = pytest.mark.proves("this machine: LiteRT, onnxruntime", "measured on it")
 
 PIXELS = Preprocess(height_px=SIZE, width_px=SIZE)
 QUICK = Pace(warmup_seconds=0.0, min_queries=30, min_seconds=0.0)
-
-
-def subject_of(model: Path, images: Path, runtime: RuntimeName, threads: int = 1) -> Subject:
-    return Subject(
-        model=model,
-        sha256=digest(model),
-        runtime=runtime,
-        threads=threads,
-        images=images,
-        preprocess=PIXELS,
-    )
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "float32"])
@@ -45,7 +32,7 @@ def test_answer_gives_the_file_the_tensor_the_contract_describes(
     colour_images(tmp_path / "i.npy", 12)
     model = mean_tflite(tmp_path / "m.tflite", dtype)
     heard: list[float] = []
-    answers = answer(subject_of(model, tmp_path / "i.npy", "litert"), 60, heard.append)
+    answers = answer(subject_of(model, tmp_path / "i.npy"), 60, heard.append)
     assert answers.raw.dtype == dtype
     assert answers.raw.shape == (12, 3)
     real = np.load(tmp_path / "i.npy").mean(axis=(1, 2)) / 128 - 1
@@ -58,7 +45,7 @@ def test_answer_gives_the_file_the_tensor_the_contract_describes(
 def test_answer_on_onnxruntime(tmp_path: Path) -> None:
     labels = colour_images(tmp_path / "i.npy", 12)
     model = quantized_onnx(tmp_path / "m.onnx")
-    answers = answer(subject_of(model, tmp_path / "i.npy", "onnxruntime"), 60)
+    answers = answer(subject_of(model, tmp_path / "i.npy"), 60)
     assert answers.raw.dtype == np.uint8
     assert answers.runtime.startswith("onnxruntime")
     np.testing.assert_array_equal(answers.raw.argmax(axis=1), labels)
@@ -66,8 +53,8 @@ def test_answer_on_onnxruntime(tmp_path: Path) -> None:
 
 def test_sessions_are_fresh_processes_in_turns(tmp_path: Path) -> None:
     colour_images(tmp_path / "i.npy", 6)
-    lite = subject_of(mean_tflite(tmp_path / "m.tflite"), tmp_path / "i.npy", "litert")
-    onnx = subject_of(mean_onnx(tmp_path / "m.onnx"), tmp_path / "i.npy", "onnxruntime", 2)
+    lite = subject_of(mean_tflite(tmp_path / "m.tflite"), tmp_path / "i.npy")
+    onnx = subject_of(mean_onnx(tmp_path / "m.onnx"), tmp_path / "i.npy", 2)
     heard: list[float] = []
     timings = time_sessions([lite, onnx], 2, QUICK, 60, heard.append)
     assert [timing.runtime.split()[0] for timing in timings] == ["LiteRT", "onnxruntime"]
@@ -84,14 +71,14 @@ def test_sessions_are_fresh_processes_in_turns(tmp_path: Path) -> None:
 
 def test_min_seconds_keeps_sampling(tmp_path: Path) -> None:
     colour_images(tmp_path / "i.npy", 2)
-    lite = subject_of(mean_tflite(tmp_path / "m.tflite"), tmp_path / "i.npy", "litert")
+    lite = subject_of(mean_tflite(tmp_path / "m.tflite"), tmp_path / "i.npy")
     timing = time_sessions([lite], 1, Pace(0.0, 1, 0.3), 60)[0]
     assert len(timing.sessions[0].samples_ms) > 1
 
 
 def test_changed_file_is_refused(tmp_path: Path) -> None:
     colour_images(tmp_path / "i.npy", 2)
-    subject = subject_of(mean_tflite(tmp_path / "m.tflite"), tmp_path / "i.npy", "litert")
+    subject = subject_of(mean_tflite(tmp_path / "m.tflite"), tmp_path / "i.npy")
     content = bytearray(subject.model.read_bytes())
     content[-1] ^= 1
     subject.model.write_bytes(bytes(content))
@@ -104,11 +91,11 @@ def test_damaged_file_is_refused(tmp_path: Path) -> None:
     path = mean_tflite(tmp_path / "m.tflite")
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(IntegrityError, match="damaged"):
-        answer(subject_of(path, tmp_path / "i.npy", "litert"), 60)
+        answer(subject_of(path, tmp_path / "i.npy"), 60)
 
 
 def test_images_that_do_not_fit(tmp_path: Path) -> None:
-    subject = subject_of(mean_tflite(tmp_path / "m.tflite"), tmp_path / "i.npy", "litert")
+    subject = subject_of(mean_tflite(tmp_path / "m.tflite"), tmp_path / "i.npy")
     with pytest.raises(DataError, match=r"i\.npy"):
         answer(subject, 60)
     colour_images(tmp_path / "i.npy", 2, size=SIZE + 1)
@@ -123,14 +110,14 @@ def test_model_that_never_ends(tmp_path: Path) -> None:
     colour_images(tmp_path / "i.npy", 2)
     model = endless_onnx(tmp_path / "m.onnx")
     with pytest.raises(DeviceError, match="no answer after 4 s"):
-        answer(subject_of(model, tmp_path / "i.npy", "onnxruntime"), timeout_seconds=4)
+        answer(subject_of(model, tmp_path / "i.npy"), timeout_seconds=4)
 
 
 def test_memory_limit_ends_the_runner_not_edgekit(tmp_path: Path) -> None:
     colour_images(tmp_path / "i.npy", 2)
     model = mean_tflite(tmp_path / "m.tflite")
     with pytest.raises(EdgekitError) as caught:
-        answer(subject_of(model, tmp_path / "i.npy", "litert"), 60, memory_limit_bytes=64 * 1024**2)
+        answer(subject_of(model, tmp_path / "i.npy"), 60, memory_limit_bytes=64 * 1024**2)
     assert caught.value.exit_code in (6, 7)
 
 
