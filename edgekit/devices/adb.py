@@ -21,7 +21,6 @@ import secrets
 import selectors
 import shlex
 import shutil
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import IO
 
 from edgekit.devices.place import Found, Machine
+from edgekit.devices.process import CHUNK_BYTES, end
 from edgekit.errors import DeviceError, SpecError
 from edgekit.runtimes.base import printable
 
@@ -43,7 +43,6 @@ TRANSFER_SECONDS = 60.0
 SLOWEST_BYTES_PER_SECOND = 1_000_000
 WATCH_SECONDS = 0.2
 OUTPUT_LIMIT_BYTES = 1024 * 1024
-CHUNK_BYTES = 65536
 KEPT_CHARACTERS = 65536
 # adb exits with 0 or 1 of its own when it loses the phone, so a command there says its own code.
 END_MARK = "__EDGEKIT_RC="
@@ -639,13 +638,7 @@ def _call(
     except subprocess.TimeoutExpired as err:
         raise _too_slow(subject, seconds) from err
     finally:
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        for stream in said:
-            if stream is not None:
-                stream.close()
+        end(process)
     out, err_text = (bytes(part).decode("utf-8", "replace") for part in said.values())
     return _Answer(process.returncode, out.replace("\r\n", "\n"), err_text)
 

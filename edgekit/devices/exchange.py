@@ -1,18 +1,15 @@
 """Talks to a runner process and trusts nothing it says. Device layer."""
 
-import contextlib
-import os
-import selectors
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import IO
 
 from pydantic import ValidationError
 
 from edgekit import errors
+from edgekit.devices.process import end, hear
 from edgekit.devices.protocol import LINE, Done, Failure, Progress
 from edgekit.errors import DeviceError, EdgekitError, IntegrityError
 from edgekit.runtimes.base import SHOWN_CHARACTERS, printable
@@ -22,8 +19,6 @@ Explain = Callable[[int, str], DeviceError | None]
 
 LINE_LIMIT_BYTES = 65536
 OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
-STDERR_KEPT_BYTES = 4096
-CHUNK_BYTES = 65536
 # Signals by which a process ends itself; any other signal was sent by somebody else.
 CRASHES = ("SIGSEGV", "SIGABRT", "SIGFPE", "SIGBUS", "SIGILL", "SIGTRAP", "SIGSYS")
 
@@ -35,7 +30,7 @@ class _Heard:
     pending: bytes = b""
     received_bytes: int = 0
     last: Done | Failure | None = None
-    stderr: bytes = field(default=b"", repr=False)
+    stderr: str = field(default="", repr=False)
 
 
 def exchange(
@@ -74,9 +69,14 @@ def exchange(
         env=environment,
     )
     heard = _Heard()
+
+    def take(chunk: bytes) -> bool:
+        _take(chunk, heard, subject, progress)
+        return False
+
     try:
         deadline = time.monotonic() + timeout_seconds
-        _listen(process, heard, deadline, subject, progress)
+        heard.stderr = hear(process, deadline, take)
         process.wait(timeout=max(0.0, deadline - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired) as err:
         found = f"{subject}: no answer after {timeout_seconds:g} s"
@@ -86,34 +86,8 @@ def exchange(
             "check that the model ends on one image, or raise the time limit",
         ) from err
     finally:
-        _end(process)
+        end(process)
     return _verdict(process.returncode, heard, subject, explain)
-
-
-def _listen(
-    process: subprocess.Popen[bytes],
-    heard: _Heard,
-    deadline: float,
-    subject: str,
-    progress: ReportProgress | None,
-) -> None:
-    """Reads both pipes until they close; raises TimeoutError at the deadline."""
-    with selectors.DefaultSelector() as selector:
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                selector.register(stream, selectors.EVENT_READ)
-        while selector.get_map():
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise TimeoutError
-            for key, _ in selector.select(remaining):
-                chunk = os.read(key.fd, CHUNK_BYTES)
-                if not chunk:
-                    selector.unregister(key.fileobj)
-                elif key.fileobj is process.stderr:
-                    heard.stderr = (heard.stderr + chunk)[-STDERR_KEPT_BYTES:]
-                else:
-                    _take(chunk, heard, subject, progress)
 
 
 def _take(chunk: bytes, heard: _Heard, subject: str, progress: ReportProgress | None) -> None:
@@ -154,18 +128,6 @@ def _parse(line: bytes, heard: _Heard, subject: str) -> Progress | Done | Failur
         ) from err
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process that still runs, with its children, and closes its pipes."""
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    pipes: tuple[IO[bytes] | None, ...] = (process.stdout, process.stderr)
-    for pipe in pipes:
-        if pipe is not None:
-            pipe.close()
-
-
 def _verdict(returncode: int, heard: _Heard, subject: str, explain: Explain | None) -> Done:
     """Turns the end of a run into its result or its error."""
     if isinstance(heard.last, Failure):
@@ -174,7 +136,7 @@ def _verdict(returncode: int, heard: _Heard, subject: str, explain: Explain | No
     if number is not None:
         raise _killed(number, subject)
     if returncode != 0 or heard.last is None or heard.pending:
-        said = printable(heard.stderr.decode("utf-8", "replace")[-SHOWN_CHARACTERS:])
+        said = printable(heard.stderr[-SHOWN_CHARACTERS:])
         known = explain(returncode, said) if explain else None
         if known is not None:
             raise known

@@ -11,10 +11,8 @@ import contextlib
 import hashlib
 import os
 import re
-import selectors
 import shlex
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -28,11 +26,10 @@ from typing import IO
 from pydantic import Field, ValidationError
 
 from edgekit.devices.place import Found, Machine, Place
+from edgekit.devices.process import KEPT_BYTES, Take, close, end, hear
 from edgekit.errors import DeviceError, SpecError
 from edgekit.records import Record
 from edgekit.runtimes.base import printable
-
-Take = Callable[[bytes], bool]
 
 # The first value of an option wins in ssh, so neither the user's options nor a configuration file
 # changes these: https://man.openbsd.org/ssh_config
@@ -63,8 +60,6 @@ NO_FILE = 66
 NO_FOLDER = 73
 NOT_WRITTEN = 74
 NOT_FOUND = (126, 127)  # what a POSIX shell ends with: not executable, not found
-CHUNK_BYTES = 65536
-KEPT_BYTES = 16384
 CALL_SECONDS = 60.0
 PROBE_SECONDS = 180.0  # importing a runtime from a slow memory card
 INSTALL_SECONDS = 1800.0
@@ -694,7 +689,7 @@ def _kept(
         try:
             code = _let_go(keeper, CALL_SECONDS if folder else seconds)
         finally:
-            _end(keeper)
+            end(keeper)
         if folder and code != 0:
             say(
                 f"{client.host}: the connection was gone at the end; the device removes {folder} "
@@ -711,7 +706,7 @@ def _first_line(client: _Client, keeper: subprocess.Popen[bytes], seconds: float
         return heard.take(chunk) or b"\n" in heard.data
 
     try:
-        said = _hear(keeper, time.monotonic() + limit, take)
+        said = hear(keeper, time.monotonic() + limit, take)
         if b"\n" not in heard.data and len(heard.data) <= KEPT_BYTES:
             keeper.wait(timeout=limit)
     except (TimeoutError, subprocess.TimeoutExpired) as err:
@@ -843,7 +838,7 @@ def _run(
         return full
 
     try:
-        said = _hear(process, deadline, taken)
+        said = hear(process, deadline, taken)
         if not full:
             process.wait(timeout=max(0.0, deadline - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired) as err:
@@ -853,34 +848,8 @@ def _run(
             "check that the device is not overloaded and its network is fast enough",
         ) from err
     finally:
-        _end(process)
+        end(process)
     return process.returncode, said
-
-
-def _hear(process: subprocess.Popen[bytes], deadline: float, take: Take) -> str:
-    """Reads both pipes until they close or `take` has enough; returns the end of stderr.
-
-    Raises:
-        TimeoutError: At the deadline.
-    """
-    said = b""
-    with selectors.DefaultSelector() as selector:
-        for stream in (process.stdout, process.stderr):
-            if stream is not None:
-                selector.register(stream, selectors.EVENT_READ)
-        while selector.get_map():
-            remaining = deadline - time.monotonic()
-            if remaining <= 0:
-                raise TimeoutError
-            for key, _ in selector.select(remaining):
-                chunk = os.read(key.fd, CHUNK_BYTES)
-                if not chunk:
-                    selector.unregister(key.fileobj)
-                elif key.fileobj is process.stderr:
-                    said = (said + chunk)[-KEPT_BYTES:]
-                elif take(chunk):
-                    return said.decode("utf-8", "replace")
-    return said.decode("utf-8", "replace")
 
 
 def _rest(keeper: subprocess.Popen[bytes]) -> str:
@@ -901,25 +870,8 @@ def _let_go(keeper: subprocess.Popen[bytes], seconds: float) -> int | None:
         with contextlib.suppress(BrokenPipeError):
             keeper.stdin.write(b"end\n")
             keeper.stdin.flush()
-    _close(keeper)  # the outputs too: a shell there that prints without end must notice
+    close(keeper)  # the outputs too: a shell there that prints without end must notice
     try:
         return keeper.wait(timeout=seconds)
     except subprocess.TimeoutExpired:
         return None
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process that still runs, with its children, and closes its pipes."""
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    _close(process)
-
-
-def _close(process: subprocess.Popen[bytes]) -> None:
-    """Closes the pipes of a process."""
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        if pipe is not None:
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()

@@ -18,6 +18,7 @@ RUNTIME_OF_FORMAT: dict[Format, RuntimeName] = {
 INPUT_DTYPES = ("float32", "uint8", "int8")
 CHANNELS = 3
 SHOWN_CHARACTERS = 300
+_CUT = " ... "
 # What flatbuffers and numpy raise when an offset points outside the file or to nonsense.
 FLATBUFFER_DAMAGE = (
     struct.error,
@@ -60,9 +61,15 @@ class ModelFacts(Record):
 
 
 def printable(text: str) -> str:
-    """Returns untrusted text without control characters (terminal escapes), cut to one line."""
-    clean = "".join(c if c.isprintable() else " " for c in text)
-    return " ".join(clean.split())[:SHOWN_CHARACTERS]
+    """Returns untrusted text in one line, without control characters (terminal escapes).
+
+    Of more than 300 characters the middle is left out: programs name the cause at the end.
+    """
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    if len(line) <= SHOWN_CHARACTERS:
+        return line
+    half = (SHOWN_CHARACTERS - len(_CUT)) // 2
+    return f"{line[:half]}{_CUT}{line[-half:]}"
 
 
 def classifier_io(facts: ModelFacts, path: str) -> tuple[TensorInfo, TensorInfo]:

@@ -1,0 +1,70 @@
+"""Hears what a process of this machine says, and ends it. Device layer."""
+
+import contextlib
+import os
+import selectors
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+
+CHUNK_BYTES = 65536
+# Of stderr; what a program says last is what explains its end.
+KEPT_BYTES = 16384
+# Takes a piece of stdout; returns whether that was enough.
+Take = Callable[[bytes], bool]
+
+
+def hear(process: subprocess.Popen[bytes], deadline: float, take: Take) -> str:
+    """Reads stdout and stderr until both close or `take` has enough.
+
+    Args:
+        process: With pipes for both.
+        deadline: On the clock of `time.monotonic`.
+        take: Called with each piece of stdout; True ends the reading.
+
+    Returns:
+        The end of stderr, at most 16 KiB; not made safe to print.
+
+    Raises:
+        TimeoutError: At the deadline.
+    """
+    said = b""
+    with selectors.DefaultSelector() as selector:
+        for stream in (process.stdout, process.stderr):
+            if stream is not None:
+                selector.register(stream, selectors.EVENT_READ)
+        while selector.get_map():
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                raise TimeoutError
+            for key, _ in selector.select(remaining):
+                chunk = os.read(key.fd, CHUNK_BYTES)
+                if not chunk:
+                    selector.unregister(key.fileobj)
+                elif key.fileobj is process.stderr:
+                    said = (said + chunk)[-KEPT_BYTES:]
+                elif take(chunk):
+                    return said.decode("utf-8", "replace")
+    return said.decode("utf-8", "replace")
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """Ends a process that still runs, with its children, and closes its pipes.
+
+    Args:
+        process: One that was started as the leader of a session.
+    """
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    close(process)
+
+
+def close(process: subprocess.Popen[bytes]) -> None:
+    """Closes the pipes of a process."""
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        if pipe is not None:
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
