@@ -20,7 +20,10 @@ it) and exports it; every way then makes int8 of that model:
 All answer the test and the validation split. Agreement and SQNR (power of the float logits over
 power of the difference) are against the float file. A spread is the sample standard deviation over
 the seeds. --latency compares times instead, one thread, in fresh processes that take turns; it
-trains for one epoch only, since times do not depend on the weights.
+trains for one epoch only, since times do not depend on the weights. --statistics is for weights
+recovered from a folded model: their BatchNorm has mean 0 and variance 1 whatever goes in, so that
+normalizing by the batch, as tfmot trains, makes another, destroyed network of it. tfmot then starts
+with the statistics of training pictures, from a network that answers the same.
 """
 
 import argparse
@@ -88,6 +91,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     parser.add_argument("--granularity", choices=("channel", "tensor"), default="channel")
     parser.add_argument("--tfmot-rate", type=float, default=1e-4, help="tfmot's learning rate")
+    parser.add_argument("--statistics", action="store_true", help="set BatchNorm's before tfmot")
     parser.add_argument("--without", nargs="*", default=[], choices=WAYS, help="ways to leave out")
     parser.add_argument("--work", type=Path, default=Path("quantize-benchmark"))
     parser.add_argument("--latency", action="store_true", help="time files instead")
@@ -325,7 +329,10 @@ def _tfmot(options: argparse.Namespace, folder: Path, seed: int, scratch: Path) 
     import tf_keras
 
     tf_keras.utils.set_random_seed(seed)
-    model = tfmot.quantization.keras.quantize_model(_keras(options, folder))
+    floating = _keras(options, folder)
+    if options.statistics:
+        _give_statistics(floating, _calibration(folder, seed))
+    model = tfmot.quantization.keras.quantize_model(floating)
     model.compile(
         tf_keras.optimizers.Adam(options.tfmot_rate),
         tf_keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -353,6 +360,32 @@ def _tfmot(options: argparse.Namespace, folder: Path, seed: int, scratch: Path) 
     )
     model.load_weights(str(scratch / "best.weights.h5"))
     return _converted(options, model, folder, seed, scratch)
+
+
+def _give_statistics(model: Any, images: npt.NDArray[np.float32]) -> None:
+    """Gives every BatchNorm the statistics of its input; what the model answers stays the same."""
+    import tf_keras
+
+    layers = [
+        layer for layer in model.layers if isinstance(layer, tf_keras.layers.BatchNormalization)
+    ]
+    inputs = tf_keras.Model(model.input, [layer.input for layer in layers])
+    sums = [np.zeros((2, layer.gamma.shape[0])) for layer in layers]
+    counts = np.zeros(len(layers))
+    for start in range(0, len(images), 16):
+        found = inputs(images[start : start + 16], training=False)
+        for index, tensor in enumerate(found):
+            rows = tensor.numpy().reshape(-1, tensor.shape[-1]).astype(np.float64)
+            sums[index] += rows.sum(axis=0), np.square(rows).sum(axis=0)
+            counts[index] += len(rows)
+    for layer, (total, squares), count in zip(layers, sums, counts, strict=True):
+        mean = total / count
+        variance = squares / count - mean**2
+        scale = layer.gamma.numpy() / np.sqrt(layer.moving_variance.numpy() + layer.epsilon)
+        layer.gamma.assign(scale * np.sqrt(variance + layer.epsilon))
+        layer.beta.assign(layer.beta.numpy() + scale * (mean - layer.moving_mean.numpy()))
+        layer.moving_mean.assign(mean)
+        layer.moving_variance.assign(variance)
 
 
 def _onnxruntime(options: argparse.Namespace, folder: Path, seed: int, scratch: Path) -> Path:
