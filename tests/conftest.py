@@ -32,6 +32,8 @@ from tiny_network import (
 
 from edgekit.records import Preprocess
 
+PROVES = "proves"
+
 
 class Support:
     """Gathers what each test marked `proves(what, how)` came to, for the README's table.
@@ -42,29 +44,25 @@ class Support:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.marks: dict[str, tuple[str, str]] = {}
-        self.counts: dict[tuple[str, str], Counter[str]] = {}
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        for item in items:
-            mark = item.get_closest_marker("proves")
-            if mark is not None:
-                what, how = mark.args
-                self.marks[item.nodeid] = (what, how)
-                self.counts.setdefault((what, how), Counter())
+        # Of each test, since those of several processes come in any order.
+        self.outcomes: dict[str, tuple[tuple[str, ...], str]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        known = self.marks.get(report.nodeid)
-        if known is not None and (report.when == "call" or report.outcome != "passed"):
-            self.counts[known][report.outcome] += 1
+        if report.when == "call" or report.outcome != "passed":
+            for name, row in report.user_properties:
+                if name == PROVES:
+                    self.outcomes[report.nodeid] = (tuple(row), report.outcome)
 
     def pytest_sessionfinish(self) -> None:
         lines = ["| where files are judged | proven by | tests |", "| --- | --- | --- |"]
-        for (what, how), counts in self.counts.items():
+        rows: dict[tuple[str, ...], Counter[str]] = {}
+        for _, (row, outcome) in sorted(self.outcomes.items()):
+            rows.setdefault(row, Counter())[outcome] += 1
+        for (what, how), counts in rows.items():
             ran = ", ".join(
                 f"{counts[o]} {o}" for o in ("passed", "failed", "skipped") if counts[o]
             )
-            lines.append(f"| {what} | {how} | {ran or 'none ran'} |")
+            lines.append(f"| {what} | {how} | {ran} |")
         start, end = "<!-- support -->\n", "<!-- /support -->"
         text = self.path.read_text()
         head, _, rest = text.partition(start)
@@ -79,10 +77,19 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell's background jobs ignore Ctrl-C, and so would every program that a test interrupts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    config.addinivalue_line("markers", "proves(what, how): a row of the README's support table")
+    config.addinivalue_line("markers", f"{PROVES}(what, how): a row of the README's support table")
+    config.addinivalue_line("markers", "slow: seconds to a minute; only with -m slow, as in CI")
     path = config.getoption("--support-table")
-    if path:
+    if path and not hasattr(config, "workerinput"):  # one process writes it, not every worker
         config.pluginmanager.register(Support(Path(path)))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        mark = item.get_closest_marker(PROVES)
+        if mark is not None:
+            # Reports carry them from the process that runs the test to the one that counts.
+            item.user_properties.append((PROVES, list(mark.args)))
 
 
 @pytest.fixture(scope="session")

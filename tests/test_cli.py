@@ -126,6 +126,7 @@ def test_strategy_and_cut_that_contradict_each_other_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_cut_on_the_command_line_overrides_the_strategy_of_the_recipe(
     pictures: Path, tmp_path: Path
 ) -> None:
@@ -159,6 +160,7 @@ def test_a_strategy_on_the_command_line_goes_with_the_cut_of_the_recipe(
     assert shown.returncode == 0, shown.stderr
 
 
+@pytest.mark.slow
 def test_random_weights_can_be_tried(pictures: Path, tmp_path: Path) -> None:
     pytest.importorskip("tensorflow")
     shown = edgekit(

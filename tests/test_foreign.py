@@ -68,6 +68,7 @@ def test_own_answers_are_all_right(own_answers: tuple[Path, Path]) -> None:
     assert judged.returncode == 0, judged.stderr
 
 
+@pytest.mark.slow
 def test_wrong_label_offset_is_implausible_not_zero(own_answers: tuple[Path, Path]) -> None:
     judged = validate("--data", own_answers[1], "--label-offset", 1, "--json")
     found = json.loads(judged.stdout)
@@ -84,6 +85,7 @@ def test_offset_that_contradicts_the_labels_file_is_refused(
     assert "--label-offset 0" in judged.stderr
 
 
+@pytest.mark.slow
 def test_without_a_reference_the_drop_is_unmeasured(own_answers: tuple[Path, Path]) -> None:
     judged = validate("--data", own_answers[1])
     assert judged.returncode == 5
@@ -142,6 +144,7 @@ def absent_target(folder: Path, **replaced: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_only_the_test_split_is_judged_and_an_absent_device_never_passes(tmp_path: Path) -> None:
     draw(tmp_path / "data" / "test")
     for split in ("train", "validation"):
@@ -170,6 +173,7 @@ def test_only_the_test_split_is_judged_and_an_absent_device_never_passes(tmp_pat
         assert words in shown
 
 
+@pytest.mark.slow
 def test_a_bad_reference_leaves_the_drop_unmeasured(tmp_path: Path) -> None:
     """The float ONNX is held against a neutral target; its reference has other classes."""
     report, said, _ = answer(
@@ -208,6 +212,7 @@ def board(**tables: dict[str, object]) -> Target:
     return Target.model_validate(values)
 
 
+@pytest.mark.slow
 def test_a_target_with_other_kernels_is_answered_by_them(tmp_path: Path) -> None:
     own = board(
         device={"transport": "local", "description": "here"},
@@ -286,6 +291,7 @@ def test_measurements_made_elsewhere_decide_and_say_where_they_come_from(tmp_pat
     assert report.on_devices[0].origin == verdict.notes[0]
 
 
+@pytest.mark.slow
 def test_an_app_that_prepares_pictures_otherwise_is_found(tmp_path: Path) -> None:
     def swap_channels(values: dict[str, Any]) -> None:
         names = {"red": "blue", "blue": "red", "green": "green"}
@@ -302,6 +308,7 @@ def test_an_app_that_prepares_pictures_otherwise_is_found(tmp_path: Path) -> Non
     assert same.cause.startswith("preprocessing: ")
 
 
+@pytest.mark.slow
 def test_memory_of_an_emulator_counts_as_little_as_its_time(tmp_path: Path) -> None:
     def emulated(values: dict[str, Any]) -> None:
         values.update(emulated=True, memory_peak_bytes=1000)
@@ -312,6 +319,7 @@ def test_memory_of_an_emulator_counts_as_little_as_its_time(tmp_path: Path) -> N
     assert {c.name: c.status for c in report.verdicts[0].checks}["latency"] == Status.UNMEASURED
 
 
+@pytest.mark.slow
 def test_a_protocol_of_its_own_times_a_target_of_this_machine(tmp_path: Path) -> None:
     quick = load_target("host-litert").model_copy(update={"protocol": "quick"})
     budget = quick.budget.model_copy(update={"latency_ms": 1000.0, "accuracy_min_percent": 50.0})
@@ -328,6 +336,7 @@ def test_a_protocol_of_its_own_times_a_target_of_this_machine(tmp_path: Path) ->
     assert "3 sessions cannot decide; 5 can" in latency.detail
 
 
+@pytest.mark.slow
 def test_slow_sessions_elsewhere_are_a_miss(tmp_path: Path) -> None:
     def slower(values: dict[str, Any]) -> None:
         for session in values["latency"]:

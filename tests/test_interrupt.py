@@ -153,6 +153,7 @@ def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_an_uninterrupted_run_leaves_no_steps(whole: Path) -> None:
     assert leftovers(whole) == set()
     (trained,) = stored(whole, "train")
@@ -172,6 +173,7 @@ def test_interrupted_run_says_how_to_continue(pictures: Path, tmp_path: Path) ->
     assert "Traceback" not in seen
 
 
+@pytest.mark.slow
 def test_killed_run_continues_behind_the_last_epoch_with_the_same_weights(
     pictures: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -190,6 +192,7 @@ def test_killed_run_continues_behind_the_last_epoch_with_the_same_weights(
     assert leftovers(out) == set(), "no longer needed"
 
 
+@pytest.mark.slow
 def test_damaged_activations_of_a_killed_run_are_named_and_made_again(
     pictures: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -214,6 +217,7 @@ def test_damaged_activations_of_a_killed_run_are_named_and_made_again(
     assert leftovers(out) == {"quarantine"}
 
 
+@pytest.mark.slow
 def test_killed_quantization_aware_training_continues_behind_its_last_epoch(
     pictures: Path, whole: Path, tmp_path: Path
 ) -> None:

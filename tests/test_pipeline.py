@@ -153,6 +153,7 @@ def test_second_run_does_no_work_and_says_so(
         assert f"{stage}: unchanged, reused" in again.stderr
 
 
+@pytest.mark.slow
 def test_changing_qat_epochs_repeats_qat_and_what_follows_only(
     first: tuple[Path, Path, subprocess.CompletedProcess[str]], pictures: Path, tmp_path: Path
 ) -> None:
@@ -172,6 +173,7 @@ def test_changing_qat_epochs_repeats_qat_and_what_follows_only(
     assert not (other / "report.md").exists()
 
 
+@pytest.mark.slow
 def test_room_for_activations_is_no_reason_to_train_again(
     first: tuple[Path, Path, subprocess.CompletedProcess[str]], pictures: Path, tmp_path: Path
 ) -> None:
@@ -193,6 +195,7 @@ def test_room_for_activations_is_no_reason_to_train_again(
     assert "train: done in" in done.stderr
 
 
+@pytest.mark.slow
 def test_same_seed_elsewhere_without_room_for_activations_gives_the_same_bytes(
     first: tuple[Path, Path, subprocess.CompletedProcess[str]], pictures: Path, tmp_path: Path
 ) -> None:
@@ -207,6 +210,7 @@ def test_same_seed_elsewhere_without_room_for_activations_gives_the_same_bytes(
     assert {a["path"]: a["sha256"] for a in record["artifacts"]} == digests(out)
 
 
+@pytest.mark.slow
 def test_damaged_blob_is_named_and_rebuilt_to_the_same_bytes(
     first: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
@@ -225,6 +229,7 @@ def test_damaged_blob_is_named_and_rebuilt_to_the_same_bytes(
     assert {a["path"]: a["sha256"] for a in record["artifacts"]} == digests(out)
 
 
+@pytest.mark.slow
 def test_exported_file_is_judged_again_without_any_option(
     first: tuple[Path, Path, subprocess.CompletedProcess[str]], pictures: Path
 ) -> None:
@@ -276,6 +281,7 @@ def test_stopping_early_is_json_too(
     assert json.loads(done.stdout) == {"stopped_after": "data", "out": str(out)}
 
 
+@pytest.mark.slow
 def test_an_undecided_latency_is_measured_again(
     first: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

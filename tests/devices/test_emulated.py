@@ -276,6 +276,7 @@ def many(pictures: Untyped, tmp_path: Path) -> Path:
     return tmp_path / "many.npy"
 
 
+@pytest.mark.slow
 def test_an_exported_network_on_litert_answers_as_here_bit_for_bit(
     place: EmulatedPlace, tmp_path: Path, exported: Exported, many: Path, contract: Preprocess
 ) -> None:
@@ -291,6 +292,7 @@ def test_an_exported_network_on_litert_answers_as_here_bit_for_bit(
     assert (answers_there(place, tmp_path, model, "litert", many) != here).any()
 
 
+@pytest.mark.slow
 def test_an_exported_network_on_onnxruntime_differs_by_rare_roundings(
     place: EmulatedPlace, tmp_path: Path, exported: Exported, many: Path, contract: Preprocess
 ) -> None:

@@ -75,7 +75,14 @@ DEVICES: dict[str, Opened] = {
 }
 
 
-@pytest.fixture(params=list(DEVICES))
+SLOW = ("emulated",)
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in DEVICES
+    ]
+)
 def device(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Device]:

@@ -156,6 +156,7 @@ def test_a_float_file_of_other_weights_is_refused(
     assert caught.value.exit_code == 1
 
 
+@pytest.mark.slow
 def test_an_onnx_file_with_altered_scales_is_refused(
     trained: Trained,
     sources: Untyped,

@@ -481,6 +481,7 @@ def test_mediapipe_answers_as_we_say(mediapipe: Path, tmp_path: Path) -> None:
         ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1000)
 def test_mediapipe_gives_the_class_of_every_golden(
     mediapipe: Path, exported: Exported, tmp_path: Path

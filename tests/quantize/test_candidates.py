@@ -101,6 +101,7 @@ def test_the_lower_validation_loss_ships(quantized: Quantized) -> None:
         assert f"{candidate.name}: loss {candidate.validation_loss:.4f}" in quantized.record.reason
 
 
+@pytest.mark.slow
 def test_training_that_did_harm_does_not_ship(
     quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped
 ) -> None:
@@ -111,6 +112,7 @@ def test_training_that_did_harm_does_not_ship(
     assert spoiled.record.reason.startswith("ptq has the lower loss")
 
 
+@pytest.mark.slow
 def test_without_epochs_there_is_one_candidate(
     quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped, quantized: Quantized
 ) -> None:
@@ -128,6 +130,7 @@ def test_without_epochs_there_is_one_candidate(
     assert only.table("ptq") == quantized.table("ptq")
 
 
+@pytest.mark.slow
 def test_one_grid_for_a_whole_kernel_is_simulated_as_such(
     quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped, quantized: Quantized
 ) -> None:
@@ -143,6 +146,7 @@ def test_one_grid_for_a_whole_kernel_is_simulated_as_such(
     assert coarse.validation_loss != ptq.validation_loss
 
 
+@pytest.mark.slow
 def test_layers_can_be_kept_in_float_by_name(
     quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped, quantized: Quantized
 ) -> None:
@@ -165,6 +169,7 @@ def test_layers_can_be_kept_in_float_by_name(
     assert quantized.table("ptq").kept_float == ()
 
 
+@pytest.mark.slow
 def test_what_int8_costs_is_that_of_calibration_whatever_ships(
     quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped, quantized: Quantized
 ) -> None:
@@ -181,6 +186,7 @@ def test_a_name_that_no_layer_has_is_refused_with_the_nearest(
     assert caught.value.remedy == "did you mean block_16_project?"
 
 
+@pytest.mark.slow
 def test_a_drop_that_is_met_keeps_nothing_and_says_so(
     quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped
 ) -> None:
@@ -189,6 +195,7 @@ def test_a_drop_that_is_met_keeps_nothing_and_says_so(
     assert "max_drop = 99: no layer needs to stay float32" in easy.record.kept_because
 
 
+@pytest.mark.slow
 def test_a_drop_that_int8_exceeds_keeps_layers_until_it_does_not(
     quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped, pictures: Untyped
 ) -> None:
@@ -216,6 +223,7 @@ def test_a_drop_that_int8_exceeds_keeps_layers_until_it_does_not(
     assert 100 * (float(right.mean()) - still) > lost / 2
 
 
+@pytest.mark.slow
 def test_training_starts_again_behind_the_layers_that_are_kept(
     quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped
 ) -> None:
@@ -327,6 +335,7 @@ def check_same(one: Quantized, other: Quantized) -> None:
         assert all(np.array_equal(value, weights[k]) for k, value in one.weights(name).items())
 
 
+@pytest.mark.slow
 def test_what_is_stored_changes_no_weight(
     stored: Stored, trained: Trained, pictures: Untyped, wobbly_plan: Untyped, tmp_path: Path
 ) -> None:
@@ -343,6 +352,7 @@ def test_what_is_stored_changes_no_weight(
         check_same(still, stored.result)
 
 
+@pytest.mark.slow
 def test_interrupted_training_goes_on_behind_its_last_epoch(
     stored: Stored,
     trained: Trained,

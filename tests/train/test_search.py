@@ -116,6 +116,7 @@ def test_each_phase_starts_from_the_best_one_before(ended: Trained) -> None:
     assert better.epochs[0].validation_loss != pytest.approx(head.epochs[0].validation_loss, 1e-3)
 
 
+@pytest.mark.slow
 def test_a_phase_that_is_not_better_is_not_built_on(
     fine_tune: FineTune, train_plan: Untyped, ended: Trained
 ) -> None:
@@ -182,6 +183,7 @@ def test_auto_goes_on_with_the_patience_that_it_chose(
     assert record.stopped_because == "a phase did not lower the validation loss by 0.0"
 
 
+@pytest.mark.slow
 def test_layers_may_be_unfrozen_one_at_a_time(
     fine_tune: FineTune, train_plan: Untyped, ended: Trained
 ) -> None:
@@ -217,6 +219,7 @@ def test_steps_that_are_too_large_are_told_as_forgetting(ruined: Trained, traine
     assert not any(line.startswith("warning") for line in trained.said)
 
 
+@pytest.mark.slow
 def test_forgetting_that_a_phase_makes_up_for_is_recorded_but_not_warned_of(
     fine_tune: FineTune, train_plan: Untyped, ruined: Trained
 ) -> None:
@@ -258,6 +261,7 @@ def test_every_unfrozen_block_has_a_gradient(trained: Trained, whole: Trained) -
                 assert norm > 0
 
 
+@pytest.mark.slow
 def test_the_gradient_norm_is_that_of_the_loss(
     fine_tune: FineTune, train_plan: Untyped, pictures: Untyped
 ) -> None:
@@ -325,6 +329,7 @@ class InterruptionError(Exception):
     """What ends a run in the middle, as Ctrl-C does."""
 
 
+@pytest.mark.slow
 def test_a_phase_behind_a_finished_one_goes_on_where_it_was_interrupted(
     pictures: Untyped, train_plan: Untyped, trained: Trained, tmp_path: Path
 ) -> None:
@@ -368,6 +373,7 @@ class CountedImages:
         return found
 
 
+@pytest.mark.slow
 def test_all_cuts_behind_an_anchor_share_one_pass_over_the_pictures(
     pictures: Untyped, train_plan: Untyped, tmp_path: Path
 ) -> None:
@@ -410,6 +416,7 @@ def cramped(
     return tune(train_plan, pictures, tmp_path_factory.mktemp("cramped"), room)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["roomless", "cramped"])
 def test_little_room_changes_no_bit(
     name: str, trained: Trained, request: pytest.FixtureRequest
