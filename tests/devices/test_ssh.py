@@ -560,6 +560,7 @@ def wheel(folder: Path, name: str) -> None:
             archive.writestr(path, text)
 
 
+@pytest.mark.slow
 def test_missing_packages_are_installed_on_request_only(tmp_path: Path) -> None:
     wheels = tmp_path / "wheels"
     wheel(wheels, "tiny_runtime")

@@ -109,6 +109,7 @@ def export(
     return told
 
 
+@pytest.mark.slow
 def test_layers_kept_in_float_pass_every_check_of_the_export(
     trained: Trained, sources: Untyped, pictures: Untyped, tmp_path: Path
 ) -> None:

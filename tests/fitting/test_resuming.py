@@ -233,6 +233,7 @@ def test_a_phase_that_had_ended_is_not_trained_again(quiet: Outcome) -> None:
     check_same(again, result, quiet)
 
 
+@pytest.mark.slow
 def test_everything_in_a_checkpoint_counts(tmp_path: Path, quiet: Outcome) -> None:
     """Twin of the tests above: with one array altered the run does not end the same."""
     run = Run(tmp_path)

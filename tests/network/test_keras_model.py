@@ -125,6 +125,7 @@ def test_the_tensors_of_all_nodes_are_those_of_the_folded_network(network: Netwo
     assert np.array_equal(itself, images)
 
 
+@pytest.mark.slow
 def test_statistics_of_a_batch_keep_the_signal_of_a_random_network_alive() -> None:
     model = build("none")
     images = np.random.default_rng(1).uniform(-1, 1, (8, SIZE_PX, SIZE_PX, 3)).astype(np.float32)

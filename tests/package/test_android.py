@@ -677,6 +677,7 @@ def test_hostile_labels_and_title_stay_data(app: App, tmp_path: Path) -> None:
     assert answer.split("\n") == list(HOSTILE)
 
 
+@pytest.mark.slow
 def test_compiler_finds_what_android_does_not_have(tmp_path: Path, stand_ins: Path) -> None:
     """The twin of compiling the sources, which `app` does."""
     root = write(android.files(contents_of(tmp_path)), tmp_path)

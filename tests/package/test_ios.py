@@ -564,6 +564,7 @@ def test_hostile_labels_and_title_stay_data(app: App, tmp_path: Path) -> None:
     assert labels == list(HOSTILE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["uint8", "onnx"])
 def test_every_source_compiles_against_stand_ins(swift: Swift, tmp_path: Path, dtype: str) -> None:
     modules = swift.folder / "modules"

@@ -95,6 +95,7 @@ def test_the_best_phase_ships_and_not_the_last(ended: Trained) -> None:
     assert ended.said[-1] == f"ships: {record.chosen_because}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["trained", "ended", "ruined", "whole"])
 def test_the_curve_has_a_point_for_each_phase(name: str, request: pytest.FixtureRequest) -> None:
     record = request.getfixturevalue(name).record
@@ -169,6 +170,7 @@ def test_auto_leaves_it_at_the_head_when_pictures_are_few(
     assert result.record.stopped_because == "the strategy ends at head"
 
 
+@pytest.mark.slow
 def test_auto_goes_on_with_the_patience_that_it_chose(
     fine_tune: FineTune, train_plan: Untyped
 ) -> None:
