@@ -2,6 +2,7 @@
 
     python tests/benchmarks/quantize.py --data clothing --weights FILE --alpha 0.35 --input-size 96
     python tests/benchmarks/quantize.py ... --granularity tensor
+    python tests/benchmarks/quantize.py ... --cut block_13_expand
     python tests/benchmarks/quantize.py ... --alpha 1.0 --input-size 224 --seeds 1 --latency
 
 For every seed edgekit fine-tunes a model (kept in --work, so that a second benchmark starts from
@@ -19,11 +20,12 @@ it) and exports it; every way then makes int8 of that model:
 
 All answer the test and the validation split. Agreement and SQNR (power of the float logits over
 power of the difference) are against the float file. A spread is the sample standard deviation over
-the seeds. --latency compares times instead, one thread, in fresh processes that take turns; it
-trains for one epoch only, since times do not depend on the weights. --statistics is for weights
-recovered from a folded model: their BatchNorm has mean 0 and variance 1 whatever goes in, so that
-normalizing by the batch, as tfmot trains, makes another, destroyed network of it. tfmot then starts
-with the statistics of training pictures, from a network that answers the same.
+the seeds. --cut fine-tunes from one layer on and does not search for the best one. --latency
+compares times instead, one thread, in fresh processes that take turns; it trains for one epoch
+only, since times do not depend on the weights. --statistics is for weights recovered from a folded
+model: their BatchNorm has mean 0 and variance 1 whatever goes in, so that normalizing by the batch,
+as tfmot trains, makes another, destroyed network of it. tfmot then starts with the statistics of
+training pictures, from a network that answers the same.
 """
 
 import argparse
@@ -62,6 +64,10 @@ qat_epochs = {epochs}
 calibration_images = {images}
 granularity = "{granularity}"
 """
+FIXED = """
+[train]
+unfreeze_from = "{cut}"
+"""
 HASTY = """
 [train]
 strategy = "head"
@@ -89,6 +95,7 @@ def main() -> None:
     parser.add_argument("--alpha", type=float, default=0.35)
     parser.add_argument("--input-size", type=int, default=96)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
+    parser.add_argument("--cut", help="unfreeze from this layer on instead of searching")
     parser.add_argument("--granularity", choices=("channel", "tensor"), default="channel")
     parser.add_argument("--tfmot-rate", type=float, default=1e-4, help="tfmot's learning rate")
     parser.add_argument("--statistics", action="store_true", help="set BatchNorm's before tfmot")
@@ -110,8 +117,8 @@ def main() -> None:
 
 def run_folder(options: argparse.Namespace, seed: int) -> Path:
     """Returns the run folder of a seed; both granularities share its training."""
-    hasty = "-hasty" if options.latency else ""
-    return Path(options.work) / f"{options.alpha}-{options.input_size}px-seed{seed}{hasty}"
+    training = "-hasty" if options.latency else f"-{options.cut}" if options.cut else ""
+    return Path(options.work) / f"{options.alpha}-{options.input_size}px-seed{seed}{training}"
 
 
 def make_models(options: argparse.Namespace, seed: int) -> Path:
@@ -130,7 +137,7 @@ def make_models(options: argparse.Namespace, seed: int) -> Path:
             images=CALIBRATION_IMAGES,
             granularity=options.granularity,
         )
-        + (HASTY if options.latency else "")
+        + (HASTY if options.latency else FIXED.format(cut=options.cut) if options.cut else "")
     )
     command = [sys.executable, "-m", "edgekit", "run", str(recipe), "--out", str(folder)]
     subprocess.run([*command, "--until", "export"], check=True, stderr=subprocess.DEVNULL)
