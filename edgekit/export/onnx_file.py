@@ -18,7 +18,16 @@ from onnx import helper, numpy_helper
 
 from edgekit.errors import ConversionError
 from edgekit.network.forward import logits_function
-from edgekit.network.graph import INPUT, LOGITS, Arrays, Node, kernel_codes, weighted
+from edgekit.network.graph import (
+    INPUT,
+    LOGITS,
+    Arrays,
+    Node,
+    bias_codes,
+    bias_steps,
+    kernel_codes,
+    weighted,
+)
 from edgekit.network.native_log import muted
 from edgekit.records import Batch, Preprocess, RangeTable, TensorRange
 from edgekit.runner.onnx_runtime import EXACT
@@ -176,15 +185,14 @@ class _Rewriter:
             return
         codes, scales = kernel_codes(node, kernel, self._limits[node.name])
         source, span = self._replaced[operation.input[0]]
-        bias_scales = (span.scale * scales.astype(np.float64)).astype(np.float32)
-        bias = np.round(self._weights[f"{node.name}/bias"].astype(np.float64) / bias_scales)
+        bias = bias_codes(self._weights[f"{node.name}/bias"], scales, span.scale)
         limits = np.iinfo(np.int32)
         inputs = [
             source,
             self._constant(f"{node.name}/kernel", codes.transpose(axes), scales),
             self._constant(
                 f"{node.name}/bias", np.clip(bias, limits.min, limits.max).astype(np.int32),
-                bias_scales,
+                bias_steps(scales, span.scale).astype(np.float32),
             ),
         ]  # fmt: skip
         convolution = onnx.NodeProto()

@@ -6,25 +6,20 @@ the converter makes the float32 file of the same weights, and here its constants
 types and scales of the table.
 """
 
-from typing import Any, TypeAlias
+from typing import Any
 
-import flatbuffers
 import numpy as np
 import numpy.typing as npt
 from ai_edge_litert import schema_py_generated as schema
 
 from edgekit.errors import ConversionError
-from edgekit.network.graph import INPUT, LOGITS, Arrays, Node, kernel_codes
+from edgekit.export.tflite_objects import Untyped, packed, unpacked
+from edgekit.network.graph import INPUT, LOGITS, Arrays, Node, bias_codes, bias_steps, kernel_codes
 from edgekit.network.ranges import int16_scale
 from edgekit.records import Bits, IoType, RangeTable
-from edgekit.runtimes.tflite_file import IDENTIFIER
 
-# Classes of the generated schema carry no type hints.
-Untyped: TypeAlias = Any
 Grid = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
 
-# Alignment of a buffer in the file, as schema.fbs demands it.
-_ALIGNMENT = 16
 _OPERATOR = {
     "conv": schema.BuiltinOperator.CONV_2D,
     "depthwise": schema.BuiltinOperator.DEPTHWISE_CONV_2D,
@@ -107,7 +102,7 @@ class _Writer:
         table: RangeTable,
         bits: Bits,
     ) -> None:
-        self._model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content, 0))
+        self._model = unpacked(content)
         self._graph = self._model.subgraphs[0]
         self._nodes = nodes
         self._weights = weights
@@ -138,7 +133,7 @@ class _Writer:
         self._leave(operators[-1], io)
         graph.operators = self._emitted
         self._drop_unused()
-        return _packed(self._model)
+        return packed(self._model)
 
     def _enter(self, index: int, io: IoType) -> None:
         if io == "float32":
@@ -198,10 +193,10 @@ class _Writer:
         codes, scales = kernel_codes(node, kernel, self._table.kernels[node.name])
         span = self._table.activations[node.inputs[0]]
         entering = span.scale if self._bits == 8 else int16_scale(span)
-        steps = np.float32(entering) * scales
         dtype, largest = _BIASES[self._bits]
-        bias = np.round(self._weights[f"{node.name}/bias"].astype(np.float64) / steps)
+        bias = bias_codes(self._weights[f"{node.name}/bias"], scales, entering)
         bias = np.clip(bias, -largest, largest).astype(dtype)
+        steps = bias_steps(scales, entering).astype(np.float32)
         zeros = np.zeros(len(scales), np.int64)
         # TFLite: (out, h, w, in), and (1, h, w, channels) for a depthwise convolution.
         axis = 3 if node.op == "depthwise" else 0
@@ -323,26 +318,3 @@ class _Writer:
                 tensor.buffer = len(buffers)
                 buffers.append(buffer)
         model.buffers, model.metadata, model.description = buffers, [], b"edgekit"
-
-
-def _packed(model: Untyped) -> bytes:
-    """Returns the file. Python's flatbuffers ignores the alignment that the schema demands."""
-    for buffer in model.buffers:
-        if buffer.data is not None:
-            buffer.__class__ = _Aligned
-    builder = flatbuffers.Builder(1024)
-    builder.Finish(model.Pack(builder), file_identifier=IDENTIFIER)
-    return bytes(builder.Output())
-
-
-class _Aligned(schema.BufferT):  # type: ignore[misc]
-    """A buffer whose bytes start at a multiple of 16 in the file."""
-
-    def Pack(self, builder: Untyped) -> int:  # noqa: N802 - the generated schema's name
-        builder.StartVector(1, len(self.data), _ALIGNMENT)
-        builder.head = int(builder.Head() - len(self.data))
-        builder.Bytes[builder.Head() : builder.Head() + len(self.data)] = self.data.tobytes()
-        data = builder.EndVector()
-        schema.BufferStart(builder)
-        schema.BufferAddData(builder, data)
-        return int(schema.BufferEnd(builder))

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from edgekit.network.graph import INPUT, Arrays, Node, kernel_codes
+from edgekit.network.graph import INPUT, Arrays, Node, bias_codes, bias_steps, kernel_codes
 from edgekit.network.ranges import int16_scale
 from edgekit.records import Bits, RangeTable, TensorRange
 
@@ -125,8 +125,8 @@ def round_bias(
     The grid is coarse where a folded BatchNorm made a kernel large: on MobileNetV2 0.35 up to half
     a unit of the output, which a simulation must not leave out.
     """
-    step = input_scale * kernel_scale.astype(np.float64)
-    return (np.round(bias / step) * step).astype(np.float32)
+    codes = bias_codes(bias, kernel_scale, input_scale)
+    return (codes * bias_steps(kernel_scale, input_scale)).astype(np.float32)
 
 
 def logits_function(

@@ -255,3 +255,42 @@ def kernel_codes(
     laid_out = scales[:, None] if node.op == "depthwise" else scales
     codes = np.clip(np.round(kernel / laid_out), -127, 127).astype(np.int8)
     return codes, scales
+
+
+def bias_codes(
+    bias: npt.NDArray[np.float32], kernel_scales: npt.NDArray[np.float32], input_scale: float
+) -> npt.NDArray[np.int64]:
+    """Returns the codes of a bias on the grid of `bias_steps`.
+
+    Both exporters and the simulation take the codes from here: one unit more in one file than in
+    the other moves an output by a code now and then, and the layers behind make many of that one.
+
+    Args:
+        bias: float32 (out,).
+        kernel_scales: float32 (out,), or (1,) for one grid of the whole kernel.
+        input_scale: Scale of the tensor that the node reads.
+
+    Returns:
+        int64 (out,); whether they fit the type of a file is for the exporter to see to.
+    """
+    return np.round(bias / bias_steps(kernel_scales, input_scale)).astype(np.int64)
+
+
+def bias_steps(
+    kernel_scales: npt.NDArray[np.float32], input_scale: float
+) -> npt.NDArray[np.float64]:
+    """Returns the distance of neighbouring codes of a bias: input scale times kernel scale.
+
+    To the last bit as the TFLite converter computes it, in float64 and from a kernel scale that it
+    takes to be a 127th of the largest magnitude, in float32. Read off its files: all scales and
+    codes of biases are equal (tests/export/test_tflite.py).
+
+    Args:
+        kernel_scales: As for `bias_codes`.
+        input_scale: As for `bias_codes`.
+
+    Returns:
+        float64 of the shape of `kernel_scales`.
+    """
+    largest = kernel_scales * np.float32(127)
+    return input_scale * (largest.astype(np.float64) / 127)

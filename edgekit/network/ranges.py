@@ -26,7 +26,8 @@ def from_limits(
 
     scale = (max - min) / 255; the zero point is `-min / scale` rounded to a code, and the limits
     move with it. Source: `Nudge` of TensorFlow's fake quantization (fake_quant_ops_functor.h),
-    which the TFLite converter applies as well.
+    which the TFLite converter applies as well. It is given the limits in float32, so they are
+    rounded to that and the scale follows from them: then every file holds the same bits.
 
     Args:
         minimum: Smallest real value; widened to 0 if above.
@@ -38,10 +39,11 @@ def from_limits(
     high = max(high, low + _SMALLEST_SPAN)
     scale = (high - low) / 255
     code = int(np.clip(np.floor(-low / scale + 0.5), 0, 255))
+    lowest, highest = (float(np.float32(steps * scale)) for steps in (-code, 255 - code))
     return TensorRange(
-        minimum=-code * scale,
-        maximum=(255 - code) * scale,
-        scale=scale,
+        minimum=lowest,
+        maximum=highest,
+        scale=(highest - lowest) / 255,
         zero_point=code - 128,
         source=source,
         method=method,

@@ -10,7 +10,7 @@ import pytest
 from tiny_network import ALPHA, CLASSES, SIZE_PX, Exported, Untyped, altered
 
 from edgekit.errors import ConversionError
-from edgekit.network.graph import kernel_codes, mobilenet_v2, weighted
+from edgekit.network.graph import bias_codes, kernel_codes, mobilenet_v2, weighted
 from edgekit.network.ranges import from_limits, keeping_float, table_of
 from edgekit.records import Preprocess
 from edgekit.runner.onnx_runtime import EXACT
@@ -171,11 +171,9 @@ def test_scales_and_codes_are_those_of_the_table(exported: Exported, sources: Un
         assert np.array_equal(stored[f"{node.name}/kernel/codes"], codes.transpose(axes))
         assert np.array_equal(stored[f"{node.name}/kernel/scale"], scales)
         assert not stored[f"{node.name}/kernel/zero_point"].any()
-        steps = scales.astype(np.float64) * ranges[node.inputs[0]].scale
-        bias = stored[f"{node.name}/bias/codes"] * steps
-        # Half an int32 step by rounding, and float32's rounding of the step.
-        allowed = steps * 0.5 + np.abs(bias) * 2.0**-22
-        assert (np.abs(bias - sources.int8.weights[f"{node.name}/bias"]) <= allowed).all()
+        entering = ranges[node.inputs[0]].scale
+        bias = bias_codes(sources.int8.weights[f"{node.name}/bias"], scales, entering)
+        assert np.array_equal(stored[f"{node.name}/bias/codes"], bias)
 
 
 def test_any_number_of_pictures_is_answered_as_one_at_a_time(

@@ -9,7 +9,14 @@ import pytest
 from tiny_network import ALPHA, SIZE_PX, Exported, Untyped, altered
 
 from edgekit.errors import ConversionError
-from edgekit.network.graph import INPUT, Arrays, kernel_codes, mobilenet_v2
+from edgekit.network.graph import (
+    INPUT,
+    Arrays,
+    bias_codes,
+    bias_steps,
+    kernel_codes,
+    mobilenet_v2,
+)
 from edgekit.network.ranges import int16_scale, keeping_float, table_of
 from edgekit.records import RangeTable, TensorRange
 from edgekit.runtimes.inspect import inspect_model
@@ -90,24 +97,19 @@ def differences(content: bytes, weights: Arrays, table: RangeTable) -> list[str]
         if kernel.scales.shape != scales.shape:
             wrong.append(f"{node.name} kernel scale")
             continue
-        # The converter computes the scale again from the rounded kernel, in float32.
-        close = np.allclose(kernel.scales, scales, rtol=4 * 2.0**-24, atol=0)
-        wrong += [f"{node.name} kernel scale"] * (not close)
-        steps = scales.astype(np.float64) * ranges[node.inputs[0]].scale
-        close = np.allclose(bias.scales, steps, rtol=8 * 2.0**-24, atol=0)
-        expected = np.round(weights[f"{node.name}/bias"] / steps)
-        off = np.abs(np.frombuffer(bias.content, np.int32) - expected).max()
-        # The bias is float32: 24 bits, and one unit for a tie.
-        far = off > 1 + np.abs(expected).max() * 2.0**-22
-        wrong += [f"{node.name} bias"] * bool(far or not close)
+        wrong += [f"{node.name} kernel scale"] * (not np.array_equal(kernel.scales, scales))
+        entering = ranges[node.inputs[0]].scale
+        expected = bias_codes(weights[f"{node.name}/bias"], scales, entering)
+        same = np.array_equal(np.frombuffer(bias.content, np.int32), expected)
+        steps = bias_steps(scales, entering).astype(np.float32)
+        wrong += [f"{node.name} bias"] * (not same or not np.array_equal(bias.scales, steps))
     return wrong
 
 
 def same_grid(tensor: Stored, span: TensorRange) -> bool:
-    """Says whether a tensor has the scale (float32: 24 bits) and the zero point of a range."""
+    """Says whether a tensor has the very scale, in float32, and the zero point of a range."""
     return bool(
-        len(tensor.scales) == 1
-        and abs(tensor.scales[0] / span.scale - 1) <= 4 * 2.0**-24
+        tensor.scales.tolist() == [np.float32(span.scale)]
         and tensor.zero_points.tolist() == [span.zero_point]
     )
 

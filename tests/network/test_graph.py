@@ -12,6 +12,8 @@ from edgekit.network.graph import (
     LOGITS,
     Arrays,
     Node,
+    bias_codes,
+    bias_steps,
     boundary,
     divisible,
     fold,
@@ -153,6 +155,23 @@ def test_a_channel_of_zeros_has_codes_of_zero_and_a_finite_scale() -> None:
     codes, scales = kernel_codes(node, kernel, kernel_limits(node, kernel, "channel"))
     assert codes[0, 0].tolist() == [[127, 0, 127]] * 2
     assert scales[1] == 2.0**-23
+
+
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e4])
+def test_a_bias_in_float32_has_the_codes_that_ship(size: float) -> None:
+    random = np.random.default_rng(5)
+    bias = (size * random.normal(size=4000)).astype(np.float32)
+    scales = (10 ** random.uniform(-5, -2, 4000)).astype(np.float32)
+    codes, steps = bias_codes(bias, scales, 0.0235), bias_steps(scales, 0.0235)
+    real = (codes * steps).astype(np.float32)
+    assert np.array_equal(np.round(real / steps), codes)
+    # Half a step, or float32's rounding where that is coarser.
+    assert (
+        np.abs(codes * steps - bias) <= np.maximum(0.5001 * steps, 2.0**-23 * np.abs(bias))
+    ).all()
+    # Twin: steps in float32, as a file holds them, are too coarse for codes above 2**24.
+    coarse = np.round(bias / steps.astype(np.float32).astype(np.float64))
+    assert np.array_equal(coarse, codes) == (np.abs(codes).max() < 2**23)
 
 
 def test_a_cut_inside_a_residual_block_is_crossed_by_two_tensors() -> None:

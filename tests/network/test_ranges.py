@@ -32,7 +32,10 @@ def test_zero_is_a_code_and_the_limits_are_covered(low: float, high: float) -> N
     span = from_limits(low, high, "calibrated")
     grid = span.scale * (np.arange(-128, 128) - span.zero_point)
     assert 0.0 in grid
-    assert (grid[0], grid[-1]) == pytest.approx((span.minimum, span.maximum), rel=1e-12, abs=0)
+    # The limits are float32 numbers: each is off by at most half of a last bit, as is their span.
+    close = 2 * 2.0**-24 * max(-span.minimum, span.maximum)
+    assert (grid[0], grid[-1]) == pytest.approx((span.minimum, span.maximum), rel=0, abs=close)
+    assert (span.minimum, span.maximum) == (np.float32(span.minimum), np.float32(span.maximum))
     # Moving the zero point to a code moves the limits by at most half a step.
     assert grid[0] - min(low, 0) == pytest.approx(0, abs=span.scale * 0.5001)
     if high - low > 1e-6:  # a tensor of zeros gets a small range above zero
@@ -67,7 +70,7 @@ def test_the_nudged_limits_give_the_same_grid_again() -> None:
         once = from_limits(low, high, "calibrated")
         twice = from_limits(once.minimum, once.maximum, "calibrated")
         assert twice.zero_point == once.zero_point
-        assert math.isclose(twice.scale, once.scale, rel_tol=1e-12)
+        assert math.isclose(twice.scale, once.scale, rel_tol=2.0**-23)  # limits are float32
 
 
 def test_a_table_survives_its_file(tmp_path: Path) -> None:
