@@ -437,15 +437,17 @@ class FormatParity(Record):
     Args:
         images: Pictures whose answers were compared, by the runtimes that users run.
         top1_agreement: Share of pictures with the same top-1 answer.
+        equal: Share of logits with the same code.
         within_two: Share of logits at most two steps of the output apart.
         largest_steps: Most steps that a logit is apart.
         layer_images: Pictures whose layers were compared.
         layers: Every layer in network order; a difference that one makes passes through the next.
-        departs: First layer with a value more than one code apart, or None.
+        departs: First layer with a value of another code, or None.
     """
 
     images: int
     top1_agreement: float
+    equal: float
     within_two: float
     largest_steps: float
     layer_images: int

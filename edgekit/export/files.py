@@ -231,11 +231,12 @@ def _compare_formats(
         images=len(ours),
         top1_agreement=float((ours.argmax(1) == theirs.argmax(1)).mean()),
         # Both are whole steps but for float32's rounding.
+        equal=float((apart < 0.5).mean()),
         within_two=float((apart < 2.5).mean()),
         largest_steps=float(apart.max().round(1)),
         layer_images=len(images),
         layers=compared,
-        departs=next((layer.layer for layer in compared if layer.largest_steps > 1), None),
+        departs=next((layer.layer for layer in compared if layer.largest_steps > 0), None),
     )
 
 

@@ -1,7 +1,8 @@
 """The int8 TFLite and the int8 ONNX file of one model, compared layer by layer on real pictures.
 
-Both are asked for the codes of every tensor. LiteRT shows them without its XNNPACK delegate only,
-onnxruntime for every QuantizeLinear that is made an output; the layers stay fused.
+Both are asked for the codes of every tensor, made by the kernels that run the files: every layer's
+tensor is made an output of the TFLite file, and every QuantizeLinear's of the ONNX file; XNNPACK
+and onnxruntime compute as before.
 """
 
 from collections.abc import Collection, Sequence
@@ -11,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import onnxruntime
-from ai_edge_litert.interpreter import Interpreter, OpResolverType
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
 from onnx import helper
 
 from edgekit.errors import ConversionError
+from edgekit.export.tflite_objects import packed, unpacked
 from edgekit.network.graph import Node
 from edgekit.network.native_log import muted
 from edgekit.records import LayerParity, Preprocess, input_codes
@@ -22,7 +25,11 @@ from edgekit.runner.onnx_runtime import ERRORS_ONLY, EXACT
 from edgekit.runtimes.inspect import inspect_model
 
 Codes = dict[str, npt.NDArray[np.int16]]
-_AROUND = ("QUANTIZE", "DEQUANTIZE", "RESHAPE")
+_AROUND = (
+    schema.BuiltinOperator.QUANTIZE,
+    schema.BuiltinOperator.DEQUANTIZE,
+    schema.BuiltinOperator.RESHAPE,
+)
 
 
 def compare_layers(
@@ -71,7 +78,7 @@ def litert_codes(
     preprocess: Preprocess,
     kept_float: Collection[str] = (),
 ) -> Codes:
-    """Returns the codes that LiteRT's own int8 kernels make: int16 (n, h, w, channels), -128..127.
+    """Returns the codes that LiteRT makes with XNNPACK: int16 (n, h, w, channels), -128..127.
 
     Raises:
         ConversionError: If the file does not have one operator for each node.
@@ -84,27 +91,27 @@ def litert_codes(
             "compare the file that was exported with int8 or uint8 input",
         )
     table = input_codes(preprocess, entering.dtype, entering.scale, entering.zero_point)
-    with muted():
-        interpreter = Interpreter(
-            model_path=str(path),
-            experimental_op_resolver_type=OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES,
-            experimental_preserve_all_tensors=True,
-        )
-        interpreter.allocate_tensors()
-    operators = [op for op in interpreter._get_ops_details() if op["op_name"] not in _AROUND]
-    _check_count(path, len(operators), len(nodes))
-    index = interpreter.get_input_details()[0]["index"]
+    model = unpacked(path.read_bytes())
+    graph = model.subgraphs[0]
+    kinds = [max(code.deprecatedBuiltinCode, code.builtinCode) for code in model.operatorCodes]
+    layers = [op for op in graph.operators if kinds[op.opcodeIndex] not in _AROUND]
+    _check_count(path, len(layers), len(nodes))
     made = {
-        node.name: int(operator["outputs"][0])
-        for node, operator in zip(nodes, operators, strict=True)
+        node.name: operator.outputs[0]
+        for node, operator in zip(nodes, layers, strict=True)
         if node.name not in kept_float
     }
+    graph.outputs, model.signatureDefs = np.array(list(made.values()), np.int32), []
+    with muted():
+        interpreter = Interpreter(model_content=packed(model))
+        interpreter.allocate_tensors()
+    (index,) = (details["index"] for details in interpreter.get_input_details())
     codes: dict[str, list[npt.NDArray[np.int16]]] = {name: [] for name in made}
     for picture in images:
         interpreter.set_tensor(index, _entering(table, picture))
         interpreter.invoke()
-        for name, tensor in made.items():
-            codes[name].append(interpreter.get_tensor(tensor).astype(np.int16))
+        for name, tensor in zip(made, interpreter.get_output_details(), strict=True):
+            codes[name].append(interpreter.get_tensor(tensor["index"]).astype(np.int16))
     return {name: np.concatenate(values) for name, values in codes.items()}
 
 

@@ -346,9 +346,10 @@ def _formats(report: RunReport) -> tuple[str, ...]:
     if found is None:
         return ()
     departs = (
-        f"The first layer with a value more than one code apart is `{found.departs}`."
+        f"the first layer with a value of another code is `{found.departs}`, and what it changes "
+        "passes through the next."
         if found.departs
-        else "No layer has a value more than one code apart."
+        else "every layer makes the same codes."
     )
     rows = [
         (
@@ -364,13 +365,11 @@ def _formats(report: RunReport) -> tuple[str, ...]:
     return (
         "",
         f"int8 TFLite and int8 ONNX: the same answer to {found.top1_agreement:.2%} of "
-        f"{found.images} pictures; {found.within_two:.2%} of the logits at most two steps apart, "
-        f"at most {found.largest_steps:g}. Layer by layer LiteRT shows its own kernels only, which "
-        "round twice where XNNPACK and onnxruntime round once, so differences grow through the "
-        f"network. {departs}",
+        f"{found.images} pictures; {found.equal:.2%} of the logits have the same code, "
+        f"{found.within_two:.2%} are at most two steps apart, the others at most "
+        f"{found.largest_steps:g}. Layer by layer, on {found.layer_images} pictures, {departs}",
         "",
-        f"<details><summary>Codes of every layer, {found.layer_images} pictures, LiteRT's own "
-        "kernels and onnxruntime</summary>",
+        "<details><summary>Codes of every layer, XNNPACK and onnxruntime</summary>",
         "",
         table(header, rows),
         "",

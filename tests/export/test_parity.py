@@ -81,27 +81,20 @@ def seen_by_onnxruntime(
     return seen(onnx_codes(NODES, path, pixels, contract), sources, pixels)
 
 
-@pytest.mark.parametrize(
-    ("runtime", "seldom"),
-    [
-        # Multiplies the exact sum by a fixed-point number and rounds twice: wrong by one code
-        # whenever the value lies within 2**-7 below the border of two codes.
-        ("seen_by_litert", 2.0**-7),
-        # Rounds once, as the simulation does; a float32 product lies on the other side of a
-        # border with a chance of 255 * 2**-24 * a few, and few nodes have 1000 values here.
-        ("seen_by_onnxruntime", 2e-3),
-    ],
-)
+# Both runtimes round once, as the simulation does; a float32 product lies on the other side of a
+# border of two codes with a chance of 255 * 2**-24 * a few, and few nodes have 1000 values here.
+SELDOM = 2e-3
+
+
+@pytest.mark.parametrize("runtime", ["seen_by_litert", "seen_by_onnxruntime"])
 def test_every_node_computes_what_was_simulated(
-    runtime: str, seldom: float, request: pytest.FixtureRequest
+    runtime: str, request: pytest.FixtureRequest
 ) -> None:
     seen: Seen = request.getfixturevalue(runtime)
     for node in NODES:
         off = seen.off(node)
         assert off.max() <= 1, node.name
-        if node.op == "pool" and runtime == "seen_by_litert":
-            continue  # rounds before it divides: with 2 x 2 values often one code off
-        assert (off > 0).mean() <= max(seldom, 2 / off.size), node.name
+        assert (off > 0).mean() <= max(SELDOM, 2 / off.size), node.name
     # Twin: a kernel with every tap of one channel changed by six codes.
     for node in (NODES[0], NODES[1], NODES[-1]):
         kernel = seen.weights[f"{node.name}/kernel"].copy()
@@ -109,7 +102,7 @@ def test_every_node_computes_what_was_simulated(
         step = np.abs(kernel[channel]).max() / 127
         kernel[channel] -= 6 * step * np.sign(kernel[channel])
         off = seen.off(node, {**seen.weights, f"{node.name}/kernel": kernel})
-        assert (off > 0).mean() > seldom, node.name
+        assert (off > 0).mean() > SELDOM, node.name
 
 
 def int8_answers(
@@ -133,12 +126,11 @@ def test_tflite_and_onnx_answer_alike(
 ) -> None:
     codes, others = int8_answers(exported, sources, pictures)
     off = np.abs(codes - others)
-    # XNNPACK and onnxruntime add the same integers and round once; only a value that lies on the
-    # border of two codes to 24 bits may be rounded otherwise. A picture takes some 50 000 values
-    # through the network, each with a chance of about 255 * 2**-24, so about half a border value
-    # for a picture; few of them outlive the next rounding. Those that do grow by some steps in
-    # this network, which is random but for its last layers.
-    assert same_pictures(codes, others) >= 0.75
+    # Both files hold the same integers and scales, and XNNPACK and onnxruntime multiply and round
+    # alike, but for the additions: XNNPACK's are in fixed point, so that a sum on the border of two
+    # codes may be rounded otherwise (seen: 2 of these 72 pictures). What that changes grows by some
+    # steps in this network, which is random but for its last layers.
+    assert same_pictures(codes, others) >= 0.9
     assert off.max() <= SPREAD
     # Twins: the next picture's answers, doubled, zero, one step more.
     for wrong in (np.roll(others, 1, axis=0), 2 * others, np.zeros_like(others)):
@@ -165,12 +157,13 @@ def test_the_record_says_how_alike_the_formats_are(
     codes, others = int8_answers(exported, sources, pictures)
     apart = np.abs(codes - others)
     assert found.top1_agreement == (codes.argmax(1) == others.argmax(1)).mean()
+    assert found.equal == (apart == 0).mean()
     assert found.within_two == (apart <= 2).mean()
     assert found.largest_steps == apart.max()
-    # What the first layer makes depends on nothing before it: a value on a border may differ.
-    assert found.layers[0].within_one == 1
-    assert found.layers[0].equal > 0.99
-    expected = next((layer.layer for layer in found.layers if layer.largest_steps > 1), None)
+    # Before the first addition there is nothing that XNNPACK and onnxruntime round differently.
+    first = [node.op for node in NODES].index("add")
+    assert [layer.largest_steps for layer in found.layers[:first]] == [0] * first
+    expected = next((layer.layer for layer in found.layers if layer.largest_steps > 0), None)
     assert found.departs == expected
 
 
