@@ -111,8 +111,8 @@ def package(wanted: Wanted, say: Say) -> Packaged:
     """
     report = read_report(wanted.run, wanted.run / ARTIFACTS)
     target, verdict = _judged(report, wanted)
-    contents = _contents(report, target, verdict, wanted, say)
-    kind = kind_of(target)
+    kind = kind_of(target)  # before the model runs: it may be refused
+    contents = _contents(report, target, verdict, kind, wanted, say)
     files = _every_file(contents, kind, report)
     folder = (wanted.out or wanted.run / PACKAGES) / target.name
     archive = folder.with_name(f"{folder.name}.zip")
@@ -191,7 +191,7 @@ def _judged(report: RunReport, wanted: Wanted) -> tuple[Target, Verdict]:
 
 
 def _contents(
-    report: RunReport, target: Target, verdict: Verdict, wanted: Wanted, say: Say
+    report: RunReport, target: Target, verdict: Verdict, kind: PackageKind, wanted: Wanted, say: Say
 ) -> Contents:
     artifact = next(a for a in report.export.artifacts if a.path == verdict.artifact_path)
     folder = wanted.run / ARTIFACTS
@@ -227,7 +227,7 @@ def _contents(
         goldens=tuple(chosen),
         target=target,
         verdict=verdict,
-        arena_bytes=_arena(report, target, folder / artifact.path, artifact),
+        arena_bytes=_arena(report, kind, folder / artifact.path, artifact),
         facts={
             "recipe_sha256": report.recipe_sha256,
             "data_digest": report.dataset.digest,
@@ -339,7 +339,7 @@ def _goldens(
     }
     images = np.stack([*(picture.pixels for picture in usable), *synthetic.values()])
     raw, scores = _answers(report, artifact, folder, images)
-    if file_digest(folder / artifact.path) != hashlib.sha256(model).hexdigest():
+    if hashlib.sha256(model).hexdigest() != artifact.sha256:
         _check_same(report, artifact, model, images, raw)
     asked = artifact.inputs[0]
     table = input_codes(contract, asked.dtype, asked.scale, asked.zero_point)
@@ -419,11 +419,11 @@ def _without_picture(golden: Golden) -> Golden:
     return Golden(golden.name, golden.input, golden.output, golden.label, None, "")
 
 
-def _arena(report: RunReport, target: Target, model: Path, artifact: Artifact) -> int | None:
+def _arena(report: RunReport, kind: PackageKind, model: Path, artifact: Artifact) -> int | None:
     """Returns the arena that TensorFlow Lite Micro needs here, where it is installed."""
     from importlib.util import find_spec
 
-    if kind_of(target) != "micro" or find_spec("tflite_micro") is None:
+    if kind != "micro" or find_spec("tflite_micro") is None:
         return None
     from edgekit.estimate import tflite_micro
 
@@ -465,14 +465,16 @@ def _every_file(contents: Contents, kind: PackageKind, report: RunReport) -> dic
 
 
 def _replace_folder(files: dict[str, bytes], folder: Path) -> None:
-    """Writes the bundle; a reader sees the old one or the new one."""
+    """Writes the bundle; whatever fails, one that was there before is not lost."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         write_folder(files, fresh)
         fresh.chmod(0o755)
+        old = fresh.with_suffix(".old")
         if folder.exists():
-            shutil.rmtree(folder)
+            folder.rename(old)
         fresh.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
