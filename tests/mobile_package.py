@@ -10,7 +10,7 @@ import io
 import json
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Self
 
@@ -262,6 +262,35 @@ def fitted(app: App, rgba: npt.NDArray[np.uint8], **values: Any) -> npt.NDArray[
     height, width = rgba.shape[:2]
     answer = app.ask("fit", width=width, height=height, rgba=rgba.tobytes(), **values)
     return np.frombuffer(base64.b64decode(answer), np.uint8)
+
+
+def fits(resize: str, crop: str) -> Iterator[tuple[Preprocess, npt.NDArray[np.uint8]]]:
+    """Yields contracts of many sizes, each with a picture to fit, uint8 of shape (h, w, 4)."""
+    random = np.random.default_rng(3)
+    for number in range(24):
+        height, width = (int(n) for n in random.integers(16, 130, 2))
+        to = tuple(int(n) for n in random.integers(1, 60, 2))
+        if number == 0:
+            to = (height, width)
+        if number == 1:
+            to = (height, width // 2)
+        contract = Preprocess(
+            height_px=to[0],
+            width_px=to[1],
+            resize=resize,  # type: ignore[arg-type]
+            crop=crop,  # type: ignore[arg-type]
+            channels="bgr" if number % 2 else "rgb",
+        )
+        yield contract, random.integers(0, 256, (height, width, 4), dtype=np.uint8)
+
+
+def turned(rgba: npt.NDArray[np.uint8], orientation: int) -> bytes:
+    """Returns a picture as a PNG file with an EXIF orientation, without its alpha."""
+    buffer = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(rgba[..., :3].copy()).save(buffer, "PNG", exif=exif)
+    return buffer.getvalue()
 
 
 def set_contract(app: App, files: dict[str, bytes], folder: str) -> None:

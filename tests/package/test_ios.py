@@ -6,7 +6,6 @@ which EDGEKIT_SWIFT_ROOT names: the program runs there by chroot, so that takes 
 
 import base64
 import hashlib
-import io
 import json
 import os
 import shutil
@@ -24,12 +23,14 @@ from mobile_package import (
     TITLE,
     App,
     contents_of,
+    fits,
     fitted,
     missing,
     network,
     set_contract,
     source_pictures,
     target_of,
+    turned,
     write,
 )
 from PIL import Image
@@ -388,28 +389,14 @@ def test_refuses_what_ios_cannot_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("resize", ["bilinear", "bicubic", "nearest"])
 @pytest.mark.parametrize("crop", ["none", "center"])
 def test_resizes_as_the_training_side(app: App, tmp_path: Path, resize: str, crop: str) -> None:
-    random = np.random.default_rng(3)
-    for number in range(24):
-        height, width = (int(n) for n in random.integers(16, 130, 2))
-        to = tuple(int(n) for n in random.integers(1, 60, 2))
-        if number == 0:
-            to = (height, width)
-        if number == 1:
-            to = (height, width // 2)
-        contract = Preprocess(
-            height_px=to[0],
-            width_px=to[1],
-            resize=resize,  # type: ignore[arg-type]
-            crop=crop,  # type: ignore[arg-type]
-            channels="bgr" if number % 2 else "rgb",
-        )
+    for contract, pixels in fits(resize, crop):
         ask_for(app, contract, tmp_path)
-        pixels = random.integers(0, 256, (height, width, 4), dtype=np.uint8)
         picture = Image.fromarray(pixels[..., :3].copy())
         wanted = pictures.fit(picture, contract).ravel()
         assert np.array_equal(fitted(app, pixels), wanted)
-        if to[0] < height // 2 and resize != "nearest":
-            plain = picture.resize(to[::-1], Image.Resampling.NEAREST)
+        if contract.height_px < picture.height // 2 and resize != "nearest":
+            size = (contract.width_px, contract.height_px)
+            plain = picture.resize(size, Image.Resampling.NEAREST)
             assert not np.array_equal(np.asarray(plain).ravel(), wanted)
 
 
@@ -420,11 +407,7 @@ def test_turns_pictures_upright(app: App, tmp_path: Path) -> None:
     ask_for(app, contract, tmp_path)
     seen = set()
     for orientation in range(1, 9):
-        buffer = io.BytesIO()
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        Image.fromarray(pixels[..., :3].copy()).save(buffer, "PNG", exif=exif)
-        wanted = pictures.fit(pictures.decode(buffer.getvalue()), contract).ravel()
+        wanted = pictures.fit(pictures.decode(turned(pixels, orientation)), contract).ravel()
         got = fitted(app, pixels, orientation=orientation)
         assert np.array_equal(got, wanted)
         seen.add(got.tobytes())

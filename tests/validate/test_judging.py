@@ -26,6 +26,7 @@ from edgekit.validate.judging import (
     checks_of,
     judge,
     slower_than_float,
+    unasked_estimates,
 )
 from edgekit.validate.on_device import Measured, Measuring
 
@@ -203,3 +204,13 @@ def test_machines_that_differ_in_name_or_cores_are_told_apart() -> None:
     machine = this_machine()
     assert f"{os.cpu_count()} cores" in machine
     assert machine.endswith(f", {platform.node()}")
+
+
+def test_an_estimate_stands_beside_its_budget_or_in_the_notes() -> None:
+    known = Measured(estimates=(("memory", "90,000 bytes"), ("accuracy", "-2.4 points")))
+    asked = target_of("asked", "none", ("int8", "int8"), memory_bytes=100_000)
+    checks = checks_of(asked, 1, (), known)
+    assert [check.measured for check in checks] == ["estimate: 90,000 bytes"]
+    assert unasked_estimates(known, checks) == ("estimate of accuracy: -2.4 points",)
+    # The twin: nobody asked for anything.
+    assert len(unasked_estimates(known, ())) == 2
