@@ -1,4 +1,7 @@
-"""A piece of the frozen network on LiteRT with XNNPACK. Imports TensorFlow for the conversion."""
+"""A piece of the frozen network on LiteRT with XNNPACK, in float32 or in int8.
+
+Imports TensorFlow for the conversion.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from queue import SimpleQueue
@@ -8,10 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from edgekit.network.forward import run
+from edgekit.network.forward import quantize, run
 from edgekit.network.graph import Arrays, Node
 from edgekit.network.native_log import muted
 from edgekit.prefix import cores
+from edgekit.records import RangeTable
 
 # Rows of one call. MobileNetV2 1.0 at 160 px: 1 to 8 are equally fast, 32 are a fifth slower.
 BATCH_ROWS = 8
@@ -29,6 +33,8 @@ class Inference:
         weights: Its folded weights.
         inputs: Names and shapes (without the batch) of the tensors that enter.
         outputs: Names of the tensors to return.
+        table: If given, everything is computed in int8 on its grids, as the int8 files do; it must
+            keep none of the nodes in float32. Defaults to None, float32.
     """
 
     def __init__(
@@ -37,10 +43,11 @@ class Inference:
         weights: Arrays,
         inputs: Mapping[str, tuple[int, ...]],
         outputs: Sequence[str],
+        table: RangeTable | None = None,
     ) -> None:
         from ai_edge_litert.interpreter import Interpreter
 
-        content = _converted(nodes, weights, inputs, outputs)
+        content = _converted(nodes, weights, inputs, outputs, table)
         # One interpreter a core: two of them took 0.6 to 1.1 of the time of one with two threads.
         self._free: SimpleQueue[Any] = SimpleQueue()
         with muted():  # it logs that it uses XNNPACK
@@ -48,8 +55,11 @@ class Inference:
                 interpreter = Interpreter(model_content=content, num_threads=1)
                 interpreter.allocate_tensors()
                 self._free.put(interpreter)
-        entering = sorted(interpreter.get_input_details(), key=lambda tensor: tensor["name"])
-        leaving = interpreter.get_output_details()
+        # The converter numbers their names, but may list them in another order.
+        entering, leaving = (
+            sorted(tensors, key=lambda tensor: tensor["name"])
+            for tensors in (interpreter.get_input_details(), interpreter.get_output_details())
+        )
         self._inputs = [tensor["index"] for tensor in entering]
         self._outputs = [tensor["index"] for tensor in leaving]
         self.shapes = {
@@ -112,9 +122,13 @@ def _converted(
     weights: Arrays,
     inputs: Mapping[str, tuple[int, ...]],
     outputs: Sequence[str],
+    table: RangeTable | None,
 ) -> bytes:
     def answer(*tensors: Any) -> list[Any]:
-        known = run(nodes, weights, dict(zip(inputs, tensors, strict=True)))
+        known = dict(zip(inputs, tensors, strict=True))
+        if table is not None:
+            known = {name: quantize(known[name], table.activations[name]) for name in known}
+        known = run(nodes, weights, known, table)
         return [known[name] for name in outputs]
 
     signature = [
@@ -126,7 +140,10 @@ def _converted(
     converter = tf.lite.TFLiteConverter.from_concrete_functions(
         [holder.answer.get_concrete_function()], holder
     )
-    # The way through a saved model takes 2.5 times as long for the same graph.
-    converter.experimental_lower_to_saved_model = False
+    if table is None:
+        # The way through a saved model takes 2.5 times as long for the same graph.
+        converter.experimental_lower_to_saved_model = False
+    else:  # without it the converter misses statistics of the input, whose grid it is given
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
     with muted():
         return bytes(converter.convert())

@@ -18,6 +18,7 @@ from edgekit.network import keras_model, ranges as range_table
 from edgekit.network.forward import logits_function, quantize, run
 from edgekit.network.graph import (
     INPUT,
+    LOGITS,
     Arrays,
     Node,
     boundary,
@@ -29,7 +30,7 @@ from edgekit.network.graph import (
 from edgekit.network.ranges import keeping_float, table_of
 from edgekit.prefix.activations import Shelf
 from edgekit.prefix.frozen import store_levels
-from edgekit.prefix.inference import BATCH_ROWS, in_batches
+from edgekit.prefix.inference import BATCH_ROWS, Inference, in_batches
 from edgekit.prefix.levels import Level, level_digest
 from edgekit.quantize import qat
 from edgekit.quantize.calibration import calibrate, representative_rows, warnings_about
@@ -351,36 +352,60 @@ def _frozen_level(
     table: RangeTable,
     pictures: Pictures,
 ) -> Level:
-    """Returns what enters the unfrozen part, and the logits of the float model as teacher."""
-    float_logits = logits_function(nodes, weights)
+    """Returns what enters the unfrozen part, and the logits of the float model as teacher.
 
-    def answer(images: Any) -> list[Any]:
-        # The frozen part answers as its int8 form will, so that the tail learns to live with it.
-        start = {INPUT: quantize(images, table.activations[INPUT])}
-        tensors = run(prefix, weights, start, table)
-        return [*(tensors[name] for name in names), float_logits(images)]
-
-    shape = tuple(int(side) for side in pictures.images.shape[1:])
-    signature = [tf.TensorSpec((BATCH_ROWS, *shape), tf.float32)]
-    function = tf.function(answer, input_signature=signature, autograph=False)
-    made = function.get_concrete_function().structured_outputs
+    The frozen part answers as its int8 form will, so that the tail learns to live with it.
+    """
+    entering = {INPUT: tuple(int(side) for side in pictures.images.shape[1:])}
+    on_xnnpack = bool(prefix) and not {node.name for node in prefix} & {*table.kept_float}
+    frozen = (Inference if on_xnnpack else _Simulation)(prefix, weights, entering, names, table)
+    teacher = Inference(nodes, weights, entering, (LOGITS,))
+    (*_, classes) = teacher.shapes[LOGITS]
     # What enters is on the int8 grid, not the picture itself, so it gets a name of its own.
-    outputs = {
-        name: tuple(int(side) for side in tensor.shape[1:])
-        for name, tensor in zip((*(f"{n}_int8" for n in names), _TEACHER), made, strict=True)
-    }
+    outputs = {f"{name}_int8": shape for name, shape in frozen.shapes.items()}
 
     def compute(
         tensors: Sequence[npt.NDArray[np.float32]],
     ) -> tuple[npt.NDArray[np.float16], ...]:
-        def numbers(images: Any) -> list[Any]:
-            return [tensor.numpy() for tensor in function(images)]
-
-        return in_batches(numbers, tensors, outputs.values())
+        (logits,) = teacher(tensors)
+        return (*frozen(tensors), logits.reshape(-1, classes))
 
     grids = canonical(table.model_dump(mode="json")).decode()
-    digest = level_digest(nodes, weights, tuple(outputs), grids)
-    return Level("int8", (INPUT,), outputs, compute, digest)
+    digest = level_digest(nodes, weights, (*outputs, frozen.__class__.__name__), grids)
+    return Level("int8", (INPUT,), {**outputs, _TEACHER: (classes,)}, compute, digest)
+
+
+class _Simulation:
+    """An `Inference` by TensorFlow, for a picture alone, or with some layers in float32."""
+
+    def __init__(
+        self,
+        nodes: tuple[Node, ...],
+        weights: Arrays,
+        inputs: Mapping[str, tuple[int, ...]],
+        outputs: Sequence[str],
+        table: RangeTable,
+    ) -> None:
+        def answer(images: Any) -> list[Any]:
+            start = {INPUT: quantize(images, table.activations[INPUT])}
+            tensors = run(nodes, weights, start, table)
+            return [tensors[name] for name in outputs]
+
+        signature = [tf.TensorSpec((BATCH_ROWS, *inputs[INPUT]), tf.float32)]
+        self._answer = tf.function(answer, input_signature=signature, autograph=False)
+        made = self._answer.get_concrete_function().structured_outputs
+        self.shapes = {
+            name: tuple(int(side) for side in tensor.shape[1:])
+            for name, tensor in zip(outputs, made, strict=True)
+        }
+
+    def __call__(
+        self, tensors: Sequence[npt.NDArray[np.float32]]
+    ) -> tuple[npt.NDArray[np.float16], ...]:
+        def numbers(images: Any) -> list[Any]:
+            return [tensor.numpy() for tensor in self._answer(images)]
+
+        return in_batches(numbers, tensors, self.shapes.values())
 
 
 class _OnGrid:
