@@ -4,18 +4,23 @@ import math
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 
-from edgekit.network.graph import mobilenet_v2, weighted
+from edgekit.network.graph import Node, mobilenet_v2, weighted
 from edgekit.network.ranges import (
     from_limits,
     int16_scale,
     keeping_float,
     of_input,
+    off_the_borders,
     read,
+    table_of,
     write,
 )
 from edgekit.records import Preprocess, RangeTable, TensorRange
+
+Codes = npt.NDArray[np.int64]
 
 
 def limits(count: int = 60) -> list[tuple[float, float]]:
@@ -136,3 +141,53 @@ def test_the_usual_contract_has_the_usual_grid() -> None:
     assert span.scale == pytest.approx(2 / 255)
     assert span.minimum <= 0 <= span.maximum
     assert span.zero_point in (-1, 0)
+
+
+def added_in_float32(one: TensorRange, other: TensorRange, total: TensorRange) -> Codes:
+    """Returns the sums of all pairs of codes, added as onnxruntime does it: uint8, in float32."""
+    ratios = [np.float32(span.scale) / np.float32(total.scale) for span in (one, other)]
+    zeros = [np.float32(span.zero_point + 128) for span in (one, other, total)]
+    codes = np.arange(256, dtype=np.float32)
+    fixed = zeros[2] - (ratios[0] * zeros[0] + ratios[1] * zeros[1])
+    sums = ratios[1] * codes + (ratios[0] * codes + fixed)[:, None]
+    assert sums.dtype == np.float32
+    return np.clip(np.rint(sums), 0, 255).astype(np.int64) - 128
+
+
+def added_in_fixed_point(one: TensorRange, other: TensorRange, total: TensorRange) -> Codes:
+    """Returns the same as XNNPACK adds int8."""
+    ratios = [np.float32(span.scale) / np.float32(total.scale) for span in (one, other)]
+    shift = 20 - math.floor(math.log2(max(ratios)))
+    factors = [round(float(ratio) * 2**shift) for ratio in ratios]
+    codes = np.arange(-128, 128)
+    products = [f * (codes - s.zero_point) for f, s in zip(factors, (one, other), strict=True)]
+    sums = (products[0][:, None] + products[1] + 2 ** (shift - 1)) >> shift
+    return np.clip(sums + total.zero_point, -128, 127)
+
+
+def test_two_codes_are_added_alike_in_fixed_point_and_in_float32() -> None:
+    random = np.random.default_rng(4)
+    differed = 0
+    for _ in range(12):
+        sides = random.uniform(0.5, 8, (3, 2))
+        one, other, total = (from_limits(-low, high, "calibrated") for low, high in sides)
+        spans = one, other, off_the_borders(one, other, total)
+        assert np.array_equal(added_in_fixed_point(*spans), added_in_float32(*spans))
+        assert 1 <= spans[2].scale / total.scale < 1.001
+        assert spans[2].zero_point == total.zero_point
+        assert off_the_borders(*spans) == spans[2]
+        # Twin: the range as it was.
+        plain = one, other, total
+        differed += not np.array_equal(added_in_fixed_point(*plain), added_in_float32(*plain))
+    assert differed >= 3
+
+
+def test_a_table_has_no_sums_on_borders() -> None:
+    nodes = (Node("a", "conv", ("input",)), Node("sum", "add", ("input", "a")))
+    weights = {"a/kernel": np.ones((1, 1, 3, 3), np.float32)}
+    sides = (("input", 1.3, 2.1), ("a", 1.7, 0.9), ("sum", 2.3, 3.3))
+    spans = {name: from_limits(-low, high, "calibrated") for name, low, high in sides}
+    table = table_of(nodes, weights, spans, "channel")
+    assert table.activations["sum"] == off_the_borders(*spans.values())
+    assert table.activations["sum"] != spans["sum"]
+    assert {**table.activations, "sum": spans["sum"]} == spans
