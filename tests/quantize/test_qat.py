@@ -70,7 +70,8 @@ class Tail:
 def prepared(trained: Trained, pictures: Untyped) -> tuple[Arrays, Ranges]:
     weights = fold(NODES, trained.arrays)
     rows = Rows(np.arange(48), np.arange(0))
-    ranges = calibrate(NODES, weights, pictures[0], rows, lambda _done, _total: None, "min-max")
+    found = calibrate(NODES, weights, pictures[0], rows, lambda _done, _total: None, "min-max")
+    ranges = table_of(NODES, weights, found, "channel").activations
     # Biases on the int32 grid that they ship on. What ships rounds them and training does not; over
     # 53 layers that alone moves the logits by several steps and would hide everything else.
     for node in weighted(NODES):
