@@ -471,7 +471,7 @@ def _replace_folder(files: dict[str, bytes], folder: Path) -> None:
     try:
         write_folder(files, fresh)
         fresh.chmod(0o755)
-        old = fresh.with_suffix(".old")
+        old = fresh.with_name(f"{fresh.name}.old")
         if folder.exists():
             folder.rename(old)
         fresh.rename(folder)

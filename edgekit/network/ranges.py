@@ -17,6 +17,7 @@ Ranges = Mapping[str, TensorRange]
 _SMALLEST_SPAN = 1e-6
 # How near to the border of two codes float32 may err: a few roundings of numbers below 512.
 _BORDER = 2.0**-14
+# Steps of 1e-5 by which the range of a sum may grow: 2 %.
 _WIDENINGS = 2000
 
 
@@ -102,8 +103,8 @@ def off_the_borders(one: TensorRange, other: TensorRange, total: TensorRange) ->
         total: Range of the sum.
 
     Returns:
-        A range at most 2 % wider, or `total` where none of those is free of such pairs. Real
-        networks need less than 0.1 %.
+        A range at most 2 % wider, or `total` where none of those is free of such pairs. The 20
+        additions of two fine-tuned MobileNetV2 0.35 needed 0.001 to 0.05 %.
     """
     codes = np.arange(-128, 128)
     first, second = np.meshgrid(codes - one.zero_point, codes - other.zero_point, indexing="ij")

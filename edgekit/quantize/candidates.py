@@ -370,9 +370,11 @@ def _frozen_level(
         (logits,) = teacher(tensors)
         return (*frozen(tensors), logits.reshape(-1, classes))
 
+    outputs[_TEACHER] = (classes,)
     grids = canonical(table.model_dump(mode="json")).decode()
-    digest = level_digest(nodes, weights, (*outputs, frozen.__class__.__name__), grids)
-    return Level("int8", (INPUT,), {**outputs, _TEACHER: (classes,)}, compute, digest)
+    how = f"{frozen.__class__.__name__} {grids}"
+    digest = level_digest(nodes, weights, tuple(outputs), how)
+    return Level("int8", (INPUT,), outputs, compute, digest)
 
 
 class _Simulation:

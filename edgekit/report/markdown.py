@@ -366,7 +366,7 @@ def _formats(report: RunReport) -> tuple[str, ...]:
         "",
         f"int8 TFLite and int8 ONNX: the same answer to {found.top1_agreement:.2%} of "
         f"{found.images} pictures; {found.equal:.2%} of the logits have the same code, "
-        f"{found.within_two:.2%} are at most two steps apart, the others at most "
+        f"{found.within_two:.2%} are at most two steps apart, the furthest "
         f"{found.largest_steps:g}. Layer by layer, on {found.layer_images} pictures, {departs}",
         "",
         "<details><summary>Codes of every layer, XNNPACK and onnxruntime</summary>",

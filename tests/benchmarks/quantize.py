@@ -140,7 +140,9 @@ def make_models(options: argparse.Namespace, seed: int) -> Path:
         + (HASTY if options.latency else FIXED.format(cut=options.cut) if options.cut else "")
     )
     command = [sys.executable, "-m", "edgekit", "run", str(recipe), "--out", str(folder)]
-    subprocess.run([*command, "--until", "export"], check=True, stderr=subprocess.DEVNULL)
+    done = subprocess.run([*command, "--until", "export"], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(done.stderr[-2000:])
     return folder
 
 
