@@ -89,7 +89,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class _Simulated:
+class _Made:
     """One candidate in memory: what it ships and how it answers on the validation split.
 
     Args:
@@ -160,18 +160,18 @@ def quantize_model(
     float_logits = compiled(logits_function(nodes, weights), validation)()
     unfrozen = frozenset(float_model.unfrozen_layers)
 
-    def candidates(kept: Mapping[str, str]) -> list[_Simulated]:
-        made = [_simulate("ptq", nodes, weights, full, kept, validation, ())]
+    def candidates(kept: Mapping[str, str]) -> list[_Made]:
+        made = [_answered("ptq", nodes, weights, full, kept, validation, ())]
         if plan.qat_epochs:
             tuned, learned, epochs = _train(
                 nodes, unfrozen, weights, full, tuple(kept), train, validation, plan,
                 checkpoints, shelf, epoch_done,
             )  # fmt: skip
-            made.append(_simulate("qat", nodes, tuned, learned, kept, validation, epochs))
+            made.append(_answered("qat", nodes, tuned, learned, kept, validation, epochs))
         return made
 
     kept = dict.fromkeys(plan.keep_float, "named in quantize.keep_float")
-    simulated = candidates(kept)
+    made = candidates(kept)
     chosen = Pictures(train.images[rows.held_out], train.labels[rows.held_out], train.preprocess)
     # Of the calibrated network: training behind int8 layers answers worse behind float32 ones.
     trials = Trials(nodes, weights, full, chosen)
@@ -188,7 +188,7 @@ def quantize_model(
             return float(100 * (right[0] - right[1]))
 
         more: tuple[str, ...] = ()
-        before = dropped(_best(simulated, validation).logits)
+        before = dropped(_best(made, validation).logits)
         if before > most:
             more = _more_to_keep(
                 trials, Trials(nodes, weights, full, validation), tuple(kept),
@@ -196,16 +196,16 @@ def quantize_model(
             )  # fmt: skip
         if more:  # none if calibrated int8 would do already
             why = f"for quantize.max_drop = {most:g}"
-            simulated = candidates({**kept, **dict.fromkeys(more, why)})
-        after = dropped(_best(simulated, validation).logits)
+            made = candidates({**kept, **dict.fromkeys(more, why)})
+        after = dropped(_best(made, validation).logits)
         kept_because = _kept_because(most, before, after, more, len(nodes))
         if after > most:
             warnings = (*warnings, kept_because)
-    shipped = _best(simulated, validation)
-    reason = _reason(simulated, shipped, validation)
+    shipped = _best(made, validation)
+    reason = _reason(made, shipped, validation)
     np.savez(folder / "float.weights.npz", allow_pickle=False, **weights)
     records = []
-    for item in simulated:
+    for item in made:
         np.savez(folder / f"{item.name}.weights.npz", allow_pickle=False, **item.weights)
         table = keeping_float(nodes, item.full, item.kept)
         range_table.write(folder / f"{item.name}.ranges.json", table)
@@ -227,7 +227,7 @@ def quantize_model(
     )
 
 
-def _simulate(
+def _answered(
     name: Candidate,
     nodes: tuple[Node, ...],
     weights: Arrays,
@@ -235,15 +235,18 @@ def _simulate(
     kept: Mapping[str, str],
     validation: Pictures,
     epochs: tuple[EpochRecord, ...],
-) -> _Simulated:
+) -> _Made:
     table = keeping_float(nodes, full, kept)
-    logits = compiled(logits_function(nodes, weights, table), validation)()
-    return _Simulated(name, weights, full, kept, logits, epochs)
+    answer = _in_int8(nodes, weights, (LOGITS,), table, validation)
+    real = (validation.normalize(pixels.astype(np.float32)) for pixels in validation.batches())
+    stored = np.concatenate([answer([images])[0] for images in real])
+    logits = _on_grid(stored.astype(np.float32), table.activations.get(LOGITS))
+    return _Made(name, weights, full, kept, logits.numpy().reshape(len(stored), -1), epochs)
 
 
-def _best(simulated: Sequence[_Simulated], validation: Pictures) -> _Simulated:
+def _best(made: Sequence[_Made], validation: Pictures) -> _Made:
     """Returns what ships: the lower validation loss, far less noisy than the accuracy."""
-    return min(simulated, key=lambda item: cross_entropy(item.logits, validation.labels))
+    return min(made, key=lambda item: cross_entropy(item.logits, validation.labels))
 
 
 def _more_to_keep(
@@ -356,10 +359,8 @@ def _frozen_level(
 
     The frozen part answers as its int8 form will, so that the tail learns to live with it.
     """
-    entering = {INPUT: tuple(int(side) for side in pictures.images.shape[1:])}
-    on_xnnpack = bool(prefix) and not {node.name for node in prefix} & {*table.kept_float}
-    frozen = (Inference if on_xnnpack else _Simulation)(prefix, weights, entering, names, table)
-    teacher = Inference(nodes, weights, entering, (LOGITS,))
+    frozen = _in_int8(prefix, weights, names, table, pictures)
+    teacher = Inference(nodes, weights, _entering(pictures), (LOGITS,))
     (*_, classes) = teacher.shapes[LOGITS]
     # What enters is on the int8 grid, not the picture itself, so it gets a name of its own.
     outputs = {f"{name}_int8": shape for name, shape in frozen.shapes.items()}
@@ -375,6 +376,23 @@ def _frozen_level(
     how = f"{frozen.__class__.__name__} {grids}"
     digest = level_digest(nodes, weights, tuple(outputs), how)
     return Level("int8", (INPUT,), outputs, compute, digest)
+
+
+def _entering(pictures: Pictures) -> dict[str, tuple[int, ...]]:
+    return {INPUT: tuple(int(side) for side in pictures.images.shape[1:])}
+
+
+def _in_int8(
+    nodes: tuple[Node, ...],
+    weights: Arrays,
+    names: Sequence[str],
+    table: RangeTable,
+    pictures: Pictures,
+) -> "Inference | _Simulation":
+    """Returns what answers as these nodes of the int8 files, exactly if none is in float32."""
+    on_xnnpack = bool(nodes) and not {node.name for node in nodes} & {*table.kept_float}
+    kind = Inference if on_xnnpack else _Simulation
+    return kind(nodes, weights, _entering(pictures), names, table)
 
 
 class _Simulation:
@@ -420,9 +438,13 @@ class _OnGrid:
 
     def __call__(self, entering: Sequence[Any], training: bool) -> Any:
         """Returns the tail's logits for the tensors rounded to their grids again."""
-        pairs = zip(entering, self._spans, strict=True)
-        rounded = [quantize(value, span) if span else value for value, span in pairs]
+        rounded = [_on_grid(value, it) for value, it in zip(entering, self._spans, strict=True)]
         return self._tail(rounded, training=training)
+
+
+def _on_grid(tensor: Any, span: TensorRange | None) -> Any:
+    """Returns a tensor that storing as float16 moved off its int8 grid on it again."""
+    return quantize(tensor, span) if span else tf.convert_to_tensor(tensor)
 
 
 def cosine(start: float, epochs: int) -> list[float]:
@@ -447,7 +469,7 @@ def _distillation(temperature: float) -> Callable[..., Any]:
 
 
 def _record(
-    item: _Simulated,
+    item: _Made,
     nodes: tuple[Node, ...],
     float_model: FloatModelRecord,
     float_logits: Logits,
@@ -483,13 +505,13 @@ def _record(
     )
 
 
-def _reason(simulated: Sequence[_Simulated], shipped: _Simulated, validation: Pictures) -> str:
+def _reason(made: Sequence[_Made], shipped: _Made, validation: Pictures) -> str:
     """Returns in words why a candidate ships."""
-    if len(simulated) == 1:
+    if len(made) == 1:
         return "only post-training int8 was asked for (quantize.qat_epochs = 0)"
     shown = "; ".join(
         f"{item.name}: loss {cross_entropy(item.logits, validation.labels):.4f}, "
         f"top-1 {(item.logits.argmax(1) == validation.labels).mean():.2%}"
-        for item in simulated
+        for item in made
     )
     return f"{shipped.name} has the lower loss on the validation split ({shown})"
