@@ -4,6 +4,7 @@
     python tests/benchmarks/quantize.py ... --granularity tensor
     python tests/benchmarks/quantize.py ... --cut block_13_expand
     python tests/benchmarks/quantize.py ... --alpha 1.0 --input-size 224 --seeds 1 --latency
+    python tests/benchmarks/quantize.py --time FOLDER
 
 For every seed edgekit fine-tunes a model (kept in --work, so that a second benchmark starts from
 it) and exports it; every way then makes int8 of that model:
@@ -22,14 +23,16 @@ All answer the test and the validation split. Agreement and SQNR (power of the f
 power of the difference) are against the float file. A spread is the sample standard deviation over
 the seeds. --cut fine-tunes from one layer on and does not search for the best one. --latency
 compares times instead, one thread, in fresh processes that take turns; it trains for one epoch
-only, since times do not depend on the weights. --statistics is for weights recovered from a folded
-model: their BatchNorm has mean 0 and variance 1 whatever goes in, so that normalizing by the batch,
-as tfmot trains, makes another, destroyed network of it. tfmot then starts with the statistics of
-training pictures, from a network that answers the same.
+only, since times do not depend on the weights. It leaves what it timed in the folder `latency` of
+the run, which --time times on another processor, without TensorFlow. --statistics is for weights
+recovered from a folded model: their BatchNorm has mean 0 and variance 1 whatever goes in, so that
+normalizing by the batch, as tfmot trains, makes another, destroyed network of it. tfmot then starts
+with the statistics of training pictures, from a network that answers the same.
 """
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -74,6 +77,16 @@ strategy = "head"
 head_epochs = 1
 head_views = 1
 """
+# What --latency times: how it is called, and its file.
+TIMED = {
+    "tflite float32": "model_float32.tflite",
+    "tflite int8": "model_int8_int8_io.tflite",
+    "onnx float32": "model_float32.onnx",
+    "onnx int8": "model_int8.onnx",
+    "onnxruntime's own int8": "onnxruntime_int8.onnx",
+    "public int8 tflite": "public_int8.tflite",
+}
+TIMED_IMAGES = "images.npy"
 Logits = npt.NDArray[np.float32]
 
 
@@ -90,8 +103,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", type=Path, required=True, help="folder with three split folders")
-    parser.add_argument("--weights", type=Path, required=True, help="MobileNetV2 no-top file")
+    parser.add_argument("--data", type=Path, help="folder with three split folders")
+    parser.add_argument("--weights", type=Path, help="MobileNetV2 no-top file")
     parser.add_argument("--alpha", type=float, default=0.35)
     parser.add_argument("--input-size", type=int, default=96)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3, 4, 5])
@@ -103,13 +116,19 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("quantize-benchmark"))
     parser.add_argument("--latency", action="store_true", help="time files instead")
     parser.add_argument("--public", type=Path, help="another int8 TFLite file to time")
+    parser.add_argument("--time", type=Path, metavar="FOLDER", help="what --latency left there")
     parser.add_argument("--one", nargs=2, metavar=("WAY", "SEED"), help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.time:
+        show_latency(options.time)
+        return
+    if not (options.data and options.weights):
+        parser.error("--data and --weights say what to train; or name a folder with --time")
     if options.one:
         load_tensorflow()
         print(json.dumps(measure(options, options.one[0], int(options.one[1]))))
     elif options.latency:
-        show_latency(options)
+        show_latency(make_timed(options))
     else:
         results = {seed: measured(options, seed) for seed in options.seeds}
         show(options, results)
@@ -180,56 +199,72 @@ def show(options: argparse.Namespace, results: dict[int, dict[str, dict[str, flo
         )
 
 
-def show_latency(options: argparse.Namespace) -> None:
+def make_timed(options: argparse.Namespace) -> Path:
+    """Makes the files of `TIMED` and some pictures; returns their folder."""
+    seed = options.seeds[0]
+    run = make_models(options, seed)
+    folder = run / "latency"
+    folder.mkdir(exist_ok=True)
+    np.save(folder / TIMED_IMAGES, _split(run, "test").images[:8])
+    for name in TIMED.values():
+        if (run / "artifacts" / name).is_file():
+            shutil.copyfile(run / "artifacts" / name, folder / name)
+    with tempfile.TemporaryDirectory() as scratch:
+        own = _onnxruntime(options, run, seed, Path(scratch))
+        shutil.copyfile(own, folder / TIMED["onnxruntime's own int8"])
+    if options.public:
+        shutil.copyfile(options.public, folder / TIMED["public int8 tflite"])
+    return folder
+
+
+def show_latency(folder: Path) -> None:
     """Prints the median time of one picture for each file, and the ratios that matter."""
+    from edgekit.devices.local import processor
     from edgekit.devices.measure import Pace, time_sessions
     from edgekit.devices.protocol import Subject
     from edgekit.records import Preprocess
     from edgekit.runtimes.base import RUNTIME_OF_FORMAT
     from edgekit.store import file_digest
 
-    seed = options.seeds[0]
-    folder = make_models(options, seed)
-    size = options.input_size
-    with tempfile.TemporaryDirectory() as scratch:
-        images = Path(scratch) / "images.npy"
-        np.save(images, _split(folder, "test").images[:8])
-        files = {
-            "tflite float32": folder / "artifacts" / "model_float32.tflite",
-            "tflite int8": folder / "artifacts" / "model_int8_int8_io.tflite",
-            "onnx float32": folder / "artifacts" / "model_float32.onnx",
-            "onnx int8": folder / "artifacts" / "model_int8.onnx",
-            "onnxruntime's own int8": _onnxruntime(options, folder, seed, Path(scratch)),
-        }
-        if options.public:
-            files["public int8 tflite"] = options.public
-        subjects = [
-            Subject(
-                model=path,
-                sha256=file_digest(path),
-                runtime=RUNTIME_OF_FORMAT["onnx" if path.suffix == ".onnx" else "tflite"],
-                images=images,
-                preprocess=Preprocess(height_px=size, width_px=size),
-            )
-            for path in files.values()
-        ]
-        timings = time_sessions(subjects, sessions=5, pace=Pace(min_queries=100, min_seconds=2))
+    images = folder / TIMED_IMAGES
+    (_, height, width, _) = np.load(images, mmap_mode="r").shape
+    files = {name: folder / file for name, file in TIMED.items() if (folder / file).is_file()}
+    subjects = [
+        Subject(
+            model=path,
+            sha256=file_digest(path),
+            runtime=RUNTIME_OF_FORMAT["onnx" if path.suffix == ".onnx" else "tflite"],
+            images=images,
+            preprocess=Preprocess(height_px=height, width_px=width),
+        )
+        for path in files.values()
+    ]
+    timings = time_sessions(subjects, sessions=5, pace=Pace(min_queries=100, min_seconds=2))
     # The lowest of the sessions' medians: noise only ever adds time.
     ms = {
         name: min(float(np.median(session.samples_ms)) for session in timing.sessions)
         for name, timing in zip(files, timings, strict=True)
     }
-    print(f"MobileNetV2 {options.alpha} at {size} px, one thread, median ms of the best session")
+    print(f"{height} px, one thread, median ms of the best session, on {processor()}{_int8_dots()}")
     for name, value in ms.items():
         print(f"  {name:23}{value:8.3f}")
     pairs = [
         ("tflite int8", "tflite float32"),
         ("onnx int8", "onnx float32"),
         ("onnx int8", "onnxruntime's own int8"),
-        *([("tflite int8", "public int8 tflite")] if options.public else []),
+        ("tflite int8", "public int8 tflite"),
     ]
     for one, other in pairs:
-        print(f"  {one} / {other}: {ms[one] / ms[other]:.2f}")
+        if other in ms:
+            print(f"  {one} / {other}: {ms[one] / ms[other]:.2f}")
+
+
+def _int8_dots() -> str:
+    """Returns in words whether Linux says that this processor has VNNI, which int8 gains by."""
+    info = Path("/proc/cpuinfo")
+    flags = info.read_text().split() if info.is_file() else []
+    found = sorted({flag for flag in flags if flag in ("avx512_vnni", "avx_vnni")})
+    return f" with {' and '.join(found)}" if found else " without VNNI"
 
 
 def _spread(values: npt.NDArray[np.float64]) -> float:
