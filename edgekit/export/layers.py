@@ -21,7 +21,7 @@ from edgekit.export.tflite_objects import packed, unpacked
 from edgekit.network.graph import Node
 from edgekit.network.native_log import muted
 from edgekit.records import LayerParity, Preprocess, input_codes
-from edgekit.runner.onnx_runtime import ERRORS_ONLY, EXACT
+from edgekit.runner.onnx_runtime import ERRORS_ONLY, exact_arithmetic
 from edgekit.runtimes.inspect import inspect_model
 
 Codes = dict[str, npt.NDArray[np.int16]]
@@ -136,7 +136,7 @@ def onnx_codes(
         info = helper.make_tensor_value_info(tensor, onnx.TensorProto.UINT8, None)
         model.graph.output.append(info)
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry(*EXACT)
+    options.add_session_config_entry(*exact_arithmetic())
     options.log_severity_level = ERRORS_ONLY
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]

@@ -36,6 +36,8 @@ from edgekit.runner.onnx_runtime import EXACT
 OPSET = 17
 # The IR version of opset 17; older runtimes refuse newer ones. Source: onnx Versioning.md.
 IR_VERSION = 8
+# Metadata name of the session option that x86 processors without VNNI need for exact answers.
+WITHOUT_VNNI = "edgekit.session_options_x86_without_vnni"
 _FROM_TF2ONNX = ("Transpose", "Conv", "Clip", "Add", "GlobalAveragePool", "Reshape")
 
 
@@ -97,8 +99,8 @@ def quantized_model(model: Any, nodes: tuple[Node, ...], weights: Arrays, table:
     Activations: uint8, affine, per tensor. Kernels: int8, symmetric. All scales are the table's.
     Biases: int32 at input scale times kernel scale. A ReLU6 whose range lies in
     0..6 is dropped, since saturation to the range computes it. Nodes that the table keeps in float
-    stay as they are, with the given weights. The metadata name, as `edgekit.session_options`, what
-    onnxruntime needs to compute exactly on every processor.
+    stay as they are, with the given weights. The metadata name, as `WITHOUT_VNNI`, what onnxruntime
+    needs to compute exactly on x86 processors without VNNI.
 
     Args:
         model: Float ONNX model; left unchanged.
@@ -161,7 +163,7 @@ class _Rewriter:
         quantized.graph.node.extend(self._emitted)
         quantized.graph.initializer.extend(_used(self._initializers, self._emitted))
         entry = quantized.metadata_props.add()
-        entry.key, entry.value = "edgekit.session_options", json.dumps(dict([EXACT]))
+        entry.key, entry.value = WITHOUT_VNNI, json.dumps(dict([EXACT]))
         return quantized
 
     def _copy(self, operation: Any, tensor: str) -> None:

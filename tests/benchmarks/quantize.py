@@ -503,10 +503,10 @@ def _answers(path: Path, images: npt.NDArray[np.uint8]) -> Logits:
     if path.suffix == ".onnx":
         import onnxruntime
 
-        from edgekit.runner.onnx_runtime import EXACT
+        from edgekit.runner.onnx_runtime import exact_arithmetic
 
         settings = onnxruntime.SessionOptions()
-        settings.add_session_config_entry(*EXACT)
+        settings.add_session_config_entry(*exact_arithmetic())
         session = onnxruntime.InferenceSession(path, settings)
         return np.concatenate([session.run(None, {"image": _real(i[None])})[0] for i in images])
     from ai_edge_litert.interpreter import Interpreter

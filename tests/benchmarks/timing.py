@@ -30,6 +30,7 @@ from edgekit.devices.measure import Pace, Timing, time_sessions
 from edgekit.devices.protocol import Subject
 from edgekit.records import Preprocess, Status
 from edgekit.runner.model import Model
+from edgekit.runner.onnx_runtime import exact_arithmetic
 from edgekit.runner.program import sample
 from edgekit.runtimes.base import RUNTIME_OF_FORMAT
 from edgekit.runtimes.inspect import inspect_model, model_format
@@ -43,17 +44,17 @@ BARE_LOOP = """
 import sys, time
 import numpy as np
 import onnxruntime as ort
-path, threads, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+path, threads, seconds, *option = sys.argv[1:]
 options = ort.SessionOptions()
-options.intra_op_num_threads = threads
+options.intra_op_num_threads = int(threads)
 options.inter_op_num_threads = 1
-options.add_session_config_entry("session.x64quantprecision", "1")
+options.add_session_config_entry(*option)
 session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 asked = session.get_inputs()[0]
 picture = np.random.default_rng(1).random([1, *asked.shape[1:]], np.float32)
 for _ in range(50):
     session.run(None, {asked.name: picture})
-samples, end = [], time.perf_counter() + seconds
+samples, end = [], time.perf_counter() + float(seconds)
 while time.perf_counter() < end:
     start = time.perf_counter_ns()
     session.run(None, {asked.name: picture})
@@ -161,7 +162,8 @@ def litert_benchmark(
 def bare_loop(asked: Subject, options: argparse.Namespace) -> float:
     """Returns the median of a plain loop in a fresh process, in milliseconds."""
     command = [
-        sys.executable, "-c", BARE_LOOP, asked.model, str(options.threads), str(options.seconds)
+        sys.executable, "-c", BARE_LOOP, asked.model, str(options.threads), str(options.seconds),
+        *exact_arithmetic(),
     ]  # fmt: skip
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 

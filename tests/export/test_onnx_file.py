@@ -13,7 +13,7 @@ from edgekit.errors import ConversionError
 from edgekit.network.graph import bias_codes, kernel_codes, mobilenet_v2, weighted
 from edgekit.network.ranges import from_limits, keeping_float, table_of
 from edgekit.records import Preprocess
-from edgekit.runner.onnx_runtime import EXACT
+from edgekit.runner.onnx_runtime import exact_arithmetic
 
 pytest.importorskip("tensorflow")
 onnx = pytest.importorskip("onnx")
@@ -63,7 +63,7 @@ def test_the_metadata_say_how_to_use_it(
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     assert Preprocess.model_validate_json(metadata["edgekit.preprocess"]) == contract
     assert tuple(json.loads(metadata["edgekit.labels"])) == CLASSES
-    options = metadata.get("edgekit.session_options")
+    options = metadata.get("edgekit.session_options_x86_without_vnni")
     assert options == ('{"session.x64quantprecision": "1"}' if "int8" in name else None)
 
 
@@ -129,7 +129,7 @@ def test_layers_kept_in_float_run_in_float_and_all_others_in_integers(
     assert "block_5_expand/scale" not in stored
     images = pictures[1].normalize(pictures[1].images.astype(np.float32))
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry(*EXACT)
+    options.add_session_config_entry(*exact_arithmetic())
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", options)
     answers = np.concatenate([session.run(None, {"image": image[None]})[0] for image in images])
     simulated = logits_function(NODES, weights, table)(images).numpy()
@@ -181,7 +181,7 @@ def test_any_number_of_pictures_is_answered_as_one_at_a_time(
 ) -> None:
     import onnxruntime
 
-    from edgekit.runner.onnx_runtime import EXACT
+    from edgekit.runner.onnx_runtime import exact_arithmetic
 
     path = exported.folder / "model_int8_any_batch.onnx"
     onnx.checker.check_model(path, full_check=True)
@@ -191,7 +191,7 @@ def test_any_number_of_pictures_is_answered_as_one_at_a_time(
     used = Counter(node.op_type for node in graph_that_runs(path, tmp_path))
     assert (used["QLinearConv"], used["Conv"], used["DequantizeLinear"]) == (53, 0, 1)
     options = onnxruntime.SessionOptions()
-    options.add_session_config_entry(*EXACT)
+    options.add_session_config_entry(*exact_arithmetic())
     one, many = (
         onnxruntime.InferenceSession(exported.folder / name, options)
         for name in ("model_int8.onnx", path.name)

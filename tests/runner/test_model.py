@@ -16,11 +16,13 @@ from tiny_models import (
     shared_file,
 )
 
+from edgekit.runner.onnx_runtime import exact_arithmetic
 from edgekit.runner.refusal import Refusal
 from edgekit.runtimes import RuntimeName
 
 _CPUINFO = Path("/proc/cpuinfo")
 PROCESSOR = _CPUINFO.read_text() if _CPUINFO.is_file() else ""
+HAS_VNNI = "avx512_vnni" in PROCESSOR or "avx_vnni" in PROCESSOR
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "float32"])
@@ -57,11 +59,11 @@ WHITE = np.full((1, SIZE, SIZE, 3), 255, np.float32)
 def test_int8_arithmetic_of_onnxruntime_is_exact(tmp_path: Path) -> None:
     model = opened(large_products_onnx(tmp_path / "m.onnx"), "onnxruntime", threads=1)
     assert model.run(WHITE).tolist() == [84, 171, 255]
-    assert model.version.endswith("session.x64quantprecision=1")
+    assert model.version.endswith(f"session.x64quantprecision={0 if HAS_VNNI else 1}")
 
 
 @pytest.mark.skipif(
-    "avx2" not in PROCESSOR or "vnni" in PROCESSOR, reason="needs an x86 processor without VNNI"
+    "avx2" not in PROCESSOR or HAS_VNNI, reason="needs an x86 processor without VNNI"
 )
 def test_the_default_of_onnxruntime_is_not_exact_without_vnni(tmp_path: Path) -> None:
     import onnxruntime
@@ -69,6 +71,25 @@ def test_the_default_of_onnxruntime_is_not_exact_without_vnni(tmp_path: Path) ->
     model = onnxruntime.InferenceSession(large_products_onnx(tmp_path / "m.onnx"))
     (answer,) = model.run(None, {"image": WHITE})
     assert answer.tolist() != [[84, 171, 255]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "value"),
+    [
+        ("fma avx2 sha_ni vaes", "1"),  # AMD EPYC 7003
+        ("avx2 avx512f avx512_vnni amx_int8", "0"),  # Intel Xeon, fifth generation
+        ("avx2 avx_vnni", "0"),  # Intel Core, twelfth generation
+        ("avx2 avx512_vnni2", "1"),
+        ("", "1"),
+    ],
+)
+def test_only_processors_with_vnni_take_the_fast_arithmetic(
+    tmp_path: Path, flags: str, value: str
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu {flags} sse2\nbugs\t: spectre\n")
+    assert exact_arithmetic(cpuinfo) == ("session.x64quantprecision", value)
+    assert exact_arithmetic(tmp_path / "none") == ("session.x64quantprecision", "1")
 
 
 def test_answers_survive_the_next_call(tmp_path: Path) -> None:
