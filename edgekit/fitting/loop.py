@@ -93,6 +93,7 @@ def fit(
     checkpoints: Checkpoints,
     epoch_done: EpochDone,
     set_clock: Callable[[int], None] | None = None,
+    averaging: float = 0.0,
 ) -> Fit:
     """Trains variables of `tail` with Adam and leaves the best epoch's in place.
 
@@ -115,11 +116,14 @@ def fit(
         set_clock: Called before each epoch with a number from which the tail may count its steps,
             no step of the whole run twice, for a tail that draws random numbers. Defaults to None:
             it draws none.
+        averaging: Decay a step of the exponential mean of the trained variables, from 0 to 1.
+            Unless it is 0, the mean stands in for them in validation and is what is left in place.
+            Defaults to 0.
 
     Raises:
         TrainingError: If the loss stops being finite.
     """
-    state = _State(tail, trained)
+    state = _State(tail, trained, averaging)
     step = _training_calls(tail, inputs, loss, train, state, batch_size)
     classify = _evaluation(tail, inputs, validation)
     validation.prepare(0)
@@ -146,6 +150,7 @@ def fit(
             totals += seen.numpy()
             norms = norms or tuple(float(norm) for norm in np.sqrt(squared_norms.numpy()))
             stepping += time.monotonic() - begun
+        state.swap_averages()
         answers, validating = classify()
         record = EpochRecord(
             train_loss=_finite(totals[0] / len(train.labels)),
@@ -159,6 +164,7 @@ def fit(
         if epoch == 0 or record.validation_loss < records[best].validation_loss:
             best = epoch
             state.remember("best", answers)
+        state.swap_averages()
         checkpoints.save(
             CheckpointRecord(epochs=tuple(records), best_epoch=best, gradient_norms=norms),
             state.arrays(),
@@ -174,16 +180,32 @@ def fit(
 class _State:
     """Everything that changes while a phase trains, as variables and as arrays."""
 
-    def __init__(self, tail: Trainable, trained: Sequence[Any]) -> None:
+    def __init__(self, tail: Trainable, trained: Sequence[Any], averaging: float) -> None:
         self.trained = list(trained)
+        self._averaging = averaging
+        # With their variables.
+        self._averages = [(tf.Variable(variable), variable) for variable in trained if averaging]
         self.means = [tf.Variable(tf.zeros_like(variable)) for variable in self.trained]
         self.squares = [tf.Variable(tf.zeros_like(variable)) for variable in self.trained]
         self.steps = tf.Variable(0, dtype=tf.int32)
         self._of_tail = list(tail.variables)
-        self._all = [*self._of_tail, *self.means, *self.squares, self.steps]
+        averages = [average for average, _ in self._averages]
+        self._all = [*self._of_tail, *self.means, *self.squares, *averages, self.steps]
         self._best: list[npt.NDArray[Any]] = []
         # Validation logits before the first step ("start") and of the best epoch ("best").
         self.kept: dict[str, npt.NDArray[np.float32]] = {}
+
+    def average(self) -> None:
+        """Moves the averages towards the trained variables by one step; traced."""
+        for average, variable in self._averages:
+            average.assign_add((1 - self._averaging) * (variable - average))
+
+    def swap_averages(self) -> None:
+        """Exchanges the trained variables and their averages, if any are kept."""
+        for average, variable in self._averages:
+            value = variable.numpy()
+            variable.assign(average)
+            average.assign(value)
 
     def remember(self, what: str, logits: npt.NDArray[np.float32]) -> None:
         """Keeps validation logits, and the tail's variables if they are of the best epoch."""
@@ -246,6 +268,7 @@ def _training_calls(
                 value = loss(tensors, answers, logits)
             gradients = tape.gradient(value, state.trained)
             adam(gradients, rate)
+            state.average()
             count = tf.cast(stop - start, tf.float32)
             right = tf.cast(tf.argmax(logits, 1, tf.int32) == answers, tf.float32)
             norms = tf.stack([tf.reduce_sum(tf.square(gradient)) for gradient in gradients])

@@ -155,6 +155,7 @@ class Run:
         patience: int = 100,
         first_epoch: int = 0,
         loss: Untyped = mean_cross_entropy,
+        averaging: float = 0.0,
     ) -> Fit:
         train, validation = feeds(
             self.folder, pictures(self.folder, 40, 1), self.validation(), self.augmentation
@@ -181,6 +182,7 @@ class Run:
             first_epoch=first_epoch,
             checkpoints=saved,
             epoch_done=done,
+            averaging=averaging,
         )
 
     def validation_loss(self) -> float:
@@ -461,10 +463,14 @@ def test_batches_are_the_same_however_many_go_into_one_call(
 
 
 def by_keras(
-    run: Run, rates: Sequence[float], optimizer: Untyped
+    run: Run, rates: Sequence[float], optimizer: Untyped, averaging: float = 0.0
 ) -> tuple[list[npt.NDArray[np.float32]], npt.NDArray[np.float64]]:
-    """Returns the variables after the run's batches, and (steps, variables) gradient norms."""
+    """Returns the variables after the run's batches, and (steps, variables) gradient norms.
+
+    With `averaging`, of the variables the exponential means with this decay.
+    """
     tail = linear()
+    means = [variable.numpy().astype(np.float64) for variable in tail.variables]
     batches = run.train.batches(run.batch_size)
     norms = []
     for step, (images, labels) in enumerate(batches):
@@ -474,7 +480,11 @@ def by_keras(
         optimizer.learning_rate = rates[step * len(rates) // len(batches)]
         optimizer.apply_gradients(zip(gradients, tail.trainable_variables, strict=True))
         norms.append([float(np.linalg.norm(gradient)) for gradient in gradients])
-    return [variable.numpy() for variable in tail.variables], np.array(norms)
+        means = [
+            averaging * mean + (1 - averaging) * variable.numpy()
+            for mean, variable in zip(means, tail.variables, strict=True)
+        ]
+    return [mean.astype(np.float32) for mean in means], np.array(norms)
 
 
 def test_the_steps_are_those_of_adam(tmp_path: Path) -> None:
@@ -499,6 +509,28 @@ def test_the_steps_are_those_of_adam(tmp_path: Path) -> None:
     watched = np.sqrt(np.square(norms[:8]).mean(0))
     assert result.gradient_norms == pytest.approx(watched, rel=1e-5)
     assert result.gradient_norms != pytest.approx(np.sqrt(np.square(norms[:9]).mean(0)), rel=1e-5)
+
+
+def test_the_mean_of_the_variables_is_validated_and_left(tmp_path: Path) -> None:
+    adam = pytest.importorskip("tf_keras").optimizers.Adam
+    run, rates = Run(tmp_path, batch_size=4), [0.05, 0.01]
+    result = run.go(rates, averaging=0.8)
+    assert result.best_epoch == 1
+
+    def off(variables: list[npt.NDArray[np.float32]]) -> float:
+        pairs = zip(run.tail.variables, variables, strict=True)
+        return max(float(np.abs(mine.numpy() - theirs).max()) for mine, theirs in pairs)
+
+    assert off(by_keras(run, rates, adam(), averaging=0.8)[0]) <= 1e-5
+    assert run.validation_loss() == pytest.approx(result.epochs[1].validation_loss, rel=1e-6)
+    # Training goes on from the variables themselves.
+    assert max(
+        float(np.abs(mine - theirs).max())
+        for mine, theirs in zip(run.variables[-1], by_keras(run, rates, adam())[0], strict=True)
+    ) <= 1e-5  # fmt: skip
+    # Twins: the variables themselves, and another decay.
+    assert off(by_keras(run, rates, adam())[0]) > 1e-3
+    assert off(by_keras(run, rates, adam(), averaging=0.7)[0]) > 1e-3
 
 
 def test_of_a_single_batch_the_norms_are_those_of_its_gradient(tmp_path: Path) -> None:

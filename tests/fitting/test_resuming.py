@@ -142,6 +142,7 @@ class Run:
             checkpoints=self.checkpoints(),
             epoch_done=done,
             set_clock=set_clock,
+            averaging=0.5,
         )
         self.arrays = tail.arrays()
         return result
@@ -241,12 +242,12 @@ def test_everything_in_a_checkpoint_counts(tmp_path: Path, quiet: Outcome) -> No
         run.go(stop_after=0)
     stored = run.checkpoints().latest(4)
     assert stored is not None
-    # Kernel, bias, two moments of each, and the number of steps. The clock, the first integer, is
-    # set anew for every epoch, and the best epoch is still to come.
+    # Kernel, bias, two moments and the mean of each, and the number of steps. The clock, the first
+    # integer, is set anew for every epoch, and the best epoch is still to come.
     clock, steps = (name for name, value in stored.arrays.items() if value.dtype == np.int32
                     and name.startswith("now/"))  # fmt: skip
     counting = [name for name in stored.arrays if name.startswith("now/") and name != clock]
-    assert len(counting) == 7
+    assert len(counting) == 9
     for name in (*counting, "logits/start"):
         other = Run(tmp_path / name)
         changed = {**stored.arrays, name: stored.arrays[name] + stored.arrays[name].dtype.type(1)}
