@@ -15,6 +15,9 @@ Ranges = Mapping[str, TensorRange]
 
 # A tensor that is always zero still needs a scale; this one is far below any real activation.
 _SMALLEST_SPAN = 1e-6
+# Most steps of a tensor in one step of what is added up for it. XNNPACK refuses 256 ("greater or
+# equal to 256.0", convolution-nhwc.c), and ends the process where a sum has some millions of them.
+_MOST_STEPS = 255
 # How near to the border of two codes float32 may err: a few roundings of numbers below 512.
 _BORDER = 2.0**-14
 # Steps of 1e-5 by which the range of a sum may grow: 2 %.
@@ -72,6 +75,10 @@ def table_of(
 ) -> RangeTable:
     """Returns the table of a network whose kernels use their whole grids.
 
+    A range so narrow that XNNPACK would refuse the file is widened: a tensor that is always zero
+    has one, and a much too high learning rate leaves some. So is that of a sum, by
+    `off_the_borders`.
+
     Args:
         nodes: The network.
         weights: Folded kernels.
@@ -84,9 +91,24 @@ def table_of(
     }
     spans = dict(activations)
     for node in nodes:
+        finest = _step_added(node, spans, limits) / _MOST_STEPS
+        if spans[node.name].scale < finest:
+            spans[node.name] = _widened(spans[node.name], finest / spans[node.name].scale)
         if node.op == "add":
             spans[node.name] = off_the_borders(*(spans[n] for n in (*node.inputs, node.name)))
     return RangeTable(activations=spans, kernels=limits)
+
+
+def _step_added(node: Node, spans: Ranges, limits: Mapping[str, tuple[float, ...]]) -> float:
+    """Returns the largest step of what a node adds up: products or, of a sum, its summands."""
+    if node.name in limits:
+        return spans[node.inputs[0]].scale * max(limits[node.name]) / 127
+    return max(spans[name].scale for name in node.inputs) if node.op == "add" else 0.0
+
+
+def _widened(span: TensorRange, factor: float) -> TensorRange:
+    limits = factor * span.minimum, factor * span.maximum
+    return from_limits(*limits, span.source, span.method)
 
 
 def off_the_borders(one: TensorRange, other: TensorRange, total: TensorRange) -> TensorRange:
@@ -113,9 +135,7 @@ def off_the_borders(one: TensorRange, other: TensorRange, total: TensorRange) ->
     inside = np.abs(real / total.scale + total.zero_point + 0.5) < 129  # others are clipped
     first, second, real = first[inside], second[inside], real[inside]
     for widening in range(_WIDENINGS):
-        factor = 1 + 1e-5 * widening
-        limits = factor * total.minimum, factor * total.maximum
-        span = from_limits(*limits, total.source, total.method) if widening else total
+        span = _widened(total, 1 + 1e-5 * widening) if widening else total
         step = np.float32(span.scale)
         # A whole number is the border of two codes.
         places = real / step + 0.5

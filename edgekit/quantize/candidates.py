@@ -1,6 +1,5 @@
 """The quantize stage: post-training and quantization-aware int8 of a model, and a choice."""
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -398,9 +397,7 @@ def _in_int8(
     """Returns what answers as these nodes of the int8 files, exactly if none is in float32."""
     entering = _entering(pictures)
     if nodes and not {node.name for node in nodes} & {*table.kept_float}:
-        # It refuses scales too far apart, as a much too high learning rate leaves them.
-        with contextlib.suppress(RuntimeError):
-            return Inference(nodes, weights, entering, names, table)
+        return Inference(nodes, weights, entering, names, table)
     return _Simulation(nodes, weights, entering, names, table)
 
 

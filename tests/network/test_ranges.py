@@ -18,7 +18,7 @@ from edgekit.network.ranges import (
     table_of,
     write,
 )
-from edgekit.records import Preprocess, RangeTable, TensorRange
+from edgekit.records import Granularity, Preprocess, RangeTable, TensorRange
 
 Codes = npt.NDArray[np.int64]
 
@@ -192,3 +192,35 @@ def test_a_table_has_no_sums_on_borders() -> None:
     assert table.activations["sum"] == off_the_borders(*spans.values())
     assert table.activations["sum"] != spans["sum"]
     assert {**table.activations, "sum": spans["sum"]} == spans
+
+
+@pytest.mark.parametrize("granularity", ["channel", "tensor"])
+def test_no_range_of_a_table_is_narrower_than_runtimes_take(granularity: Granularity) -> None:
+    nodes = (
+        Node("a", "conv", ("input",)),
+        Node("b", "depthwise", ("a",)),
+        Node("sum", "add", ("a", "b")),
+    )
+    random = np.random.default_rng(5)
+    weights = {
+        "a/kernel": random.normal(0, 1, (1, 1, 3, 4)).astype(np.float32),
+        "b/kernel": random.normal(0, 1, (3, 3, 4, 1)).astype(np.float32),
+    }
+    zero, one = from_limits(0, 0, "calibrated"), from_limits(-1, 1, "calibrated")
+    for dead in ({"a"}, {"b"}, {"a", "b", "sum"}, {"sum"}):
+        spans = {name: zero if name in dead else one for name in ("input", "a", "b", "sum")}
+        table = table_of(nodes, weights, spans, granularity)
+        found = table.activations
+        products = {
+            node.name: found[node.inputs[0]].scale * max(table.kernels[node.name]) / 127
+            for node in nodes[:2]
+        }
+        products["sum"] = max(found["a"].scale, found["b"].scale)
+        for name in dead:
+            ratio = products[name] / found[name].scale
+            # Behind a tensor that is always zero itself, products are small enough.
+            assert ratio == pytest.approx(255, rel=1e-3) if len(dead) == 1 else ratio < 255.3
+            assert (found[name].minimum, found[name].zero_point) == (0, -128)
+        # What is wide enough stays as it is, but for sums on borders.
+        assert all(found[name] == one for name in {"input", "a", "b"} - dead)
+        assert "sum" in dead or found["sum"].scale == pytest.approx(one.scale, rel=0.02)

@@ -1,16 +1,20 @@
-"""The frozen part in int8 makes the codes of the file that ships."""
+"""What runs in int8 beside training makes the codes of the file that ships."""
+
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
+from tiny_models import opened
 from tiny_network import ALPHA, SIZE_PX, Exported, Untyped, altered
 
-from edgekit.network.graph import INPUT, boundary, mobilenet_v2, split, weighted
-from edgekit.network.ranges import from_limits
+from edgekit.network.graph import INPUT, LOGITS, boundary, mobilenet_v2, split, weighted
+from edgekit.network.ranges import from_limits, table_of
 from edgekit.records import Preprocess, RangeTable
 
 pytest.importorskip("tensorflow")
 
+from edgekit.export import tflite
 from edgekit.export.layers import litert_codes
 from edgekit.prefix.inference import Inference
 
@@ -50,3 +54,28 @@ def test_int8_makes_the_codes_of_the_file_that_ships(
     wider = altered(sources.int8.table, {"Conv1": from_limits(0, 5.5, "calibrated")})
     other = codes_entering(cut, sources, wider, images)
     assert not any(np.array_equal(codes, ships[name]) for name, codes in other.items())
+
+
+@pytest.mark.parametrize("dead", [("Conv_1",), ("block_2_project", "block_2_add"), ("logits",)])
+def test_a_tensor_that_is_always_zero_is_no_reason_to_refuse_the_file(
+    sources: Untyped, pictures: Untyped, tmp_path: Path, dead: tuple[str, ...]
+) -> None:
+    weights = sources.int8.weights
+    spans = {name: from_limits(0, 0, "calibrated") for name in dead}
+    narrow = altered(sources.int8.table, spans)
+    table = table_of(NODES, weights, narrow.activations, "channel")
+    inputs = {INPUT: (SIZE_PX, SIZE_PX, 3)}
+    images = pictures[1].normalize(np.array(pictures[1].images[:5]).astype(np.float32))
+    (answers,) = Inference(NODES, weights, inputs, (LOGITS,), table)([images])
+    file = tmp_path / "model.tflite"
+    file.write_bytes(
+        tflite.convert(
+            NODES, weights, table, variant="int8", io="float32", size_px=(SIZE_PX, SIZE_PX)
+        )
+    )
+    model = opened(file, "litert", 1)
+    real = np.array([model.run(image[None]) for image in images])
+    assert np.array_equal(real.astype(np.float16), answers.reshape(real.shape))
+    # Twin: as calibration leaves the range of such a tensor.
+    with pytest.raises(RuntimeError, match="failed to prepare"):
+        Inference(NODES, weights, inputs, (LOGITS,), narrow)
