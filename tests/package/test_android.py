@@ -236,7 +236,9 @@ STAND_INS = {
         @Override public void close() {} }""",
     "ai/onnxruntime/OrtSession": """public class OrtSession implements AutoCloseable {
         public static class SessionOptions {
-            public void setIntraOpNumThreads(int numThreads) throws OrtException {} }
+            public void setIntraOpNumThreads(int numThreads) throws OrtException {}
+            public void addConfigEntry(String configKey, String configValue)
+                throws OrtException {} }
         public static class Result implements AutoCloseable {
             public OnnxValue get(int index) { return null; }
             @Override public void close() {} }
@@ -337,10 +339,10 @@ def test_layout(tmp_path: Path) -> None:
     ]
     # What checks the app is not shipped in it.
     assert not [path for path in files if "main" in path and "golden" in path]
-    assert (
-        "onnxruntime-android"
-        in android.files(contents_of(tmp_path, "onnx"))["android/build.gradle.kts"].decode()
-    )
+    onnx = android.files(contents_of(tmp_path, "onnx"))
+    assert b"onnxruntime-android" in onnx["android/build.gradle.kts"]
+    (engine,) = (content for path, content in onnx.items() if path.endswith("/Engine.kt"))
+    assert b'addConfigEntry("session.x64quantprecision", "1")' in engine
     assert android.files(contents) == files
 
 

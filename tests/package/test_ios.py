@@ -222,7 +222,8 @@ STAND_INS = {
         public class ORTRunOptions {}
         public class ORTSessionOptions {
             public init() throws {}
-            public func setIntraOpNumThreads(_ intraOpNumThreads: Int32) throws {} }
+            public func setIntraOpNumThreads(_ intraOpNumThreads: Int32) throws {}
+            public func addConfigEntry(withKey key: String, value: String) throws {} }
         public class ORTValue {
             public init(tensorData: NSMutableData, elementType: ORTTensorElementDataType,
                 shape: [NSNumber]) throws {}
@@ -352,6 +353,8 @@ def test_layout(tmp_path: Path) -> None:
     assert not [path for path in files if "Sources" in path and "golden" in path.lower()]
     onnx = ios.files(contents_of(tmp_path, "onnx"))
     assert b"onnxruntime-swift-package-manager" in onnx["ios/Package.swift"]
+    (engine,) = (content for path, content in onnx.items() if path.endswith("/Engine.swift"))
+    assert b'addConfigEntry(withKey: "session.x64quantprecision", value: "1")' in engine
     assert not [path for path in onnx if path.endswith(".podspec")]
     assert ios.files(contents) == files
 

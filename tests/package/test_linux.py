@@ -24,12 +24,14 @@ import pytest
 from PIL import Image
 from tiny_models import CLASSES, SIZE, digest, mean_onnx, mean_tflite, quantized_onnx
 
+import edgekit.package
 from edgekit.data import picture
 from edgekit.data.scan import scan
 from edgekit.devices.place import cache_folder
 from edgekit.package import linux
 from edgekit.package.contents import Contents, Golden
 from edgekit.records import Artifact, Preprocess, Status, TensorInfo, Verdict, input_codes
+from edgekit.runner.onnx_runtime import exact_arithmetic
 from edgekit.runtimes.inspect import inspect_model
 from edgekit.target import load_target
 from edgekit.validate.measurements import (
@@ -250,13 +252,31 @@ def run(bundle: Path, program: str, *arguments: Path | str) -> subprocess.Comple
 
 def module_of(contents: Contents, folder: Path) -> ModuleType:
     """Returns the shipped classifier.py, imported here."""
-    path = written(contents, folder) / "linux" / "python" / "classifier.py"
-    spec = importlib.util.spec_from_file_location("shipped_classifier", path)
+    return imported(written(contents, folder) / "linux" / "python" / "classifier.py")
+
+
+def imported(path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"shipped_{path.stem}", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.parametrize("flags", ["avx2 sha_ni", "avx2 avx512_vnni", "avx_vnni", "avx512_vnni2"])
+def test_its_onnx_arithmetic_is_the_one_that_was_judged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str
+) -> None:
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(f"flags\t\t: fpu {flags} sse2\n")
+    verify = imported(Path(edgekit.package.__file__).parent / "templates" / "verify.py")
+    classifier = module_of(made(tmp_path), tmp_path)
+    for module, has_vnni in ((verify, verify.has_vnni), (classifier, classifier._has_vnni)):
+        monkeypatch.setattr(module, "Path", lambda _path: cpuinfo)
+        assert exact_arithmetic(cpuinfo)[1] == ("0" if has_vnni() else "1")
+        monkeypatch.setattr(module, "Path", lambda _path: tmp_path / "none")
+        assert not has_vnni()
 
 
 @pytest.mark.parametrize("kind", MODELS)

@@ -19,6 +19,8 @@ internal class Engine(model: ByteBuffer, private val contract: Contract, threads
     init {
         val options = OrtSession.SessionOptions()
         options.setIntraOpNumThreads(threads)
+        // Without it, emulators on x86 without VNNI multiply in 16 bits, which overflow.
+        options.addConfigEntry("session.x64quantprecision", "1")
         session = environment.createSession(model, options)
         inputName = session.inputNames.first()
     }

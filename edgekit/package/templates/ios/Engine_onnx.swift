@@ -16,6 +16,8 @@ public final class Engine: ModelRunner {
         environment = try ORTEnv(loggingLevel: .warning)
         let options = try ORTSessionOptions()
         try options.setIntraOpNumThreads(Int32(threads))
+        // Without it, simulators on x86 without VNNI multiply in 16 bits, which overflow.
+        try options.addConfigEntry(withKey: "session.x64quantprecision", value: "1")
         session = try ORTSession(env: environment, modelPath: model.path, sessionOptions: options)
         guard let input = try session.inputNames().first,
             let output = try session.outputNames().first
