@@ -78,6 +78,13 @@ def _load_backbone(
             f"weights of MobileNetV2(alpha={alpha}, include_top=False)",
             "give the file that belongs to this alpha, or set model.alpha to the file's",
         ) from error
+    for name, array in arrays_of(backbone).items():
+        if not np.isfinite(array).all():
+            raise SpecError(
+                f"model.weights = {weights!r}: {name} holds NaN or infinity",
+                "weights that are all finite",
+                "give a file of a training that did not diverge",
+            )
 
 
 def take_statistics(model: tf_keras.Model, images: npt.NDArray[np.float32]) -> None:

@@ -19,6 +19,11 @@ Progress = Callable[[int, int], None]
 Limits = tuple[float, float]
 METHODS: tuple[CalibrationMethod, ...] = get_args(CalibrationMethod)
 _HELD_OUT = 32
+# What was expected instead of NaN or infinity, and what to do.
+_FINITE = (
+    "a network whose every value is finite",
+    "look for NaN or infinity in the weights; a lower learning rate helps if training made them",
+)
 _BINS = 2048
 # Our own line, not a measured one: below it a handful of unusual pictures sets every range.
 _FEW = 32
@@ -117,8 +122,11 @@ def calibrate(
         method: One method for all tensors. Defaults to None, the best of all for each tensor.
 
     Raises:
-        TrainingError: If a tensor takes a value that is not finite.
+        TrainingError: If a weight is not finite, or a tensor takes a value that is not.
     """
+    for name, array in weights.items():
+        if not np.isfinite(array).all():  # ReLU6 would hide infinity
+            raise TrainingError(f"{name} is not finite", *_FINITE)
     calibrating, held_out = rows.calibration, rows.held_out
     passes = 1 if method == "min-max" else 2
     total = passes * len(calibrating) + (0 if method else len(held_out))
@@ -214,10 +222,7 @@ def _extremes(
         for node, values in zip(nodes, found, strict=True):
             if not np.isfinite(values).all():
                 raise TrainingError(
-                    f"{node.name} makes values that are not finite of training pictures",
-                    "a network whose every value is finite",
-                    "look for NaN or infinity in the weights; a lower learning rate helps if "
-                    "training made them",
+                    f"{node.name} makes values that are not finite of training pictures", *_FINITE
                 )
         seen[:, 0] = np.minimum(seen[:, 0], found[:, 0])
         seen[:, 1] = np.maximum(seen[:, 1], found[:, 1])

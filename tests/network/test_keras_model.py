@@ -94,6 +94,20 @@ def test_a_damaged_weight_file_is_refused(tmp_path: Path, content: bytes, suffix
     assert caught.value.exit_code == 2
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    starting_weights: Path, tmp_path: Path, value: float
+) -> None:
+    arrays = arrays_in(starting_weights)
+    arrays["block_5_depthwise_BN/moving_variance"][3] = value
+    path = tmp_path / "diverged.npz"
+    np.savez(path, allow_pickle=False, **arrays)
+    with pytest.raises(SpecError) as caught:
+        build(str(path))
+    assert "diverged.npz" in caught.value.received
+    assert "block_5_depthwise_BN/moving_variance holds NaN or infinity" in caught.value.received
+
+
 def test_a_cut_short_weight_file_is_refused(starting_weights: Path, tmp_path: Path) -> None:
     path = tmp_path / "short.npz"
     content = starting_weights.read_bytes()

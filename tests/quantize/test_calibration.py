@@ -208,17 +208,25 @@ def test_pictures_beyond_the_first_batch_count(trained: Trained, pictures: Untyp
     assert any(few[name].scale < 0.99 * span.scale for name, span in all_of_them.items())
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("block_5_project/kernel", np.nan, "block_5_project/kernel is not finite"),
+        ("block_5_project/kernel", np.inf, "block_5_project/kernel is not finite"),
+        ("block_5_expand/bias", np.inf, "block_5_expand/bias is not finite"),  # behind it is ReLU6
+        ("block_5_project/kernel", 3e38, "block_5_project makes values that are not finite"),
+    ],
+)
 def test_weights_that_are_not_finite_are_refused(
-    trained: Trained, pictures: Untyped, value: float
+    trained: Trained, pictures: Untyped, name: str, value: float, said: str
 ) -> None:
     weights = fold(NODES, trained.arrays)
-    kernel = weights["block_5_project/kernel"].copy()
-    kernel[0, 0, 0, 0] = value
-    with pytest.raises(TrainingError, match="block_5_project makes values that are not finite"):
+    array = weights[name].copy()
+    array.reshape(-1)[:8] = value
+    with pytest.raises(TrainingError, match=said):
         calibrate(
             NODES,
-            {**weights, "block_5_project/kernel": kernel},
+            {**weights, name: array},
             pictures[0],
             ROWS,
             lambda *_: None,
