@@ -236,7 +236,7 @@ def _compare_formats(
         largest_steps=float(apart.max().round(1)),
         layer_images=len(images),
         layers=compared,
-        departs=next((layer.layer for layer in compared if layer.largest_steps > 0), None),
+        departs=layers.first_departing(compared),
     )
 
 

@@ -71,6 +71,11 @@ def compare_layers(
     return tuple(found)
 
 
+def first_departing(compared: Sequence[LayerParity]) -> str | None:
+    """Returns the first layer of which the files have a value of another code, or None."""
+    return next((layer.layer for layer in compared if layer.largest_steps > 0), None)
+
+
 def litert_codes(
     nodes: Sequence[Node],
     path: Path,

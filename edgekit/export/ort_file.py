@@ -36,7 +36,10 @@ def convert(content: bytes) -> bytes:
 
     The graph is optimized as far as no processor is preferred ("extended": int8 is fused, nothing
     is laid out for one kind of vector unit), so the file fits phones too. onnxruntime optimizes it
-    no further when it loads it, so kernels are stored as uint8, exact on every processor.
+    no further when it loads it, and what it stores are the kernels of the processor it runs on: on
+    x86 uint8, exact everywhere; on Arm int8, which x86 without VNNI would multiply wrongly. The
+    latter follows from `avx2_precision_mode` in onnxruntime's graph_transformer_utils.cc; it was
+    not run there.
 
     Args:
         content: The ONNX file.

@@ -223,6 +223,7 @@ def show_latency(folder: Path) -> None:
     from edgekit.devices.measure import Pace, time_sessions
     from edgekit.devices.protocol import Subject
     from edgekit.records import Preprocess
+    from edgekit.runner.onnx_runtime import EXACT, exact_arithmetic
     from edgekit.runtimes.base import RUNTIME_OF_FORMAT
     from edgekit.store import file_digest
 
@@ -245,7 +246,8 @@ def show_latency(folder: Path) -> None:
         name: min(float(np.median(session.samples_ms)) for session in timing.sessions)
         for name, timing in zip(files, timings, strict=True)
     }
-    print(f"{height} px, one thread, median ms of the best session, on {processor()}{_int8_dots()}")
+    vnni = "without" if exact_arithmetic() == EXACT else "with"
+    print(f"{height} px, one thread, median ms of the best session, on {processor()} {vnni} VNNI")
     for name, value in ms.items():
         print(f"  {name:23}{value:8.3f}")
     pairs = [
@@ -257,14 +259,6 @@ def show_latency(folder: Path) -> None:
     for one, other in pairs:
         if other in ms:
             print(f"  {one} / {other}: {ms[one] / ms[other]:.2f}")
-
-
-def _int8_dots() -> str:
-    """Returns in words whether Linux says that this processor has VNNI, which int8 gains by."""
-    info = Path("/proc/cpuinfo")
-    flags = info.read_text().split() if info.is_file() else []
-    found = sorted({flag for flag in flags if flag in ("avx512_vnni", "avx_vnni")})
-    return f" with {' and '.join(found)}" if found else " without VNNI"
 
 
 def _spread(values: npt.NDArray[np.float64]) -> float:

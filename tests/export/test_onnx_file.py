@@ -181,8 +181,6 @@ def test_any_number_of_pictures_is_answered_as_one_at_a_time(
 ) -> None:
     import onnxruntime
 
-    from edgekit.runner.onnx_runtime import exact_arithmetic
-
     path = exported.folder / "model_int8_any_batch.onnx"
     onnx.checker.check_model(path, full_check=True)
     graph = onnx.load(path).graph

@@ -17,7 +17,7 @@ from edgekit.records import Preprocess, RangeTable
 pytest.importorskip("tensorflow")
 
 from edgekit.export import tflite
-from edgekit.export.layers import compare_layers, litert_codes, onnx_codes
+from edgekit.export.layers import compare_layers, first_departing, litert_codes, onnx_codes
 from edgekit.network import keras_model
 from edgekit.network.forward import run
 
@@ -171,10 +171,9 @@ def test_the_first_layer_of_another_range_departs(
     (tmp_path / "altered.tflite").write_bytes(content)
     onnx = exported.folder / "model_int8.onnx"
     pair = (tmp_path / "altered.tflite", exported.folder / "model_int8_int8_io.tflite")
-    found, honest = (
-        {layer.layer: layer for layer in compare_layers(NODES, path, onnx, pixels, contract)}
-        for path in pair
-    )
+    compared = [compare_layers(NODES, path, onnx, pixels, contract) for path in pair]
+    assert [first_departing(layers) for layers in compared] == [name, None]
+    found, honest = ({layer.layer: layer for layer in layers} for layers in compared)
     assert found[name].within_one < 0.9 * honest[name].within_one
     before = [node.name for node in NODES[: [node.name for node in NODES].index(name)]]
     assert all(found[layer].equal == honest[layer].equal for layer in before)
