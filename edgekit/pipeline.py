@@ -328,7 +328,7 @@ def _quantize(
     shared = recipe.train.model_dump(mode="json", include={"batch_size", "augment", "views"})
     params = {**spec.model_dump(mode="json"), **shared}
     inputs = {"data": dataset.digest, "train": float_model.digest}
-    tools = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "numpy")
+    tools = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
 
     def make(folder: Path) -> QuantizedModelRecord:
         load_tensorflow()
@@ -340,6 +340,7 @@ def _quantize(
         plan = Plan(
             qat_epochs=spec.qat_epochs,
             qat_learning_rate=spec.qat_learning_rate,
+            qat_patience=spec.qat_patience,
             temperature=spec.temperature,
             calibration_images=spec.calibration_images,
             calibration=None if spec.calibration == "auto" else spec.calibration,

@@ -282,6 +282,13 @@ class QuantizeSpec(Spec):
         le=1,
         description="Learning rate of quantization-aware training; falls to zero along a cosine.",
     )
+    qat_patience: int = Field(
+        default=5,
+        ge=1,
+        le=1000,
+        description="Epochs without a lower validation loss of int8 after which it stops; the best "
+        "epoch ships in any case.",
+    )
     temperature: float = Field(
         default=2.0,
         gt=0,
@@ -316,8 +323,8 @@ class QuantizeSpec(Spec):
         ge=0,
         lt=100,
         description="Most top-1 accuracy that int8 may lose on the validation images, in "
-        "percentage points; where it loses more, as few layers as bring calibrated int8 there are "
-        "kept in float32, and training starts again behind them.",
+        "percentage points; where it loses more, layers are kept in float32, one more at a time, "
+        "until calibrated int8 does not, and training starts again behind them.",
         examples=[0.5],
     )
 

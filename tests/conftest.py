@@ -249,6 +249,7 @@ def quantize_plan() -> Untyped:
     return Plan(
         qat_epochs=2,
         qat_learning_rate=3e-4,
+        qat_patience=5,
         temperature=2.0,
         calibration_images=36,
         calibration=None,
@@ -265,16 +266,19 @@ def quantize_plan() -> Untyped:
 @pytest.fixture(scope="session")
 def quantize_it(
     trained: Trained, pictures: Untyped, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[Untyped], Quantized]:
-    """Returns a function that runs the quantize stage on the trained network with a plan."""
+) -> Callable[..., Quantized]:
+    """Returns a function that runs the quantize stage with a plan.
+
+    It takes the trained network and its pictures, unless it is given others.
+    """
     from edgekit.quantize.candidates import quantize_model
 
-    def run(plan: Untyped) -> Quantized:
+    def run(plan: Untyped, of: Trained = trained, splits: Untyped = pictures) -> Quantized:
         folder = tmp_path_factory.mktemp("quantize")
         record = quantize_model(
-            trained.record,
-            trained.arrays,
-            *pictures,
+            of.record,
+            of.arrays,
+            *splits,
             plan,
             folder,
             checkpoints=checkpoints(folder / "store"),

@@ -76,6 +76,7 @@ RANGES: list[tuple[str, Any, Any]] = [
     ("train.augment.contrast", -0.1, 1.1),
     ("quantize.qat_epochs", -1, 1001),
     ("quantize.qat_learning_rate", 0, 1.1),
+    ("quantize.qat_patience", 0, 1001),
     ("quantize.temperature", 0, 101),
     ("quantize.calibration_images", 0, 100_001),
     ("quantize.max_drop", -0.1, 100),

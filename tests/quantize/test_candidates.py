@@ -7,20 +7,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_models import opened
-from tiny_network import ALPHA, SIZE_PX, Quantized, Trained, Untyped, arrays_in, checkpoints, shelf
+from tiny_network import (
+    ALPHA,
+    Network,
+    Quantized,
+    Trained,
+    Untyped,
+    arrays_in,
+    checkpoints,
+    coloured,
+    shelf,
+)
 
 from edgekit.errors import SpecError
-from edgekit.network.graph import INPUT, fold, mobilenet_v2, weighted
+from edgekit.network.graph import INPUT, Node, fold, mobilenet_v2, weighted
 from edgekit.network.ranges import keeping_float
+from edgekit.records import Preprocess
 
 pytest.importorskip("tensorflow")
 
 from edgekit.export import tflite
 from edgekit.fitting.augment import Augmentation
 from edgekit.fitting.loop import cross_entropy
-from edgekit.fitting.pictures import compiled
+from edgekit.fitting.pictures import Pictures, compiled
+from edgekit.network import keras_model
 from edgekit.network.forward import logits_function
-from edgekit.quantize.candidates import cosine, quantize_model
+from edgekit.quantize.candidates import choice, cosine, quantize_model
 
 NODES = mobilenet_v2(ALPHA)
 WEIGHTED = [node.name for node in weighted(NODES)]
@@ -33,7 +45,7 @@ def test_the_unfrozen_layers_are_trained_and_the_others_calibrated(
     assert (ptq.name, qat.name) == ("ptq", "qat")
     for candidate in (ptq, qat):
         assert [layer.layer for layer in candidate.layers] == WEIGHTED
-    by_training = [layer.layer for layer in qat.layers if layer.how == "qat"]
+    by_training = [layer.layer for layer in qat_layers(quantized)]
     assert by_training == list(trained.record.unfrozen_layers) == WEIGHTED[-3:]
     assert {layer.how for layer in ptq.layers} == {"calibrated"}
     for layer in (*ptq.layers, *qat.layers):
@@ -72,6 +84,23 @@ def test_only_the_tail_has_trained_ranges(quantized: Quantized) -> None:
     assert any(qat[name] != ptq[name] for name in tail)
 
 
+def file_logits(
+    quantized: Quantized, name: str, nodes: tuple[Node, ...], pictures: Untyped, folder: Path
+) -> Untyped:
+    """Returns what the TFLite file of a candidate answers on LiteRT, float32 (n, classes)."""
+    (_, height, width, _) = pictures.images.shape
+    file = folder / "model.tflite"
+    file.write_bytes(
+        tflite.convert(
+            nodes, quantized.weights(name), quantized.table(name), variant="int8", io="float32",
+            size_px=(height, width),
+        )
+    )  # fmt: skip
+    model = opened(file, "litert", 1)
+    images = pictures.normalize(pictures.images.astype(np.float32))
+    return np.array([model.run(image[None]) for image in images])
+
+
 @pytest.mark.parametrize("name", ["ptq", "qat"])
 def test_the_record_is_of_the_answers_of_the_file(
     quantized: Quantized, pictures: Untyped, tmp_path: Path, name: str
@@ -79,15 +108,7 @@ def test_the_record_is_of_the_answers_of_the_file(
     (record,) = (c for c in quantized.record.candidates if c.name == name)
     validation = pictures[1]
     weights, table = quantized.weights(name), quantized.table(name)
-    file = tmp_path / "model.tflite"
-    file.write_bytes(
-        tflite.convert(
-            NODES, weights, table, variant="int8", io="float32", size_px=(SIZE_PX, SIZE_PX)
-        )
-    )
-    model = opened(file, "litert", 1)
-    images = validation.normalize(validation.images.astype(np.float32))
-    logits = np.array([model.run(image[None]) for image in images])
+    logits = file_logits(quantized, name, NODES, validation, tmp_path)
     assert record.validation_loss == pytest.approx(cross_entropy(logits, validation.labels), 1e-6)
     assert record.validation_accuracy == (logits.argmax(1) == validation.labels).mean()
     reference = compiled(
@@ -153,6 +174,47 @@ def test_one_grid_for_a_whole_kernel_is_simulated_as_such(
     assert whole.table("ptq").activations == quantized.table("ptq").activations
     ptq, coarse = quantized.record.candidates[0], whole.record.candidates[0]
     assert coarse.validation_loss != ptq.validation_loss
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("alpha", "size_px", "cut"),
+    [
+        (0.35, 224, "Conv1"),
+        (0.5, 128, "logits"),
+        (0.75, 192, "block_13_expand"),
+        (1.0, 160, "block_6_depthwise"),
+        (1.3, 96, "block_16_project"),
+        (1.4, 96, "Conv1"),
+    ],
+)
+def test_every_width_size_and_cut_trains_and_ships(
+    quantize_it: Callable[..., Quantized], quantize_plan: Untyped, trained: Trained,
+    network: Network, tmp_path: Path, alpha: float, size_px: int, cut: str,
+) -> None:  # fmt: skip
+    nodes = mobilenet_v2(alpha)
+    names = [node.name for node in weighted(nodes)]
+    unfrozen = tuple(names[names.index(cut) :])
+    record = trained.record.model_copy(
+        update={"alpha": alpha, "input_size_px": size_px, "cut": cut, "unfrozen_layers": unfrozen}
+    )
+    contract = Preprocess(height_px=size_px, width_px=size_px)
+    splits = [Pictures(*coloured(n, n, size_px), contract) for n in (24, 12)]
+    plan = replace(quantize_plan, qat_epochs=1, calibration_images=12, calibration="min-max")
+    arrays = keras_model.arrays_of(network(alpha, size_px))
+    made = quantize_it(plan, replace(trained, record=record, arrays=arrays), splits)
+    for candidate in made.record.candidates:
+        logits = file_logits(made, candidate.name, nodes, splits[1], tmp_path)
+        loss = cross_entropy(logits, splits[1].labels)
+        assert candidate.validation_loss == pytest.approx(loss, rel=1e-6)
+    ptq, qat = made.weights("ptq"), made.weights("qat")
+    moved = {name.partition("/")[0] for name in qat if not np.array_equal(qat[name], ptq[name])}
+    assert moved == set(unfrozen)
+    assert [layer.layer for layer in qat_layers(made)] == list(unfrozen)
+
+
+def qat_layers(quantized: Quantized) -> Untyped:
+    return [layer for layer in quantized.record.candidates[1].layers if layer.how == "qat"]
 
 
 @pytest.mark.slow
@@ -250,6 +312,36 @@ def test_training_starts_again_behind_the_layers_that_are_kept(
         ours, theirs = asked.weights(name), by_name.weights(name)
         assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
         assert asked.table(name) == by_name.table(name)
+
+
+@pytest.mark.parametrize(
+    ("drops", "max_drop", "ships"),
+    [
+        ((3.0, 3.0), None, "qat"),
+        ((0.4, 3.0), None, "qat"),
+        ((0.4, 0.3), 0.5, "qat"),
+        ((0.5, 0.6), 0.5, "ptq"),
+        ((0.6, 0.5), 0.5, "qat"),
+        ((-1.0, 0.1), 0.0, "ptq"),
+        ((0.6, 3.0), 0.5, "qat"),
+    ],
+)
+def test_a_candidate_that_keeps_to_the_drop_ships_before_one_of_a_lower_loss(
+    drops: tuple[float, float], max_drop: float | None, ships: str
+) -> None:
+    ptq, qat = drops
+    assert choice({"ptq": 0.7, "qat": 0.6}, {"ptq": ptq, "qat": qat}, max_drop) == ships
+
+
+@pytest.mark.slow
+def test_training_stops_when_the_loss_of_int8_stops_falling(
+    quantize_it: Callable[..., Quantized], quantize_plan: Untyped
+) -> None:
+    plan = replace(quantize_plan, qat_epochs=4, qat_learning_rate=1.0, qat_patience=1)
+    _, qat = quantize_it(plan).record.candidates
+    losses = [epoch.validation_loss for epoch in qat.epochs]
+    assert len(losses) < 4
+    assert losses[-1] >= losses[-2]
 
 
 def test_the_learning_rate_falls_along_a_cosine() -> None:
