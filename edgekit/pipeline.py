@@ -49,7 +49,7 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-_CODE = {"data": 2, "train": 5, "quantize": 10, "export": 6, "validate": 4}
+_CODE = {"data": 2, "train": 5, "quantize": 11, "export": 6, "validate": 4}
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
 

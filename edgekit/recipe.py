@@ -273,9 +273,10 @@ class QuantizeSpec(Spec):
         description="Epochs of quantization-aware training; 0 quantizes after training only.",
     )
     # Validation loss of int8 (clothing pictures, alpha 0.35, 96 px, seeds 1 and 3), averaged as
-    # `quantize.candidates` does: 0.6352, 0.6189 at 1e-4; 0.6196, 0.6073 at 3e-4; 0.5949, 0.5400 at
-    # 6e-4; 0.5636, 0.4736 at 1e-3, with test and validation top-1 as at 6e-4; and 1.5409 (seed 3),
-    # so no more than post-training int8 ships, at 2e-3.
+    # `quantize.candidates` does, but with the start in the mean: 0.6352, 0.6189 at 1e-4; 0.6196,
+    # 0.6073 at 3e-4; 0.5949, 0.5400 at 6e-4 (without the start: 0.5948, 0.5333); 0.5636, 0.4736 at
+    # 1e-3, with test and validation top-1 as at 6e-4; and 1.5409 (seed 3), so no more than
+    # post-training int8 ships, at 2e-3.
     qat_learning_rate: float = Field(
         default=6e-4,
         gt=0,

@@ -117,6 +117,9 @@ class DatasetRecord(Record):
 class EpochRecord(Record):
     """One epoch of training: mean losses (natural log) and top-1 accuracies from 0 to 1.
 
+    Where the mean of the weights is validated (see `fitting.loop.fit`), what concerns training is
+    of the weights themselves.
+
     `seconds` is the epoch with its validation but without the frozen part (see `PrefixRecord`),
     `images_per_second` the unfrozen part's training alone.
     """

@@ -116,9 +116,10 @@ def fit(
         set_clock: Called before each epoch with a number from which the tail may count its steps,
             no step of the whole run twice, for a tail that draws random numbers. Defaults to None:
             it draws none.
-        averaging: Decay a step of the exponential mean of the trained variables, from 0 to 1.
-            Unless it is 0, the mean stands in for them in validation and is what is left in place.
-            Defaults to 0.
+        averaging: Decay a step of the exponential mean of the trained variables, from 0 to 1. Only
+            what steps made of them counts, not what they were before the first: the correction of
+            Adam's moments (Kingma, Ba, arXiv:1412.6980, section 3). Unless it is 0, the mean stands
+            in for them in validation and is what is left in place. Defaults to 0.
 
     Raises:
         TrainingError: If the loss stops being finite.
@@ -197,8 +198,10 @@ class _State:
 
     def average(self) -> None:
         """Moves the averages towards the trained variables by one step; traced."""
+        power = tf.pow(self._averaging, tf.cast(self.steps, tf.float32))
+        decay = (self._averaging - power) / (1 - power)
         for average, variable in self._averages:
-            average.assign_add((1 - self._averaging) * (variable - average))
+            average.assign_add((1 - decay) * (variable - average))
 
     def swap_averages(self) -> None:
         """Exchanges the trained variables and their averages, if any are kept."""

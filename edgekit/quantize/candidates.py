@@ -53,7 +53,8 @@ Logits = npt.NDArray[np.float32]
 _TEACHER = "teacher"
 # Decay a step of the mean of the trained variables that is validated and ships; about the last 100
 # steps. Validation loss without and with it, as in `recipe` at qat_learning_rate: 0.6299 and
-# 0.6196 (3e-4, seed 1), 0.6100 and 0.6073 (3e-4, seed 3), 0.4939 and 0.4736 (1e-3, seed 3).
+# 0.6196 (3e-4, seed 1), 0.6100 and 0.6073 (3e-4, seed 3), 0.4939 and 0.4736 (1e-3, seed 3), with
+# the start still in the mean.
 _AVERAGING = 0.99
 
 

@@ -463,16 +463,22 @@ def test_batches_are_the_same_however_many_go_into_one_call(
 
 
 def by_keras(
-    run: Run, rates: Sequence[float], optimizer: Untyped, averaging: float = 0.0
+    run: Run,
+    rates: Sequence[float],
+    optimizer: Untyped,
+    averaging: float = 0.0,
+    start: float = 0.0,
 ) -> tuple[list[npt.NDArray[np.float32]], npt.NDArray[np.float64]]:
     """Returns the variables after the run's batches, and (steps, variables) gradient norms.
 
-    With `averaging`, of the variables the exponential means with this decay.
+    With `averaging`, of the variables the exponential means with this decay over the steps; where
+    they were before the first one has `start` of the weight that it has without correction.
     """
     tail = linear()
-    means = [variable.numpy().astype(np.float64) for variable in tail.variables]
     batches = run.train.batches(run.batch_size)
     norms = []
+    seen = [[variable.numpy().astype(np.float64) for variable in tail.variables]]
+    weights = [start * averaging ** len(batches)]
     for step, (images, labels) in enumerate(batches):
         with tf.GradientTape() as tape:
             loss = mean_cross_entropy(None, labels, tail([images], training=True))
@@ -480,10 +486,9 @@ def by_keras(
         optimizer.learning_rate = rates[step * len(rates) // len(batches)]
         optimizer.apply_gradients(zip(gradients, tail.trainable_variables, strict=True))
         norms.append([float(np.linalg.norm(gradient)) for gradient in gradients])
-        means = [
-            averaging * mean + (1 - averaging) * variable.numpy()
-            for mean, variable in zip(means, tail.variables, strict=True)
-        ]
+        weights.append((1 - averaging) * averaging ** (len(batches) - 1 - step))
+        seen.append([variable.numpy().astype(np.float64) for variable in tail.variables])
+    means = [np.average(values, 0, weights) for values in zip(*seen, strict=True)]
     return [mean.astype(np.float32) for mean in means], np.array(norms)
 
 
@@ -511,26 +516,29 @@ def test_the_steps_are_those_of_adam(tmp_path: Path) -> None:
     assert result.gradient_norms != pytest.approx(np.sqrt(np.square(norms[:9]).mean(0)), rel=1e-5)
 
 
-def test_the_mean_of_the_variables_is_validated_and_left(tmp_path: Path) -> None:
+@pytest.mark.parametrize("averaging", [0.5, 0.99])
+def test_the_mean_of_the_variables_is_validated_and_left(tmp_path: Path, averaging: float) -> None:
     adam = pytest.importorskip("tf_keras").optimizers.Adam
     run, rates = Run(tmp_path, batch_size=4), [0.05, 0.01]
-    result = run.go(rates, averaging=0.8)
+    result = run.go(rates, averaging=averaging)
     assert result.best_epoch == 1
 
     def off(variables: list[npt.NDArray[np.float32]]) -> float:
         pairs = zip(run.tail.variables, variables, strict=True)
         return max(float(np.abs(mine.numpy() - theirs).max()) for mine, theirs in pairs)
 
-    assert off(by_keras(run, rates, adam(), averaging=0.8)[0]) <= 1e-5
+    assert off(by_keras(run, rates, adam(), averaging)[0]) <= 1e-5
     assert run.validation_loss() == pytest.approx(result.epochs[1].validation_loss, rel=1e-6)
     # Training goes on from the variables themselves.
     assert max(
         float(np.abs(mine - theirs).max())
         for mine, theirs in zip(run.variables[-1], by_keras(run, rates, adam())[0], strict=True)
     ) <= 1e-5  # fmt: skip
-    # Twins: the variables themselves, and another decay.
+    # Twins: the variables themselves, another decay, and of 20 steps a mean with their start in it.
     assert off(by_keras(run, rates, adam())[0]) > 1e-3
-    assert off(by_keras(run, rates, adam(), averaging=0.7)[0]) > 1e-3
+    assert off(by_keras(run, rates, adam(), averaging - 0.3)[0]) > 1e-3
+    if averaging > 0.9:
+        assert off(by_keras(run, rates, adam(), averaging, start=1)[0]) > 1e-2
 
 
 def test_of_a_single_batch_the_norms_are_those_of_its_gradient(tmp_path: Path) -> None:
