@@ -25,6 +25,7 @@ from edgekit.records import (
     ValidationRecord,
     Verdict,
 )
+from edgekit.runtimes.base import RUNTIME_OF_FORMAT
 from edgekit.target import Target
 from edgekit.validate.accuracy import (
     measure_accuracy,
@@ -160,7 +161,7 @@ def judge(
         if is_host(target):
             timing, float_timing = (
                 timings[a.sha256, target.runtime.threads, measuring_of(target, measuring)]
-                for a in (artifact, _float_of(artifact, exported))
+                for a in (artifact, float_of(artifact, exported))
             )
             accuracy = answered[artifact.sha256].accuracy
             measured = measured_here(target, accuracy, drops[artifact.sha256], timing)
@@ -339,7 +340,7 @@ def _on_device(
 ) -> tuple[DeviceEvaluation, tuple[str, ...]]:
     """Measures a target's file on the target's device, and beside it its float32 file."""
     artifact = artifact_for(target, exported)
-    other, runtime = _float_of(artifact, exported), target.runtime
+    other, runtime = float_of(artifact, exported), target.runtime
     subjects = [
         subject_of(a, folder, images, exported.preprocess, runtime.threads, runtime.delegate)
         for a in ((artifact,) if other is artifact else (artifact, other))
@@ -358,7 +359,7 @@ def _time(
 ) -> dict[Timed, measure.Timing]:
     """Times every file that ships on one thread, and each host target's on its own threads.
 
-    Where that is an int8 file, the float32 file of its format is timed as well. A target's protocol
+    Where that is an int8 file, its runtime's float32 file is timed as well. A target's protocol
     holds for what is timed for it.
     """
     wanted: dict[Timed, Artifact] = {
@@ -369,7 +370,7 @@ def _time(
     for target in targets:
         if is_host(target):
             artifact, own = artifact_for(target, exported), measuring_of(target, measuring)
-            for timed in (artifact, _float_of(artifact, exported)):
+            for timed in (artifact, float_of(artifact, exported)):
                 wanted[timed.sha256, target.runtime.threads, own] = timed
     subjects = {
         key: subject_of(artifact, folder, images, exported.preprocess, key[1])
@@ -382,12 +383,13 @@ def _summary(timing: measure.Timing, percentile: int) -> Latency:
     return summarize(timing.sessions, percentile, this_machine(), timing.runtime)
 
 
-def _float_of(artifact: Artifact, exported: ExportRecord) -> Artifact:
-    """Returns the float32 file of an int8 file's format; any other file itself."""
+def float_of(artifact: Artifact, exported: ExportRecord) -> Artifact:
+    """Returns the float32 file that an int8 file's runtime runs; any other file itself."""
     if artifact.variant != "int8":
         return artifact
-    same = (a for a in exported.artifacts if (a.format, a.variant) == (artifact.format, "float32"))
-    return next(same, artifact)
+    runtime = RUNTIME_OF_FORMAT[artifact.format]
+    others = (a for a in exported.artifacts if a.variant == "float32")
+    return next((a for a in others if RUNTIME_OF_FORMAT[a.format] == runtime), artifact)
 
 
 def _notes(timing: measure.Timing, float_timing: measure.Timing | None = None) -> tuple[str, ...]:

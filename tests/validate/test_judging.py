@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_models import SIZE, colour_images, digest, mean_tflite
+from tiny_network import Exported
 
 from edgekit.devices.local import this_machine
 from edgekit.devices.measure import Pace, Timing
@@ -24,6 +25,7 @@ from edgekit.runtimes.inspect import inspect_model
 from edgekit.target import Target
 from edgekit.validate.judging import (
     checks_of,
+    float_of,
     judge,
     slower_than_float,
     unasked_estimates,
@@ -174,6 +176,13 @@ def test_int8_that_is_slower_in_every_session_is_said() -> None:
     # Twins: one session as fast as the slowest of the float file, or faster throughout.
     assert slower_than_float(timing_of(3.0, 2.2, 2.6), timing_of(2.0, 2.2, 1.9)) is None
     assert slower_than_float(timing_of(2.0, 2.2, 1.9), timing_of(3.0, 2.4, 2.6)) is None
+
+
+def test_int8_is_timed_against_the_float32_file_of_its_runtime(exported: Exported) -> None:
+    found = {a.path: float_of(a, exported.record).path for a in exported.record.artifacts}
+    assert found["model_int8_int8_io.tflite"] == "model_float32.tflite"
+    assert found["model_int8.onnx"] == found["model_int8.ort"] == "model_float32.onnx"
+    assert found["model_float16.tflite"] == "model_float16.tflite"
 
 
 def test_a_device_out_of_reach_is_unmeasured_even_if_only_size_is_asked(
