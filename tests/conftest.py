@@ -77,6 +77,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # A shell's background jobs ignore Ctrl-C, and so would every program that a test interrupts.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Under nohup a hangup is ignored, by the programs that stand for a phone's, too. Programs that
+    # are started do not inherit a handler.
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda _number, _frame: None)
     config.addinivalue_line("markers", f"{PROVES}(what, how): a row of the README's support table")
     config.addinivalue_line("markers", "slow: seconds to a minute; only with -m slow, as in CI")
     path = config.getoption("--support-table")

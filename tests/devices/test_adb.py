@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from adb_device import Phone, Server, adb_server, installed
+from processes import alive, eventually
 
 from edgekit.devices import adb
 from edgekit.devices.adb import benchmark, find
@@ -100,20 +101,6 @@ def run(place: adb.Phone, folder: Path, script: str, **more: Any) -> Sequence[st
 
 def python_of(phone: Phone) -> str:
     return str(phone.bin / "python3")
-
-
-def eventually(fact: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 10
-    while not fact() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return fact()
-
-
-def alive(pid: int) -> bool:
-    with suppress(ProcessLookupError):
-        os.kill(pid, 0)
-        return True
-    return False
 
 
 def running(words: str) -> bool:

@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import alive, eventually
 from ssh_server import Server, free_port, new_key, program, serving
 
 from edgekit.devices.exchange import exchange
@@ -55,21 +56,6 @@ def _tidy(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def gone(server: Server) -> bool:
     return eventually(lambda: server.left() == [])
-
-
-def eventually(true: Callable[[], bool], seconds: float = 15) -> bool:
-    deadline = time.monotonic() + seconds
-    while not true() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return true()
-
-
-def alive(number: int) -> bool:
-    """Returns whether a process runs; a dead one that nobody has waited for does not."""
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 @contextlib.contextmanager
