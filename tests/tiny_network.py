@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+from tiny_models import opened
 
 from edgekit.network.ranges import read
 from edgekit.records import (
@@ -84,6 +85,23 @@ def coloured(
     for image, label in zip(images, labels, strict=True):
         image[..., 2 - label] += 120
     return images, labels
+
+
+def int8_file_logits(
+    nodes: Untyped, weights: Arrays, table: RangeTable, pictures: Untyped, folder: Path
+) -> npt.NDArray[np.float32]:
+    """Returns what a TFLite int8 file of a network answers on LiteRT, float32 (n, classes)."""
+    from edgekit.export import tflite
+
+    (_, height, width, _) = pictures.images.shape
+    file = folder / "model.tflite"
+    size_px = (height, width)
+    file.write_bytes(
+        tflite.convert(nodes, weights, table, variant="int8", io="float32", size_px=size_px)
+    )
+    model = opened(file, "litert", 1)
+    images = pictures.normalize(pictures.images.astype(np.float32))
+    return np.array([model.run(image[None]) for image in images], np.float32)
 
 
 def shelf(

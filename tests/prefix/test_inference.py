@@ -1,12 +1,12 @@
 """What runs in int8 beside training makes the codes of the file that ships."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from tiny_models import opened
-from tiny_network import ALPHA, SIZE_PX, Exported, Untyped, altered
+from tiny_network import ALPHA, SIZE_PX, Exported, Untyped, altered, int8_file_logits
 
 from edgekit.network.graph import INPUT, LOGITS, boundary, mobilenet_v2, split, weighted
 from edgekit.network.ranges import from_limits, table_of
@@ -14,7 +14,6 @@ from edgekit.records import Preprocess, RangeTable
 
 pytest.importorskip("tensorflow")
 
-from edgekit.export import tflite
 from edgekit.export.layers import litert_codes
 from edgekit.prefix.inference import Inference
 
@@ -65,16 +64,10 @@ def test_a_tensor_that_is_always_zero_is_no_reason_to_refuse_the_file(
     narrow = altered(sources.int8.table, spans)
     table = table_of(NODES, weights, narrow.activations, "channel")
     inputs = {INPUT: (SIZE_PX, SIZE_PX, 3)}
-    images = pictures[1].normalize(np.array(pictures[1].images[:5]).astype(np.float32))
+    few = replace(pictures[1], images=np.array(pictures[1].images[:5]))
+    images = few.normalize(few.images.astype(np.float32))
     (answers,) = Inference(NODES, weights, inputs, (LOGITS,), table)([images])
-    file = tmp_path / "model.tflite"
-    file.write_bytes(
-        tflite.convert(
-            NODES, weights, table, variant="int8", io="float32", size_px=(SIZE_PX, SIZE_PX)
-        )
-    )
-    model = opened(file, "litert", 1)
-    real = np.array([model.run(image[None]) for image in images])
+    real = int8_file_logits(NODES, weights, table, few, tmp_path)
     assert np.array_equal(real.astype(np.float16), answers.reshape(real.shape))
     # Twin: as calibration leaves the range of such a tensor.
     with pytest.raises(RuntimeError, match="failed to prepare"):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_models import opened
 from tiny_network import (
     ALPHA,
     Network,
@@ -16,17 +15,17 @@ from tiny_network import (
     arrays_in,
     checkpoints,
     coloured,
+    int8_file_logits,
     shelf,
 )
 
 from edgekit.errors import SpecError
-from edgekit.network.graph import INPUT, Node, fold, mobilenet_v2, weighted
+from edgekit.network.graph import INPUT, fold, mobilenet_v2, weighted
 from edgekit.network.ranges import keeping_float
 from edgekit.records import Preprocess
 
 pytest.importorskip("tensorflow")
 
-from edgekit.export import tflite
 from edgekit.fitting.augment import Augmentation
 from edgekit.fitting.loop import cross_entropy
 from edgekit.fitting.pictures import Pictures, compiled
@@ -84,23 +83,6 @@ def test_only_the_tail_has_trained_ranges(quantized: Quantized) -> None:
     assert any(qat[name] != ptq[name] for name in tail)
 
 
-def file_logits(
-    quantized: Quantized, name: str, nodes: tuple[Node, ...], pictures: Untyped, folder: Path
-) -> Untyped:
-    """Returns what the TFLite file of a candidate answers on LiteRT, float32 (n, classes)."""
-    (_, height, width, _) = pictures.images.shape
-    file = folder / "model.tflite"
-    file.write_bytes(
-        tflite.convert(
-            nodes, quantized.weights(name), quantized.table(name), variant="int8", io="float32",
-            size_px=(height, width),
-        )
-    )  # fmt: skip
-    model = opened(file, "litert", 1)
-    images = pictures.normalize(pictures.images.astype(np.float32))
-    return np.array([model.run(image[None]) for image in images])
-
-
 @pytest.mark.parametrize("name", ["ptq", "qat"])
 def test_the_record_is_of_the_answers_of_the_file(
     quantized: Quantized, pictures: Untyped, tmp_path: Path, name: str
@@ -108,7 +90,7 @@ def test_the_record_is_of_the_answers_of_the_file(
     (record,) = (c for c in quantized.record.candidates if c.name == name)
     validation = pictures[1]
     weights, table = quantized.weights(name), quantized.table(name)
-    logits = file_logits(quantized, name, NODES, validation, tmp_path)
+    logits = int8_file_logits(NODES, weights, table, validation, tmp_path)
     assert record.validation_loss == pytest.approx(cross_entropy(logits, validation.labels), 1e-6)
     assert record.validation_accuracy == (logits.argmax(1) == validation.labels).mean()
     reference = compiled(
@@ -204,7 +186,8 @@ def test_every_width_size_and_cut_trains_and_ships(
     arrays = keras_model.arrays_of(network(alpha, size_px))
     made = quantize_it(plan, replace(trained, record=record, arrays=arrays), splits)
     for candidate in made.record.candidates:
-        logits = file_logits(made, candidate.name, nodes, splits[1], tmp_path)
+        weights, table = made.weights(candidate.name), made.table(candidate.name)
+        logits = int8_file_logits(nodes, weights, table, splits[1], tmp_path)
         loss = cross_entropy(logits, splits[1].labels)
         assert candidate.validation_loss == pytest.approx(loss, rel=1e-6)
     ptq, qat = made.weights("ptq"), made.weights("qat")
