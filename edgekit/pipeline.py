@@ -46,10 +46,11 @@ PACKAGES = (
     "tf2onnx",
     "onnxruntime",
     "ai-edge-litert",
+    "opencv-python-headless",
     "numpy",
     "pillow",
 )
-_CODE = {"data": 2, "train": 5, "quantize": 11, "export": 6, "validate": 4}
+_CODE = {"data": 2, "train": 6, "quantize": 12, "export": 6, "validate": 4}
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
 
@@ -238,7 +239,7 @@ def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelReco
     }
     weights_sha256 = file_digest(weights) if weights else None
     inputs = {"data": dataset.digest, "weights": weights_sha256 or "none"}
-    tools = ("tensorflow", "tf_keras", "ai-edge-litert", "numpy")
+    tools = ("tensorflow", "tf_keras", "ai-edge-litert", "opencv-python-headless", "numpy")
 
     def make(folder: Path) -> FloatModelRecord:
         load_tensorflow()
@@ -253,27 +254,25 @@ def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelReco
             batch_size=spec.batch_size,
             head_epochs=spec.head_epochs,
             head_learning_rate=spec.head_learning_rate,
-            phase_epochs=spec.phase_epochs,
-            unfreeze_learning_rate=spec.unfreeze_learning_rate,
-            learning_rate_decay=spec.learning_rate_decay,
+            trial_epochs=spec.trial_epochs,
+            epochs=spec.epochs,
+            min_steps=spec.min_steps,
+            learning_rate=spec.learning_rate,
+            warmup_steps=spec.warmup_steps,
             granularity=spec.granularity,
             strategy=spec.strategy,
             unfreeze_from=spec.unfreeze_from,
             unfreeze_until=spec.unfreeze_until,
-            epoch_patience=spec.epoch_patience,
-            min_delta=spec.min_delta,
             patience=spec.patience,
             label_smoothing=spec.label_smoothing,
             augmentation=_augmentation(spec),
-            head_views=spec.head_views,
             views=spec.views,
             seed=recipe.seed,
         )
         key = StageKey("train", _CODE["train"], params, inputs, tools, recipe.seed)
 
-        def epoch_done(cut: str, epoch: int, record: EpochRecord) -> None:
-            total = spec.head_epochs if cut == "head" else spec.phase_epochs
-            state.telling.progress(f"training from {cut}{_curve(record)}", epoch + 1, total)
+        def epoch_done(what: str, epoch: int, epochs: int, record: EpochRecord) -> None:
+            state.telling.progress(f"training {what}{_curve(record)}", epoch + 1, epochs)
 
         trained = train(
             Pictures.load(dataset.folder, "train", contract),
@@ -326,9 +325,18 @@ def _quantize(
 ) -> Stored[QuantizedModelRecord]:
     recipe, spec = state.recipe, state.recipe.quantize
     shared = recipe.train.model_dump(mode="json", include={"batch_size", "augment", "views"})
-    params = {**spec.model_dump(mode="json"), **shared}
+    # In proportion to those of the final training.
+    least_steps = recipe.train.min_steps * spec.qat_epochs / recipe.train.epochs
+    params = {**spec.model_dump(mode="json"), **shared, "qat_min_steps": least_steps}
     inputs = {"data": dataset.digest, "train": float_model.digest}
-    tools = ("tensorflow", "tf_keras", "tensorflow-model-optimization", "ai-edge-litert", "numpy")
+    tools = (
+        "tensorflow",
+        "tf_keras",
+        "tensorflow-model-optimization",
+        "ai-edge-litert",
+        "opencv-python-headless",
+        "numpy",
+    )
 
     def make(folder: Path) -> QuantizedModelRecord:
         load_tensorflow()
@@ -339,6 +347,7 @@ def _quantize(
         contract = dataset.record.preprocess
         plan = Plan(
             qat_epochs=spec.qat_epochs,
+            qat_min_steps=least_steps,
             qat_learning_rate=spec.qat_learning_rate,
             qat_patience=spec.qat_patience,
             temperature=spec.temperature,
@@ -355,9 +364,9 @@ def _quantize(
 
         key = StageKey("quantize-epoch", _CODE["quantize"], params, inputs, tools, recipe.seed)
 
-        def epoch_done(epoch: int, record: EpochRecord) -> None:
+        def epoch_done(epoch: int, epochs: int, record: EpochRecord) -> None:
             label = f"quantization-aware training{_curve(record)}"
-            state.telling.progress(label, epoch + 1, spec.qat_epochs)
+            state.telling.progress(label, epoch + 1, epochs)
 
         return quantize_model(
             float_model.record,

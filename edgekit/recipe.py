@@ -142,38 +142,58 @@ class AugmentSpec(Spec):
 
 
 class TrainSpec(Spec):
-    """Head first, then progressive unfreezing from the output side."""
+    """Head first, then a comparison of cuts from the output side, then a training from the best."""
 
     batch_size: int = Field(default=32, ge=1, le=4096, description="Images per training step.")
     head_epochs: int = Field(
         default=12,
         ge=1,
         le=1000,
-        description="Most epochs of the first phase, in which only the new head trains.",
+        description="Epochs of the first phase, in which only the new head trains.",
     )
     head_learning_rate: float = Field(
-        default=1e-3, gt=0, le=1, description="Learning rate of the first phase."
+        default=1e-3, gt=0, le=1, description="Peak learning rate of the first phase."
     )
-    phase_epochs: int = Field(
-        default=4, ge=1, le=1000, description="Most epochs of each unfreezing phase."
+    trial_epochs: int = Field(
+        default=3,
+        ge=1,
+        le=1000,
+        description="Epochs of each cut in the comparison, over at most 1600 training images.",
     )
-    unfreeze_learning_rate: float = Field(
-        default=3e-4, gt=0, le=1, description="Learning rate of the first unfreezing phase."
+    epochs: int = Field(
+        default=12, ge=1, le=1000, description="Epochs of the final training from the best cut."
     )
-    learning_rate_decay: float = Field(
-        default=0.8,
+    min_steps: int = Field(
+        default=600,
+        ge=0,
+        le=1_000_000,
+        description="Fewest steps of the final training: where the images are few, its epochs are "
+        "raised to that, and those of the other phases in proportion.",
+    )
+    learning_rate: float = Field(
+        default=1e-3,
         gt=0,
         le=1,
-        description="Factor on the learning rate after each unfreezing phase.",
+        description="Peak learning rate of the comparison and the final training; falls to zero "
+        "along a cosine. Where it makes the network worse, a quarter of it is taken.",
     )
-    granularity: Literal["block", "layer"] = Field(
-        default="block", description="How much more each phase unfreezes."
+    warmup_steps: int = Field(
+        default=100,
+        ge=1,
+        le=1_000_000,
+        description="Steps in which the learning rate rises to its peak; at most a quarter of all.",
+    )
+    granularity: Literal["stage", "block", "layer"] = Field(
+        default="stage",
+        description="How much more each cut of the comparison unfreezes; a stage is all blocks of "
+        "one width.",
     )
     strategy: Literal["auto", "head", "progressive", "fixed"] = Field(
         default="auto",
-        description='How far to unfreeze: "head" trains the classifier alone, "progressive" block '
-        'after block as long as it helps, "fixed" from unfreeze_from on, "auto" decides behind '
-        "the first phase by its result and the number of images.",
+        description='How far to unfreeze: "head" trains the classifier alone, "progressive" '
+        "compares cuts from the output side by the validation images as long as that helps, "
+        '"auto" does so by cross-validation where these are too few, "fixed" trains from '
+        "unfreeze_from on.",
     )
     unfreeze_from: Annotated[int, Field(ge=0)] | NonEmpty | None = Field(
         default=None,
@@ -183,27 +203,16 @@ class TrainSpec(Spec):
     )
     unfreeze_until: Annotated[int, Field(ge=0)] | NonEmpty | None = Field(
         default=None,
-        description="Earliest layer that a search may unfreeze, as in unfreeze_from; without it "
-        "only the input ends the search.",
+        description="Earliest layer that a comparison may unfreeze, as in unfreeze_from; "
+        "block_6_expand without it.",
         examples=["block_11_expand"],
     )
-    epoch_patience: int = Field(
-        default=2,
-        ge=1,
-        le=1000,
-        description="Epochs without a better validation loss that end a phase.",
-    )
-    min_delta: float = Field(
-        default=0.002,
-        ge=0,
-        le=10,
-        description="Smallest drop of the validation loss (in nats) that counts as better.",
-    )
     patience: int = Field(
-        default=3,
+        default=1,
         ge=1,
         le=1000,
-        description="Phases without a better validation loss that end the search.",
+        description="Cuts in a row without a lower validation loss, beyond its standard error, "
+        "that end the comparison.",
     )
     label_smoothing: float = Field(
         default=0.1,
@@ -214,19 +223,12 @@ class TrainSpec(Spec):
     augment: AugmentSpec = Field(
         default=AugmentSpec(), description="Variation of the training pictures."
     )
-    head_views: int = Field(
-        default=2,
-        ge=1,
-        le=1000,
-        description='Varied versions of each training picture with strategy "head", taken in turn '
-        "epoch after epoch; what the frozen layers make of each is computed once.",
-    )
     views: int = Field(
-        default=16,
+        default=12,
         ge=1,
         le=1000,
-        description="The same with the other strategies, and in quantization-aware training. As "
-        "many as there are epochs: a new one in every epoch.",
+        description="Varied versions of each training picture, taken in turn epoch after epoch, in "
+        "quantization-aware training too; what the frozen layers make of each is computed once.",
     )
     activations_budget_bytes: int = Field(
         default=4_000_000_000,

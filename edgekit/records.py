@@ -155,79 +155,86 @@ class PrefixRecord(Record):
 
     Args:
         tensors: Names of the tensors that enter the part that trains.
-        bytes_per_image: Bytes of one picture in one view behind each level of the frozen part: at
-            the anchor, if there is one, and at the cut.
+        bytes_per_image: Bytes of these tensors for one picture in one view; 0 if pictures enter.
         views: Differently augmented versions of each training picture.
-        views_stored: Views whose tensors at the cut were on disk when the phase ended; those that
-            a phase reads once never are.
-        views_at_anchor: Views that were kept at the anchor, from which the tensors at this and
-            later cuts are derived.
-        views_refused: Views of which something was not kept for lack of room.
-        images_per_second: Pictures a second that came out at the cut, for all that was computed
-            in this phase: from the pictures, augmentation included, or from the anchor. None if
-            nothing had to be computed.
+        views_stored: Views that were on disk when the phase ended; those that nothing reads twice
+            never are.
+        views_refused: Views that were not kept for lack of room.
+        images_per_second: Pictures a second, augmentation included, through as much of the network
+            as this and the other cuts need that one pass serves. None if nothing had to be
+            computed in this phase.
         seconds: Seconds spent on that.
         departure: Largest relative difference from Keras's own layers on 8 validation pictures:
             root mean square of the difference over that of the tensor. None if pictures enter.
     """
 
     tensors: tuple[str, ...]
-    bytes_per_image: tuple[int, ...]
+    bytes_per_image: int
     views: int
     views_stored: int
-    views_at_anchor: int
     views_refused: int
     images_per_second: float | None
     seconds: float
     departure: float | None
 
 
+# Training the new head alone, one cut of the comparison, or what the comparison was for.
+Purpose = Literal["head", "trial", "final"]
+
+
 class PhaseRecord(Record):
     """One phase of progressive unfreezing. Blobs beside it: `weights.npz`, `logits.npy`.
 
     Args:
+        purpose: What it was for.
+        fold: Number of the fold of a cross-validation that judged it, from 0; None if the
+            validation split did.
         cut: First layer that trains ("head" when only the new head does).
         cut_index: Index of that layer in the Keras model; every layer from it on is unfrozen.
         trainable_parameters: Number of scalars that the optimizer updates.
-        learning_rate: Learning rate at the start of the phase.
+        training_pictures: Pictures that it learned from.
+        learning_rate: Learning rate at its peak.
         start_loss: Validation loss before the first step, with the same unfrozen part.
         epochs: The learning curve, in order.
         best_epoch: Index into `epochs` of the lowest validation loss.
-        improved: Whether this phase lowered the best validation loss by at least `min_delta`.
-        forgetting: Whether the validation loss jumped up when the cut moved: after the first epoch
-            it was above `start_loss` by more than the standard error of a mean loss.
         gradient_norms: For each unfrozen block, the root mean square of its gradient's norm over
             the first steps (at most 8), from the input to the output.
         prefix: How the frozen part was computed.
     """
 
+    purpose: Purpose
+    fold: int | None
     cut: str
     cut_index: int
     trainable_parameters: int
+    training_pictures: int
     learning_rate: float
     start_loss: float
     epochs: tuple[EpochRecord, ...]
     best_epoch: int
-    improved: bool
-    forgetting: bool
     gradient_norms: dict[str, float]
     prefix: PrefixRecord
 
 
 class CutScore(Record):
-    """One point of the curve that a search draws: validation loss against cut.
+    """One point of the curve that a comparison draws: validation loss and cost against cut.
 
     Args:
         cut: First unfrozen layer.
-        validation_loss: Lowest validation loss of its phase, in nats.
-        excess: How much that is above the lowest of all phases.
+        validation_loss: Lowest validation loss of its trial, in nats; mean over the pictures of all
+            folds where there are several.
+        excess: How much that is above the lowest of all trials.
         standard_error: Standard error of `excess`, from the paired losses of the pictures.
+        seconds: What the trial took, with what it had to compute of the frozen part.
+        trainable_parameters: Number of scalars that trained.
     """
 
     cut: str
     validation_loss: float
     excess: float
     standard_error: float
+    seconds: float
+    trainable_parameters: int
 
 
 class FloatModelRecord(Record):
@@ -237,16 +244,17 @@ class FloatModelRecord(Record):
         alpha: Width multiplier of MobileNetV2.
         input_size_px: Side of the square input.
         class_count: Number of classes.
-        cut: Name of the first unfrozen layer of the restored, best phase.
+        cut: Name of the first unfrozen layer of the phase that ships.
         unfrozen_layers: Names of the layers that carry weights and were trained in it.
-        phases: The learning curve of every phase.
-        curve: Validation loss against cut, one point a phase.
-        strategy: How far the search was to go and why, in words.
+        phases: The learning curve of every phase: the head, the trials, the final training.
+        shipped_phase: Index into `phases` of the one whose weights these are.
+        curve: Validation loss and cost against cut; empty if none were compared.
+        strategy: How the cuts were compared and why, in words.
         chosen_because: Why the cut was chosen, in words.
         warnings: What a user should know about the training, in words.
         validation_accuracy: Top-1 on the validation split with the restored weights.
         validation_loss: Cross-entropy on the validation split with the restored weights.
-        stopped_because: Why the search ended, in words.
+        stopped_because: Why the comparison ended, in words.
         weights_sha256: Digest of the file that the backbone started from. Defaults to None: from
             random weights.
     """
@@ -257,6 +265,7 @@ class FloatModelRecord(Record):
     cut: str
     unfrozen_layers: tuple[str, ...]
     phases: tuple[PhaseRecord, ...]
+    shipped_phase: int
     curve: tuple[CutScore, ...]
     strategy: str
     chosen_because: str

@@ -26,8 +26,8 @@ from tiny_network import (
     arrays_in,
     checkpoints,
     coloured,
-    keeping,
     shelf,
+    tune,
 )
 
 from edgekit.records import Preprocess
@@ -181,7 +181,7 @@ def pictures(contract: Preprocess, tmp_path_factory: pytest.TempPathFactory) -> 
 
 @pytest.fixture(scope="session")
 def train_plan(starting_weights: Path) -> Untyped:
-    """Returns a plan of two short phases: the head, then from block_16_project on."""
+    """Returns a plan of two short phases: the head, then all from block_16_project on."""
     from edgekit.fitting.augment import Augmentation
     from edgekit.train.unfreezing import Plan
 
@@ -192,19 +192,18 @@ def train_plan(starting_weights: Path) -> Untyped:
         batch_size=16,
         head_epochs=2,
         head_learning_rate=1e-2,
-        phase_epochs=3,
-        unfreeze_learning_rate=1e-3,
-        learning_rate_decay=0.5,
+        trial_epochs=2,
+        epochs=3,
+        min_steps=0,
+        learning_rate=1e-3,
+        warmup_steps=2,
         granularity="block",
         strategy="fixed",
         unfreeze_from="block_16_project",
         unfreeze_until=None,
-        epoch_patience=2,
-        min_delta=0.0,
         patience=1,
         label_smoothing=0.1,
         augmentation=Augmentation(flip=True, shift=0.05, zoom=0.05, brightness=0.05, contrast=0.05),
-        head_views=1,
         views=2,
         seed=5,
     )
@@ -215,27 +214,9 @@ def fine_tune(
     pictures: Untyped, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[Untyped], Trained]:
     """Returns a function that runs the train stage with a plan."""
-    from edgekit.train.unfreezing import train
 
     def run(plan: Untyped) -> Trained:
-        folder = tmp_path_factory.mktemp("train")
-        said: list[str] = []
-        record = train(
-            *pictures,
-            len(CLASSES),
-            plan,
-            folder,
-            keeping=keeping(folder / "store", said.append),
-            say=said.append,
-            epoch_done=lambda _cut, _epoch, _record: None,
-        )
-        return Trained(
-            folder,
-            record,
-            arrays_in(folder / "weights.npz"),
-            arrays_in(Path(plan.weights)),
-            tuple(said),
-        )
+        return tune(plan, pictures, tmp_path_factory.mktemp("train"))
 
     return run
 
@@ -253,6 +234,7 @@ def quantize_plan() -> Untyped:
     return Plan(
         qat_epochs=2,
         qat_learning_rate=3e-4,
+        qat_min_steps=0,
         qat_patience=5,
         temperature=2.0,
         calibration_images=36,
@@ -289,7 +271,7 @@ def quantize_it(
             shelf=shelf(folder / "store"),
             say=lambda _line: None,
             progress=lambda _what, _done, _total: None,
-            epoch_done=lambda _epoch, _record: None,
+            epoch_done=lambda _epoch, _epochs, _record: None,
         )
         return Quantized(folder, record)
 

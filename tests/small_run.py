@@ -19,8 +19,8 @@ input_size_px = 64
 weights = {weights}
 [train]
 head_epochs = 3
-phase_epochs = 1
-patience = 1
+epochs = 1
+min_steps = 0
 unfreeze_from = "block_16_expand"
 {training}
 [quantize]

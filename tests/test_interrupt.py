@@ -20,7 +20,7 @@ pytest.importorskip("tensorflow")
 from edgekit.demo.pictures import make_pictures
 from edgekit.demo.recipe import WEIGHTS
 
-PHASE_EPOCHS = 6
+EPOCHS = 6
 QAT_EPOCHS = 4
 RECIPE = """
 [data]
@@ -31,12 +31,13 @@ input_size_px = 48
 weights = "{weights}"
 [train]
 strategy = "progressive"
+granularity = "block"
 unfreeze_until = "block_16_expand"
+patience = 9
 head_epochs = 2
-phase_epochs = {phase_epochs}
-epoch_patience = 9
-patience = 2
-min_delta = 9.0
+trial_epochs = {epochs}
+epochs = {epochs}
+min_steps = 0
 views = 3
 [quantize]
 qat_epochs = {qat_epochs}
@@ -59,12 +60,10 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(pictures: Path, out: Path, until: str = "train") -> list[str]:
-    """Returns the command line of a short run that trains three phases of several epochs."""
+    """Returns the command line of a short run that trains four phases of several epochs."""
     recipe = out.with_suffix(".toml")
     recipe.write_text(
-        RECIPE.format(
-            pictures=pictures, weights=WEIGHTS, phase_epochs=PHASE_EPOCHS, qat_epochs=QAT_EPOCHS
-        )
+        RECIPE.format(pictures=pictures, weights=WEIGHTS, epochs=EPOCHS, qat_epochs=QAT_EPOCHS)
     )
     return [sys.executable, "-m", "edgekit", "run", str(recipe), "--until", until,
             "--out", str(out)]  # fmt: skip
@@ -158,14 +157,17 @@ def test_an_uninterrupted_run_leaves_no_steps(whole: Path) -> None:
     assert leftovers(whole) == set()
     (trained,) = stored(whole, "train")
     phases = trained["record"]["phases"]
-    assert [phase["cut"] for phase in phases] == ["head", "Conv_1", "block_16_expand"]
-    assert [len(phase["epochs"]) for phase in phases] == [2, PHASE_EPOCHS, PHASE_EPOCHS]
-    assert [phase["prefix"]["views_at_anchor"] for phase in phases] == [2, 3, 3]
+    assert [(phase["purpose"], phase["cut"]) for phase in phases] == [
+        ("head", "head"), ("trial", "Conv_1"), ("trial", "block_16_expand"),
+        ("final", "block_16_expand"),
+    ]  # fmt: skip
+    assert [len(phase["epochs"]) for phase in phases] == [2, EPOCHS, EPOCHS, EPOCHS]
+    assert [phase["prefix"]["views_stored"] for phase in phases] == [2, 3, 3, 3]
 
 
 def test_interrupted_run_says_how_to_continue(pictures: Path, tmp_path: Path) -> None:
     arguments = command(pictures, tmp_path / "out")
-    code, seen = stop_after("phase 1", arguments, signal.SIGINT)
+    code, seen = stop_after("head from head", arguments, signal.SIGINT)
     assert code == 130, seen
     assert "finished stages" in seen
     assert "are kept. Continue with:" in seen
@@ -179,12 +181,12 @@ def test_killed_run_continues_behind_the_last_epoch_with_the_same_weights(
 ) -> None:
     out = tmp_path / "out"
     arguments = command(pictures, out)
-    kill_when(lambda: 2 <= len(epochs_of(checkpoints(out, 2))) < PHASE_EPOCHS, arguments)
+    kill_when(lambda: 2 <= len(epochs_of(checkpoints(out, 2))) < EPOCHS, arguments)
     kept = epochs_of(checkpoints(out, 2))
     assert len(stored(out, "train-phase")) == 2
     seen = finish(arguments)
     told = [line for line in seen.splitlines() if line.endswith("kept from before")]
-    assert [line.split(":")[0] for line in told] == ["phase 1", "phase 2"]
+    assert [line.split(":")[0] for line in told] == ["head from head", "trial from Conv_1"]
     # Epochs that had been run again would have taken another time.
     (trained,) = stored(out, "train")
     assert trained["record"]["phases"][2]["epochs"][: len(kept)] == kept

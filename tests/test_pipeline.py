@@ -205,7 +205,6 @@ def test_same_seed_elsewhere_without_room_for_activations_gives_the_same_bytes(
     )
     done = run(recipe, tmp_path / "out", "--until", "export")
     assert done.returncode == 0, done.stderr
-    assert "note: there was no room to store" in done.stderr
     record = json.loads((tmp_path / "out" / "artifacts" / "artifacts.json").read_text())
     assert {a["path"]: a["sha256"] for a in record["artifacts"]} == digests(out)
 

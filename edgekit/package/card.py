@@ -221,9 +221,11 @@ def _data(report: RunReport) -> str:
 def _training(report: RunReport) -> str:
     model = report.float_model
     rows = []
-    for phase in model.phases:
+    for index, phase in enumerate(model.phases):
+        if phase.purpose == "trial":
+            continue
         for number, epoch in enumerate(phase.epochs, 1):
-            kept = phase.cut == model.cut and number - 1 == phase.best_epoch
+            kept = index == model.shipped_phase and number - 1 == phase.best_epoch
             rows.append(
                 (
                     phase.cut,
@@ -239,7 +241,7 @@ def _training(report: RunReport) -> str:
     warnings = "".join(f"\n- {escaped(warning)}" for warning in model.warnings)
     return (
         "## Training\n\nTransfer learning from "
-        f"{_weights(report)}: a new head first, then more and more of the network. "
+        f"{_weights(report)}: a new head first, then the network behind a cut. "
         f"Kept: {escaped(model.chosen_because)}.\n\n"
         f"<details><summary>Learning curve</summary>\n\n{_table(header, rows)}\n\n</details>\n\n"
         "Train loss is smoothed cross-entropy on varied pictures; validation loss is not.\n"

@@ -1,5 +1,6 @@
-"""The frozen part of one search: activations for every cut, kept as far as room allows."""
+"""The frozen part of one run: activations for every cut, kept as far as room allows."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,23 +10,10 @@ import numpy.typing as npt
 
 from edgekit.fitting.augment import Augmentation
 from edgekit.fitting.pictures import Pictures
-from edgekit.network.graph import INPUT, Arrays, Node
-from edgekit.prefix.activations import (
-    STAGE,
-    Activations,
-    Rows,
-    Shelf,
-    bytes_per_row,
-    plan_storage,
-)
-from edgekit.prefix.levels import (
-    Level,
-    Tensors,
-    anchor,
-    anchor_level,
-    chain_to,
-    check,
-)
+from edgekit.network.graph import INPUT, Arrays, Node, output_shapes
+from edgekit.prefix import cores
+from edgekit.prefix.activations import STAGE, Activations, Rows, Shelf
+from edgekit.prefix.level import Level, Tensors, bytes_per_row, check, entering, level_to
 from edgekit.records import PrefixRecord, SplitName
 
 CHECKED_PICTURES = 8
@@ -41,15 +29,16 @@ class CutFeed:
 
     Args:
         activations: What to read from; epoch e sees view e % views.
+        names: The tensors, in order: outputs of the level, or `graph.INPUT` alone.
     """
 
     activations: Activations
+    names: tuple[str, ...]
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """The tensors, in order: outputs of the last level, or the pictures if there is none."""
-        levels = self.activations.levels
-        return tuple(levels[-1].outputs) if levels else (INPUT,)
+    def from_level(self) -> bool:
+        """Whether tensors are read that were computed, not pictures."""
+        return INPUT not in self.names
 
     @property
     def labels(self) -> npt.NDArray[np.int32]:
@@ -59,14 +48,20 @@ class CutFeed:
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the tensors without the batch."""
-        levels = self.activations.levels
-        pictures = self.activations.pictures.images
-        return tuple(levels[-1].outputs.values()) if levels else (pictures.shape[1:],)
+        level = self.activations.level
+        if level is None or not self.from_level:
+            return (self.activations.pictures.images.shape[1:],)
+        return tuple(level.outputs[name] for name in self.names)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Type of all tensors."""
-        return np.dtype(np.float16 if self.activations.levels else np.float32)
+        return np.dtype(np.float16 if self.from_level else np.float32)
+
+    @property
+    def source_bytes(self) -> int:
+        """Bytes of the decoded pictures."""
+        return int(self.activations.pictures.images.nbytes)
 
     def prepare(self, epoch: int) -> None:
         """Computes and stores the epoch's view as far as it is to be stored."""
@@ -78,20 +73,20 @@ class CutFeed:
 
 
 class Frozen:
-    """Gives the feeds of every cut of a search whose frozen part never changes.
+    """Gives the feeds of every cut of a run whose frozen part never changes.
 
-    Where several cuts of the search lie behind one anchor, what a view's pictures become there is
-    stored, and every such cut is derived from it; when the search moves in front of the anchor,
-    that is deleted and the next one is made.
-    What enters at the cut itself is stored too where a phase reads it more than once.
+    One pass over the pictures makes what enters at all cuts whose tensors are smaller than the
+    picture itself; a cut further in front gets a pass of its own, and so does every cut where the
+    whole would not fit. A pass that a later cut needs again is stored as far as there is room.
 
     Args:
         nodes: The whole network.
         weights: Its folded weights before any training.
-        places: First unfrozen layers of all cuts that the search may come to.
+        places: First unfrozen layers of all cuts that the run may come to.
         train: Training pictures.
         validation: Validation pictures; they are never changed.
         augmentation: Random changes of training pictures, or None.
+        views: How many views of each training picture to take turns with.
         seed: Seed of the recipe.
         shelf: Where activations are kept.
         reference: What the frozen part is checked against, on real pictures.
@@ -106,135 +101,184 @@ class Frozen:
         train: Pictures,
         validation: Pictures,
         augmentation: Augmentation | None,
+        views: int,
         seed: int,
         shelf: Shelf,
         reference: Reference,
     ) -> None:
         self._nodes = nodes
         self._weights = weights
-        self._places = tuple(places)
-        self._train = train
-        self._validation = validation
+        self.train = train
+        self.validation = validation
         self._augmentation = augmentation
+        self._views = views if augmentation else 1
         self._seed = seed
         self._shelf = shelf
         self._reference = reference
-        self._anchors: dict[str | None, Level | None] = {}
-        # Of the last cut, see `PrefixRecord`.
+        self._together = self._fitting(places)
+        self._feeds: tuple[tuple[str, ...], dict[SplitName, Activations]] | None = None
+        # Of the last pass, see `PrefixRecord`.
         self.departure: float | None = None
+        self._seconds_per_picture = 0.0
 
-    def feeds(self, place: str, *, views: int, epochs: range) -> dict[SplitName, CutFeed]:
+    def keeps(self) -> bool:
+        """Returns whether all views of the cuts that share a pass are kept for later phases."""
+        return bool(self._together)
+
+    def _fitting(self, places: Sequence[str]) -> tuple[str, ...]:
+        """Returns the places that one pass serves, if all of its views fit into the room."""
+        height, width = self.train.images.shape[1:3]
+        shapes = output_shapes(self._nodes, self._weights, (height, width))
+        picture = height * width * 3
+
+        def size(place: str) -> int:
+            names = entering(self._nodes, place)
+            if INPUT in names:
+                return int(picture)  # nothing to compute
+            return bytes_per_row({name: shapes[name] for name in names})
+
+        small = tuple(place for place in dict.fromkeys(places) if size(place) < picture)
+        rows = len(self.validation.labels) + self._views * len(self.train.labels)
+        names = {name for place in small for name in entering(self._nodes, place)}
+        whole = rows * bytes_per_row({name: shapes[name] for name in names})
+        return small if whole <= self._shelf.room() else ()
+
+    def feeds(self, place: str, *, epochs: int, again: bool) -> dict[SplitName, CutFeed]:
         """Returns what enters at a cut, for the training and the validation split.
 
         Args:
             place: First unfrozen layer.
-            views: How many views of each training picture to take turns with.
-            epochs: Numbers of the phase's epochs in the whole run, at most.
+            epochs: Epochs of the phase, at most.
+            again: Whether a later phase may read the same views; those of a pass that serves one
+                cut alone are not kept for it.
 
         Raises:
             ConversionError: If the frozen part answers otherwise than the reference.
         """
-        height, width = self._train.images.shape[1:3]
-        size_px = (height, width)
-        mine = anchor(self._nodes, place)
-        if mine not in self._anchors:
-            # Of a single cut it would only be one more network to convert.
-            shared = sum(anchor(self._nodes, other) == mine for other in self._places) > 1
-            level = anchor_level(self._nodes, self._weights, place, size_px) if shared else None
-            self._anchors = {mine: level}
-        chain = chain_to(self._nodes, self._weights, place, size_px, self._anchors[mine])
-        self._check(chain)
-        return store_levels(
-            chain,
-            train=self._train,
-            validation=self._validation,
-            augmentation=self._augmentation,
-            views=views,
-            epochs=epochs,
-            seed=self._seed,
-            shelf=self._shelf,
-            keep_anchor=mine is not None and self._comes_after(place, mine),
-        )
+        places = self._together if place in self._together else (place,)
+        if places != self._together:
+            self._together = ()  # what is stored for other cuts is deleted with the next pass
+        if self._feeds is None or self._feeds[0] != places:
+            height, width = self.train.images.shape[1:3]
+            level = level_to(self._nodes, self._weights, places, (height, width))
+            self._check(level)
+            made = activations_of(
+                level,
+                train=self.train,
+                validation=self.validation,
+                augmentation=self._augmentation,
+                views=self._views,
+                seed=self._seed,
+                shelf=self._shelf,
+            )
+            self._feeds = (places, made)
+        made = self._feeds[1]
+        again = again and place in self._together
+        plan_storage(made, epochs=epochs, again=again, shelf=self._shelf)
+        names = entering(self._nodes, place)
+        return {split: CutFeed(activations, names) for split, activations in made.items()}
 
-    def _comes_after(self, place: str, mine: str) -> bool:
-        """Returns whether the search may move on to another cut behind the same anchor."""
-        order = [node.name for node in self._nodes]
-        earlier = (other for other in self._places if order.index(other) < order.index(place))
-        return any(anchor(self._nodes, other) == mine for other in earlier)
+    def outlook(self, epochs: int) -> tuple[float, int]:
+        """Returns what the last pass that was asked for will about cost.
 
-    def _check(self, chain: Sequence[Level]) -> None:
-        pictures = self._validation
+        Args:
+            epochs: Epochs of the phase.
+
+        Returns:
+            Seconds to compute the views that the phase reads and that are not stored, and bytes of
+            the views that will be.
+        """
+        if self._feeds is None:
+            return 0.0, 0
+        train = self._feeds[1]["train"]
+        views = [epoch % train.views for epoch in range(epochs)]
+        computed = {view for view in views if view in train.stored}
+        passes = len(computed) - train.kept() + sum(view not in computed for view in views)
+        seconds = max(0, passes) * len(train.pictures.labels) * self._seconds_per_picture
+        return seconds, len(train.stored) * train.view_bytes()
+
+    def _check(self, level: Level | None) -> None:
+        self.departure = None
+        self._seconds_per_picture = 0.0
+        if level is None:
+            return
+        pictures = self.validation
         images = pictures.normalize(pictures.images[:CHECKED_PICTURES].astype(np.float32))
-        made = [name for level in chain for name in level.outputs]
-        off = check(chain, images, self._reference(made, images))
-        self.departure = max(off.values(), default=None)
+        off = check(level, images, self._reference(tuple(level.outputs), images))
+        self.departure = max(off.values())
+        started = time.monotonic()
+        level.compute([images])
+        self._seconds_per_picture = (time.monotonic() - started) / len(images) / cores.COUNT
 
 
-def store_levels(
-    chain: Sequence[Level],
+def activations_of(
+    level: Level | None,
     *,
     train: Pictures,
     validation: Pictures,
     augmentation: Augmentation | None,
     views: int,
-    epochs: range,
     seed: int,
     shelf: Shelf,
-    keep_anchor: bool,
-) -> dict[SplitName, CutFeed]:
-    """Returns the feeds of both splits behind a chain, stored as far as it helps and there is room.
+) -> dict[SplitName, Activations]:
+    """Returns what a level makes of both splits; nothing is computed yet.
 
     Args:
-        chain: The levels.
+        level: The level, or None if pictures enter.
         train: Training pictures.
-        validation: Validation pictures; they are never changed, and every epoch reads them.
+        validation: Validation pictures; they are never changed.
         augmentation: Random changes of training pictures, or None.
         views: Differently changed versions of each training picture; one without `augmentation`.
-        epochs: Numbers of the phase's epochs in the whole run, at most.
         seed: Seed of the recipe.
         shelf: Where activations are kept.
-        keep_anchor: Whether further cuts will be derived from the anchor.
     """
-    views = views if augmentation else 1
 
-    def feed(pictures: Pictures, split: SplitName, views: int) -> CutFeed:
-        activations = Activations(
+    def of(pictures: Pictures, split: SplitName) -> Activations:
+        changes = augmentation if split == "train" else None
+        return Activations(
             pictures,
             split,
-            chain,
-            augmentation=augmentation if split == "train" else None,
-            views=views,
+            level,
+            augmentation=changes,
+            views=views if changes else 1,
             seed=seed,
             shelf=shelf,
         )
-        return CutFeed(activations)
 
-    feeds: dict[SplitName, CutFeed] = {
-        "train": feed(train, "train", views),
-        "validation": feed(validation, "validation", 1),
-    }
-    # Every epoch reads the validation split; the views follow in the order of their turns.
-    turns = [(epochs.start + turn) % views for turn in range(views)]
-    order = [(feeds["validation"].activations, 0)]
-    order += [(feeds["train"].activations, view) for view in turns]
-    stored, refused = plan_storage(
-        chain,
-        rows=[len(activations.pictures.labels) for activations, _ in order],
-        reads=[len(epochs) + 1, *(sum(e % views == view for e in epochs) for view in turns)],
-        room_bytes=shelf.room(),
-        at_anchor=[
-            bool(chain) and (keep_anchor or activations.lies(0, view))
-            for activations, view in order
-        ],
-    )
-    for place, (activations, view) in enumerate(order):
-        activations.stored[view] = stored[place]
-        if place in refused:
-            activations.refused.add(view)
-    # Those of other cuts, and of a recipe that was changed, would exceed the budget.
-    planned = [key for each in feeds.values() for key in each.activations.planned()]
+    return {"train": of(train, "train"), "validation": of(validation, "validation")}
+
+
+def plan_storage(
+    made: Mapping[SplitName, Activations], *, epochs: int, again: bool, shelf: Shelf
+) -> None:
+    """Decides which views are stored: those read more than once, as far as there is room.
+
+    What lies on the shelf and is not planned, of other cuts or of a recipe that was changed, is
+    deleted: it would exceed the budget.
+
+    Args:
+        made: Activations of both splits.
+        epochs: Epochs of the phase, at most. The validation split is read in all of them.
+        again: Whether a later phase may read the same views.
+        shelf: Where they are kept.
+    """
+    room = shelf.room()
+    for split in ("validation", "train"):
+        activations = made[split]
+        activations.refused.clear()
+        if activations.level is None:
+            continue
+        for view in range(activations.views):
+            twice = again or split == "validation" or epochs > activations.views + view
+            if view in activations.stored or not twice:
+                room -= activations.view_bytes() * (view in activations.stored)
+            elif activations.view_bytes() <= room:
+                activations.stored.add(view)
+                room -= activations.view_bytes()
+            else:
+                activations.refused.add(view)
+    planned = [key for each in made.values() for key in each.planned()]
     shelf.store.discard(f"{STAGE}-*", keep=planned)
-    return feeds
 
 
 def describe(feeds: Mapping[SplitName, CutFeed], departure: float | None) -> PrefixRecord:
@@ -244,18 +288,19 @@ def describe(feeds: Mapping[SplitName, CutFeed], departure: float | None) -> Pre
         feeds: Its feeds, behind the last epoch.
         departure: See `PrefixRecord`.
     """
+    train = feeds["train"]
     used = [feed.activations for feed in feeds.values()]
-    train = feeds["train"].activations
     rows = sum(activations.computed_rows for activations in used)
     seconds = sum(activations.computed_seconds for activations in used)
-    top = len(train.levels) - 1
+    for activations in used:  # the next phase computes what it needs beyond that
+        activations.computed_rows, activations.computed_seconds = 0, 0.0
+    computed = dict(zip(train.names, train.shapes, strict=True)) if train.from_level else {}
     return PrefixRecord(
-        tensors=feeds["train"].names,
-        bytes_per_image=tuple(bytes_per_row(level) for level in train.levels),
-        views=train.views,
-        views_stored=train.kept(top),
-        views_at_anchor=train.kept(0) if top > 0 else 0,
-        views_refused=len(train.refused),
+        tensors=train.names,
+        bytes_per_image=bytes_per_row(computed),
+        views=train.activations.views,
+        views_stored=train.activations.kept(),
+        views_refused=len(train.activations.refused),
         images_per_second=rows / seconds if rows else None,
         seconds=seconds,
         departure=departure,

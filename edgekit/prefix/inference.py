@@ -57,7 +57,7 @@ class Inference:
                 self._free.put(interpreter)
         # The converter numbers their names, but may list them in another order.
         entering, leaving = (
-            sorted(tensors, key=lambda tensor: tensor["name"])
+            sorted(tensors, key=lambda tensor: (len(tensor["name"]), tensor["name"]))
             for tensors in (interpreter.get_input_details(), interpreter.get_output_details())
         )
         self._inputs = [tensor["index"] for tensor in entering]

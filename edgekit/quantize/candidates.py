@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from edgekit.fitting.augment import Augmentation
 from edgekit.fitting.checkpoints import Checkpoints
-from edgekit.fitting.loop import cross_entropy, fit
+from edgekit.fitting.loop import AVERAGING, Schedule, cross_entropy, enough_epochs, fit
 from edgekit.fitting.pictures import Pictures, compiled
 from edgekit.network import keras_model, ranges as range_table
 from edgekit.network.forward import logits_function, quantize, run
@@ -29,9 +29,9 @@ from edgekit.network.graph import (
 )
 from edgekit.network.ranges import keeping_float, table_of
 from edgekit.prefix.activations import Shelf
-from edgekit.prefix.frozen import store_levels
+from edgekit.prefix.frozen import CutFeed, activations_of, plan_storage
 from edgekit.prefix.inference import BATCH_ROWS, Inference, in_batches
-from edgekit.prefix.levels import Level, level_digest
+from edgekit.prefix.level import Level, level_digest
 from edgekit.quantize import qat
 from edgekit.quantize.calibration import calibrate, representative_rows, warnings_about
 from edgekit.quantize.sensitivity import Trials, fewest_to_keep, sensitivity
@@ -51,11 +51,8 @@ from edgekit.store import canonical
 
 Logits = npt.NDArray[np.float32]
 _TEACHER = "teacher"
-# Decay a step of the mean of the trained variables that is validated and ships; about the last 100
-# steps. Validation loss without and with it, as in `recipe` at qat_learning_rate: 0.6299 and
-# 0.6196 (3e-4, seed 1), 0.6100 and 0.6073 (3e-4, seed 3), 0.4939 and 0.4736 (1e-3, seed 3), with
-# the start still in the mean.
-_AVERAGING = 0.99
+# Steps to the peak of the learning rate.
+_WARMUP_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,7 @@ class Plan:
 
     Args:
         qat_epochs: Most epochs; 0 makes the post-training candidate only.
+        qat_min_steps: Fewest steps; the epochs are raised to that, and the patience with them.
         qat_learning_rate: Adam's learning rate at the start; falls to zero along a cosine.
         qat_patience: Epochs without a lower validation loss before training stops.
         temperature: Softening of both outputs in the distillation loss.
@@ -81,6 +79,7 @@ class Plan:
     """
 
     qat_epochs: int
+    qat_min_steps: float
     qat_learning_rate: float
     qat_patience: int
     temperature: float
@@ -128,7 +127,7 @@ def quantize_model(
     shelf: Shelf,
     say: Callable[[str], None],
     progress: Callable[[str, int, int], None],
-    epoch_done: Callable[[int, EpochRecord], None],
+    epoch_done: Callable[[int, int, EpochRecord], None],
 ) -> QuantizedModelRecord:
     """Makes the int8 candidates and picks the one that ships.
 
@@ -146,7 +145,8 @@ def quantize_model(
         shelf: Where the activations of the frozen part are kept.
         say: Called with one line per candidate.
         progress: Called with (what, done, in all) while calibrating and measuring layers.
-        epoch_done: Called after each epoch of quantization-aware training.
+        epoch_done: Called with (epoch, epochs at most, record) after each epoch of
+            quantization-aware training.
 
     Raises:
         SpecError: If `plan.keep_float` names a node that the network does not have.
@@ -328,24 +328,26 @@ def _train(
     plan: Plan,
     checkpoints: Checkpoints,
     shelf: Shelf,
-    epoch_done: Callable[[int, EpochRecord], None],
+    epoch_done: Callable[[int, int, EpochRecord], None],
 ) -> tuple[Arrays, RangeTable, tuple[EpochRecord, ...]]:
     prefix_nodes, tail_nodes = split(nodes, unfrozen)
     names = boundary(prefix_nodes, tail_nodes)
     table = keeping_float(nodes, full, kept)
     key = replace(checkpoints.key, params={**checkpoints.key.params, "kept_float": kept})
     level = _frozen_level(prefix_nodes, names, nodes, weights, table, train)
-    feeds = store_levels(
-        (level,),
+    made = activations_of(
+        level,
         train=train,
         validation=validation,
         augmentation=plan.augmentation,
         views=plan.views,
-        epochs=range(plan.qat_epochs),
         seed=plan.seed,
         shelf=shelf,
-        keep_anchor=False,
     )
+    epochs = enough_epochs(plan.qat_epochs, plan.qat_min_steps, len(train.labels), plan.batch_size)
+    plan_storage(made, epochs=epochs, again=False, shelf=shelf)
+    entering = tuple(level.outputs)
+    feeds = {split: CutFeed(activations, entering) for split, activations in made.items()}
     shapes = feeds["train"].shapes
     spans = table.activations
     tail = qat.wrap(tail_nodes, names, shapes[: len(names)], weights, table, plan.granularity)
@@ -356,14 +358,13 @@ def _train(
         _distillation(plan.temperature),
         feeds["train"],
         feeds["validation"],
-        learning_rates=cosine(plan.qat_learning_rate, plan.qat_epochs),
-        patience=plan.qat_patience,
+        schedule=Schedule(plan.qat_learning_rate, epochs, _WARMUP_STEPS),
+        patience=math.ceil(plan.qat_patience * epochs / plan.qat_epochs),
         batch_size=plan.batch_size,
         seed=plan.seed,
-        first_epoch=0,
         checkpoints=replace(checkpoints, key=key),
-        epoch_done=epoch_done,
-        averaging=_AVERAGING,
+        epoch_done=lambda epoch, record: epoch_done(epoch, epochs, record),
+        averaging=AVERAGING,
     )
     tuned, learned = qat.unwrap(tail, tail_nodes, spans)
     trained = {**weights, **tuned}
@@ -402,7 +403,7 @@ def _frozen_level(
     grids = canonical(table.model_dump(mode="json")).decode()
     how = f"{frozen.__class__.__name__} {grids}"
     digest = level_digest(nodes, weights, tuple(outputs), how)
-    return Level("int8", (INPUT,), outputs, compute, digest)
+    return Level("int8", outputs, compute, digest)
 
 
 def _entering(pictures: Pictures) -> dict[str, tuple[int, ...]]:
@@ -473,11 +474,6 @@ class _OnGrid:
 def _on_grid(tensor: Any, span: TensorRange | None) -> Any:
     """Returns a tensor that storing as float16 moved off its int8 grid on it again."""
     return quantize(tensor, span) if span else tf.convert_to_tensor(tensor)
-
-
-def cosine(start: float, epochs: int) -> list[float]:
-    """Returns one learning rate per epoch, falling from `start` towards zero along a cosine."""
-    return [start * 0.5 * (1 + math.cos(math.pi * epoch / epochs)) for epoch in range(epochs)]
 
 
 def _distillation(temperature: float) -> Callable[..., Any]:

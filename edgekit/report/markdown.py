@@ -2,7 +2,15 @@
 
 from collections.abc import Iterable, Sequence
 
-from edgekit.records import Accuracy, Artifact, Evaluation, Latency, RunReport, Verdict
+from edgekit.records import (
+    Accuracy,
+    Artifact,
+    Evaluation,
+    FloatModelRecord,
+    Latency,
+    RunReport,
+    Verdict,
+)
 from edgekit.report.sentences import agreement_sentence, int8_sentence, sensitivity_sentences
 
 
@@ -150,33 +158,15 @@ def _accuracy(accuracy: Accuracy) -> str:
 
 def _curve(report: RunReport) -> str:
     model = report.float_model
-    rows = []
-    for number, (phase, score) in enumerate(zip(model.phases, model.curve, strict=True), 1):
-        best = phase.epochs[phase.best_epoch]
-        rows.append(
-            (
-                str(number),
-                phase.cut + (" (ships)" if phase.cut == model.cut else ""),
-                f"{phase.trainable_parameters:,}",
-                f"{phase.learning_rate:.2e}",
-                str(len(phase.epochs)),
-                f"{best.train_loss:.4f}",
-                f"{best.train_accuracy:.2%}",
-                f"{best.validation_loss:.4f}",
-                f"{score.excess:+.4f} ({score.standard_error:.4f})",
-                f"{best.validation_accuracy:.2%}",
-            )
-        )
-    header = ("phase", "unfrozen from", "parameters", "learning rate", "epochs",
-              "train loss", "train top-1", "validation loss", "above the lowest (std. error)",
-              "validation top-1")  # fmt: skip
     return "\n".join(
         (
             "## Progressive unfreezing",
             "",
-            table(header, rows),
+            *_compared(model),
+            *_phases(model),
             "",
-            "Train loss is smoothed cross-entropy on augmented pictures; validation loss is not.",
+            "Train loss is smoothed cross-entropy on augmented pictures, by the weights themselves;"
+            " validation loss is neither smoothed nor augmented, by the mean of the weights.",
             "",
             f"- Strategy {model.strategy}.",
             f"- Stopped: {model.stopped_because}.",
@@ -188,6 +178,50 @@ def _curve(report: RunReport) -> str:
     )
 
 
+def _compared(model: FloatModelRecord) -> tuple[str, ...]:
+    """Returns validation loss and cost against the cut, if cuts were compared."""
+    if not model.curve:
+        return ()
+    rows = [
+        (
+            score.cut + (" (chosen)" if score.excess == 0 else ""),
+            f"{score.trainable_parameters:,}",
+            f"{score.validation_loss:.4f}",
+            f"{score.excess:+.4f} ({score.standard_error:.4f})",
+            f"{score.seconds:.1f}",
+        )
+        for score in model.curve
+    ]
+    header = ("unfrozen from", "parameters", "validation loss of its trial",
+              "above the lowest (std. error)", "seconds")  # fmt: skip
+    return (table(header, rows), "")
+
+
+def _phases(model: FloatModelRecord) -> tuple[str, ...]:
+    """Returns the phases that are no trials, and what their best epochs came to."""
+    rows = []
+    for number, phase in enumerate(model.phases):
+        if phase.purpose == "trial":
+            continue
+        best = phase.epochs[phase.best_epoch]
+        rows.append(
+            (
+                phase.purpose,
+                phase.cut + (" (ships)" if number == model.shipped_phase else ""),
+                f"{phase.trainable_parameters:,}",
+                f"{phase.learning_rate:.2e}",
+                f"{phase.best_epoch + 1} of {len(phase.epochs)}",
+                f"{best.train_loss:.4f}",
+                f"{best.train_accuracy:.2%}",
+                f"{best.validation_loss:.4f}",
+                f"{best.validation_accuracy:.2%}",
+            )
+        )
+    header = ("training", "unfrozen from", "parameters", "peak learning rate", "best epoch",
+              "train loss", "train top-1", "validation loss", "validation top-1")  # fmt: skip
+    return (table(header, rows),)
+
+
 def _speed(report: RunReport) -> str:
     """Returns what limited the training, and how hard each block was pulled, folded away."""
     rows = []
@@ -197,21 +231,23 @@ def _speed(report: RunReport) -> str:
         fastest = max(epoch.images_per_second for epoch in phase.epochs)
         rows.append(
             (
-                phase.cut,
+                phase.purpose,
+                phase.cut + ("" if phase.fold is None else f", fold {phase.fold + 1}"),
+                f"{phase.training_pictures:,}",
                 frozen,
                 f"{prefix.seconds:.1f}",
                 f"{fastest:,.0f}",
                 f"{sum(epoch.seconds for epoch in phase.epochs):.1f}",
-                f"{prefix.views_stored}, {prefix.views_at_anchor} of {prefix.views}",
-                ", ".join(f"{size:,}" for size in prefix.bytes_per_image),
+                f"{prefix.views_stored} of {prefix.views}",
+                f"{prefix.bytes_per_image:,}",
                 ", ".join(prefix.tensors),
                 "-" if prefix.departure is None else f"{prefix.departure:.1e}",
                 ", ".join(f"{block} {norm:.2g}" for block, norm in phase.gradient_norms.items()),
             )
         )
-    header = ("unfrozen from", "frozen part images/s", "seconds", "unfrozen part images/s",
-              "seconds", "views stored at the cut, at the anchor",
-              "bytes per picture and view at the anchor, at the cut", "tensors at the cut",
+    header = ("training", "unfrozen from", "pictures", "frozen part images/s", "seconds",
+              "unfrozen part images/s", "seconds", "views stored",
+              "bytes per picture and view at the cut", "tensors at the cut",
               "relative difference from Keras",
               "gradient norm of each block, first steps")  # fmt: skip
     decoded = f"Decoding ran at {report.dataset.images_per_second:,.0f} images/s."

@@ -7,13 +7,14 @@ _HOW = {"qat": "quantization-aware training", "ptq": "calibration after training
 
 def unfreezing_sentence(report: RunReport) -> str:
     """Returns what unfreezing brought."""
-    head, *further = report.float_model.phases
+    model = report.float_model
+    head = model.phases[0]
     start = head.epochs[head.best_epoch].validation_accuracy
-    tried = f"{len(further)} further phases" if len(further) != 1 else "one further phase"
+    tried = f"{len(model.curve)} cuts compared; " if model.curve else ""
     return (
         f"validation top-1: {start:.2%} with the head alone, "
-        f"{report.float_model.validation_accuracy:.2%} unfrozen from {report.float_model.cut} "
-        f"({tried}; {report.float_model.stopped_because})"
+        f"{model.validation_accuracy:.2%} unfrozen from {model.cut} "
+        f"({tried}{model.stopped_because})"
     )
 
 

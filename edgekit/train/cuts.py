@@ -6,9 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from edgekit.errors import SpecError
-from edgekit.network.graph import LOGITS, Node, weighted
+from edgekit.network.graph import LOGITS, STAGE_STARTS, Node, weighted
 
+Granularity = Literal["stage", "block", "layer"]
 HEAD = "head"
+# Where a comparison ends unless the recipe says otherwise.
+EARLIEST = "block_6_expand"
+_STAGE_BLOCKS = {f"block_{start}" for start in STAGE_STARTS}
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,24 @@ def cut_at(index: int, layers: Sequence[str], nodes: tuple[Node, ...]) -> Cut:
 
 
 def progressive(
-    layers: Sequence[str], nodes: tuple[Node, ...], granularity: Literal["block", "layer"]
+    layers: Sequence[str], nodes: tuple[Node, ...], granularity: Granularity
 ) -> tuple[Cut, ...]:
-    """Returns the cuts from the head to the input, one block or one weighted layer at a time."""
+    """Returns the cuts from the head to the input.
+
+    Args:
+        layers: Names of the Keras layers in order.
+        nodes: The folded network.
+        granularity: "layer" for one weighted layer at a time, "block" for one block, "stage" for
+            all blocks of a width; what stands before the first and behind the last block belongs to
+            their stages then.
+    """
     cuts = []
     names = [node.name for node in weighted(nodes)]
     for name, earlier in zip(reversed(names), [*reversed(names[:-1]), None], strict=True):
-        starts_block = earlier is None or block_of(earlier) != block_of(name)
-        if granularity == "layer" or starts_block:
+        block = block_of(name)
+        starts_block = earlier is None or block_of(earlier) != block
+        starts_stage = earlier is None or name == LOGITS or block in _STAGE_BLOCKS
+        if granularity == "layer" or (starts_block and (granularity == "block" or starts_stage)):
             cuts.append(cut_at(layers.index(name), layers, nodes))
     return tuple(cuts)
 

@@ -1,38 +1,61 @@
-"""The train stage: head first, then one block after another until the loss stops improving."""
+"""The train stage: the head, a comparison of cuts from the output side, a training from the best.
 
-from collections.abc import Callable, Sequence
+Unfreezing stage by stage tells how much of the network to fine-tune; then it is fine-tuned. Each
+cut of the comparison has a whole schedule of its own from the same head, so that none profits from
+the steps of another and no learning rate has fallen before it starts.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from edgekit.errors import ConversionError
+from edgekit.errors import ConversionError, TrainingError
 from edgekit.fitting.augment import Augmentation
 from edgekit.fitting.checkpoints import Checkpoints
-from edgekit.fitting.loop import Fit, cross_entropies, fit
+from edgekit.fitting.feed import Feed
+from edgekit.fitting.loop import AVERAGING, Fit, Schedule, cross_entropies, enough_epochs, fit
 from edgekit.fitting.pictures import Pictures
 from edgekit.network import keras_model
 from edgekit.network.graph import LOGITS, Arrays, fold, mobilenet_v2, split
 from edgekit.network.tail import Tail
 from edgekit.prefix.activations import Shelf
-from edgekit.prefix.frozen import CHECKED_PICTURES, Frozen, describe
-from edgekit.prefix.levels import CLOSE
-from edgekit.records import EpochRecord, FloatModelRecord, PhaseRecord
+from edgekit.prefix.frozen import CHECKED_PICTURES, CutFeed, Frozen, describe
+from edgekit.prefix.level import CLOSE
+from edgekit.records import CutScore, EpochRecord, FloatModelRecord, PhaseRecord, Purpose
 from edgekit.store import StageKey, Store
-from edgekit.train.cuts import HEAD, Cut, block_of, fixed, progressive
-from edgekit.train.strategy import Decision, Probe, Strategy, choose, decide
+from edgekit.train.cuts import EARLIEST, HEAD, Cut, Granularity, block_of, fixed, progressive
+from edgekit.train.folds import Part, Rows, folds, sample
+from edgekit.train.strategy import (
+    FOLDS,
+    Probe,
+    Strategy,
+    Trial,
+    choose,
+    cross_validate,
+    lowest,
+    worse,
+)
 
 Say = Callable[[str], None]
-EpochTold = Callable[[str, int, EpochRecord], None]
+EpochTold = Callable[[str, int, int, EpochRecord], None]
 PHASE_STAGE = "train-phase"
 EPOCH_STAGE = "train-epoch"
 _WEIGHTS = "weights.npz"
 _STATISTICS_PICTURES = 64
 _LOGITS = "logits.npy"
+# Training pictures of a trial: 50 steps of 32 an epoch. A comparison costs the same for a thousand
+# pictures and for a million.
+TRIAL_PICTURES = 1600
+# What takes longer is announced.
+_LONG_SECONDS = 120.0
+# The learning rate is divided by this when training made the network worse, at most so many times.
+_CALMER, _MOST_CALMED = 4.0, 2
 
 
 @dataclass(frozen=True)
@@ -44,22 +67,22 @@ class Plan:
         dropout: Fraction of pooled features dropped while training.
         weights: Starting weights, see `keras_model.build`.
         batch_size: Pictures per step.
-        head_epochs: Most epochs of the head phase.
-        head_learning_rate: Adam's learning rate in the head phase.
-        phase_epochs: Most epochs of each later phase.
-        unfreeze_learning_rate: Learning rate of the first unfreezing phase.
-        learning_rate_decay: Factor on the learning rate after each phase.
-        granularity: What one more phase unfreezes.
+        head_epochs: Epochs of the head alone.
+        head_learning_rate: Its peak learning rate.
+        trial_epochs: Epochs of each cut in the comparison, over at most 1600 pictures.
+        epochs: Epochs of the final training.
+        min_steps: Least steps of the final training; its epochs are raised to that, and those of
+            the other phases in proportion.
+        learning_rate: Peak learning rate of trials and final training.
+        warmup_steps: Steps to the peak.
+        granularity: What one more trial unfreezes.
         strategy: How far to unfreeze.
         unfreeze_from: The cut of "fixed", or None.
-        unfreeze_until: The earliest cut that a search may come to, or None.
-        epoch_patience: Epochs without a lower validation loss before a phase ends.
-        min_delta: Least fall of the validation loss that counts as an improvement.
-        patience: Phases without improvement before the search ends.
+        unfreeze_until: The earliest cut that is compared; None for `cuts.EARLIEST`.
+        patience: Trials in a row that are worse than the best before the comparison ends.
         label_smoothing: Share of the label's mass that is spread over all classes.
         augmentation: Random changes of training pictures, or None.
-        head_views: Differently changed versions of each training picture if only the head trains.
-        views: The same in every phase of the other strategies.
+        views: Differently changed versions of each training picture.
         seed: Seed of the recipe.
     """
 
@@ -69,26 +92,38 @@ class Plan:
     batch_size: int
     head_epochs: int
     head_learning_rate: float
-    phase_epochs: int
-    unfreeze_learning_rate: float
-    learning_rate_decay: float
-    granularity: Literal["block", "layer"]
+    trial_epochs: int
+    epochs: int
+    min_steps: int
+    learning_rate: float
+    warmup_steps: int
+    granularity: Granularity
     strategy: Strategy
     unfreeze_from: int | str | None
     unfreeze_until: int | str | None
-    epoch_patience: int
-    min_delta: float
     patience: int
     label_smoothing: float
     augmentation: Augmentation | None
-    head_views: int
     views: int
     seed: int
+
+    def schedule(self, purpose: Purpose, rows: int, peak: float) -> Schedule:
+        """Returns the schedule of a phase.
+
+        Args:
+            purpose: What the phase is for.
+            rows: Pictures of an epoch.
+            peak: Its peak learning rate.
+        """
+        asked = {"head": self.head_epochs, "trial": self.trial_epochs, "final": self.epochs}
+        steps = self.min_steps * asked[purpose] / self.epochs
+        epochs = enough_epochs(asked[purpose], steps, rows, self.batch_size)
+        return Schedule(peak, epochs, self.warmup_steps)
 
 
 @dataclass(frozen=True)
 class Keeping:
-    """Where a search keeps what lets it continue when it is interrupted.
+    """Where a run keeps what lets it continue when it is interrupted.
 
     Args:
         store: The store.
@@ -100,11 +135,59 @@ class Keeping:
     key: StageKey
     shelf: Shelf
 
-    def phase(self, number: int, previous: str) -> StageKey:
+    def phase(self, number: int, previous: str, peak: float) -> StageKey:
         """Returns the key of a phase, which follows from the stage and the phases before it."""
-        params = {**self.key.params, "number": number}
+        params = {**self.key.params, "number": number, "peak": peak}
         inputs = {**self.key.inputs, "previous": previous}
         return replace(self.key, stage=PHASE_STAGE, params=params, inputs=inputs)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What a phase learns from and what judges it.
+
+    Args:
+        frozen: The frozen part of both.
+        fold: Number of the fold that judges, from 0; None for the validation split.
+        learn: Rows to learn from, or None for all.
+        judge: Rows that judge, or None for all.
+    """
+
+    frozen: Frozen
+    fold: int | None = None
+    learn: Rows | None = None
+    judge: Rows | None = None
+
+
+@dataclass(frozen=True)
+class _Phase:
+    """A finished phase: its record, where its blobs lie, and what it was judged by."""
+
+    record: PhaseRecord
+    folder: Path
+    labels: npt.NDArray[np.int32]
+
+    @cached_property
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Logits of its best epoch for the pictures that judged it, float32 (n, classes)."""
+        found: npt.NDArray[np.float32] = np.load(self.folder / _LOGITS)
+        return found
+
+    @cached_property
+    def losses(self) -> npt.NDArray[np.float64]:
+        """Losses of those pictures, float64 (n,), in nats."""
+        return cross_entropies(self.logits, self.labels)
+
+    def weights(self) -> Arrays:
+        """Returns the variables that it trained, as its best epoch left them."""
+        with np.load(self.folder / _WEIGHTS, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+
+    @property
+    def seconds(self) -> float:
+        """What it took, the frozen part included."""
+        epochs = sum(epoch.seconds for epoch in self.record.epochs)
+        return epochs + self.record.prefix.seconds
 
 
 def train(
@@ -129,11 +212,12 @@ def train(
         keeping: Keeps every finished phase and epoch, so that an interrupted run continues behind
             the last, and the activations of the frozen part.
         say: Called with one line when a phase ends.
-        epoch_done: Called with (cut, epoch in the phase, record) after every epoch.
+        epoch_done: Called with (what trains, epoch in the phase, epochs of the phase, record) after
+            every epoch.
 
     Raises:
         SpecError: If the starting weights or the fixed cut do not exist.
-        TrainingError: If the loss stops being finite.
+        TrainingError: If the loss of the head stops being finite.
         ConversionError: If the frozen part or the result answers otherwise than Keras's layers do.
     """
     keras_model.make_deterministic(plan.seed)
@@ -149,37 +233,35 @@ def train(
         every = max(1, len(train_pictures.images) // _STATISTICS_PICTURES)
         shown = train_pictures.images[::every].astype(np.float32)
         keras_model.take_statistics(model, train_pictures.normalize(shown))
-    search = _Search(model, train_pictures, validation, plan, keeping, say, epoch_done)
-    search.go()
-    chosen, curve, reason = choose([phase.cut for phase in search.phases], search.losses)
-    if plan.strategy == "fixed":
-        chosen, reason = len(curve) - 1, f"{curve[-1].cut} was asked for"
-    arrays = {**search.start, **search.weights(chosen)}
+    run = _Run(model, train_pictures, validation, plan, keeping, say, epoch_done)
+    shipped = run.go()
+    arrays = {**run.start, **shipped.weights()}
     keras_model.assign(model, arrays)
-    _check(model, validation, search.logits(chosen))
+    _check(model, validation, shipped.logits)
     np.savez(folder / _WEIGHTS, allow_pickle=False, **arrays)
-    best = search.phases[chosen].epochs[search.phases[chosen].best_epoch]
-    cut = search.cuts[chosen]
-    say(f"ships: {reason}")
+    record = shipped.record
+    best = record.epochs[record.best_epoch]
+    unfrozen = run.cut_named(record.cut).unfrozen
     return FloatModelRecord(
         alpha=plan.alpha,
         input_size_px=size,
         class_count=class_count,
-        cut=cut.name,
-        unfrozen_layers=tuple(sorted(cut.unfrozen, key=search.layers.index)),
-        phases=tuple(search.phases),
-        curve=curve,
-        strategy=search.decision.reason,
-        chosen_because=reason,
-        warnings=tuple(search.warnings),
+        cut=record.cut,
+        unfrozen_layers=tuple(sorted(unfrozen, key=run.layers.index)),
+        phases=tuple(phase.record for phase in run.phases),
+        shipped_phase=run.phases.index(shipped),
+        curve=run.curve,
+        strategy=run.strategy,
+        chosen_because=run.chosen_because,
+        warnings=tuple(run.warnings),
         validation_accuracy=best.validation_accuracy,
         validation_loss=best.validation_loss,
-        stopped_because=search.stopped_because,
+        stopped_because=run.stopped_because,
     )
 
 
-class _Search:
-    """State of one search: the phases so far and the best of them."""
+class _Run:
+    """State of one train stage: the phases so far, and what was decided by them."""
 
     def __init__(
         self,
@@ -191,6 +273,7 @@ class _Search:
         say: Say,
         epoch_done: EpochTold,
     ) -> None:
+        self._model = model
         self._train = train_pictures
         self._validation = validation
         self._plan = plan
@@ -198,102 +281,185 @@ class _Search:
         self._say = say
         self._epoch_done = epoch_done
         self._nodes = mobilenet_v2(plan.alpha)
-        self._epochs_run = 0
         self._previous = ""
-        self._best = 0
-        self._folders: list[Path] = []
         self.start = keras_model.arrays_of(model)
         self.layers = [layer.name for layer in model.layers]
-        self.phases: list[PhaseRecord] = []
-        self.cuts: list[Cut] = []
-        self.losses: list[npt.NDArray[np.float64]] = []
+        self.phases: list[_Phase] = []
+        self.curve: tuple[CutScore, ...] = ()
         self.warnings: list[str] = []
-        self.stopped_because = ""
+        self.strategy = self.chosen_because = self.stopped_because = ""
         self._told_of_room = False
-        self._head, *self._further = progressive(self.layers, self._nodes, plan.granularity)
-        self._asked: Cut | None = None
+        self._head, *further = progressive(self.layers, self._nodes, plan.granularity)
+        until = EARLIEST if plan.unfreeze_until is None else plan.unfreeze_until
+        last = fixed("train.unfreeze_until", until, self.layers, self._nodes)
+        further = [cut for cut in further if cut.index >= last.index]
+        self._last = last.name
         if plan.unfreeze_from is not None:
             key = "train.unfreeze_from"
-            self._asked = fixed(key, plan.unfreeze_from, self.layers, self._nodes)
-        if plan.unfreeze_until is not None:
-            last = fixed("train.unfreeze_until", plan.unfreeze_until, self.layers, self._nodes)
-            self._further = [cut for cut in self._further if cut.index >= last.index]
-        ahead = {"head": [], "fixed": [self._asked]}.get(plan.strategy, self._further)
-        # No layer in front of a cut has changed, so the whole search has one frozen network.
-        self._frozen = Frozen(
+            further = [fixed(key, plan.unfreeze_from, self.layers, self._nodes)]
+        self._further = () if plan.strategy == "head" else tuple(further)
+        self._whole = _Side(self._frozen(train_pictures, validation, keeping.shelf))
+
+    def _frozen(self, train: Pictures, judge: Pictures, shelf: Shelf) -> Frozen:
+        # No layer in front of a cut has changed, so the whole stage has one frozen network.
+        return Frozen(
             self._nodes,
             fold(self._nodes, self.start),
-            [self._place(cut) for cut in (self._head, *ahead) if cut is not None],
-            train=train_pictures,
-            validation=validation,
-            augmentation=plan.augmentation,
-            seed=plan.seed,
-            shelf=keeping.shelf,
-            reference=partial(keras_model.tensors_of, model, self._nodes),
+            [self._place(cut) for cut in (self._head, *self._further)],
+            train=train,
+            validation=judge,
+            augmentation=self._plan.augmentation,
+            views=self._plan.views,
+            seed=self._plan.seed,
+            shelf=shelf,
+            reference=partial(keras_model.tensors_of, self._model, self._nodes),
         )
 
     def _place(self, cut: Cut) -> str:
         """Returns the first node that trains."""
         return split(self._nodes, cut.unfrozen)[1][0].name
 
-    def logits(self, number: int) -> npt.NDArray[np.float32]:
-        """Returns the validation logits of the best epoch of a phase."""
-        found: npt.NDArray[np.float32] = np.load(self._folders[number] / _LOGITS)
-        return found
+    def cut_named(self, name: str) -> Cut:
+        """Returns one of the cuts of this run."""
+        return next(cut for cut in (self._head, *self._further) if cut.name == name)
 
-    def weights(self, number: int) -> Arrays:
-        """Returns the variables that a phase trained, as its best epoch left them."""
-        with np.load(self._folders[number] / _WEIGHTS, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-
-    def go(self) -> None:
-        """Runs all phases."""
+    def go(self) -> _Phase:
+        """Runs all phases and returns the one that ships."""
         plan = self._plan
-        self._phase(self._head, [plan.head_learning_rate] * plan.head_epochs)
-        self.decision = decide(
-            plan.strategy, self._further, self._asked, plan.patience, self._probe()
+        head = self._phase("head", self._head, plan.head_learning_rate, self._whole, None)
+        if plan.strategy in ("head", "fixed"):
+            cut = self._further[0] if self._further else self._head
+            self.strategy = (
+                "head: feature extraction alone, as asked"
+                if plan.strategy == "head"
+                else f"fixed: from {cut.name}, as asked"
+            )
+            self.stopped_because = "no cuts were compared"
+        else:
+            cut = self._compared(head)
+        if cut.name == HEAD:
+            self.chosen_because = self.chosen_because or "head was asked for"
+            self._say(f"ships: {self.chosen_because}")
+            return head
+        self.chosen_because = self.chosen_because or f"{cut.name} was asked for"
+        shipped = self._final(cut, head)
+        self._say(f"ships: {self.chosen_because}")
+        return shipped
+
+    def _compared(self, head: _Phase) -> Cut:
+        """Compares the cuts from the output side on and returns the best."""
+        crossed, self.strategy = cross_validate(self._plan.strategy, self._probe(head))
+        self._say(f"strategy {self.strategy}")
+        sides = self._folds() if crossed else (self._trial_side(),)
+        rate = self._plan.head_learning_rate
+        heads = (
+            [self._phase("trial", self._head, rate, side, None) for side in sides]
+            if crossed
+            else [head]
         )
-        self._say(f"strategy {self.decision.reason}")
-        self.stopped_because = self._unfreeze(self.decision)
-
-    def _unfreeze(self, decision: Decision) -> str:
-        """Runs the phases behind the head and returns why it stopped, in words."""
-        plan = self._plan
+        trials = [_trial(HEAD, heads)]
         misses = 0
-        for number, cut in enumerate(decision.cuts):
-            rate = plan.unfreeze_learning_rate * plan.learning_rate_decay**number
-            self._phase(cut, [rate] * plan.phase_epochs)
-            if self.phases[-1].improved:
-                self._best, misses = len(self.phases) - 1, 0
-                continue
-            misses += 1
-            if misses >= decision.patience and plan.strategy != "fixed":
-                rows = "a phase" if misses == 1 else f"{misses} phases in a row"
-                return f"{rows} did not lower the validation loss by {plan.min_delta}"
-        if plan.strategy == "fixed":
-            return f"train.unfreeze_from = {plan.unfreeze_from!r} was asked for"
-        if self.cuts[-1].index <= 1:
-            return "the input was reached"
-        if plan.unfreeze_until is not None and self.cuts[-1] in self._further[-1:]:
-            return f"{self.cuts[-1].name} was reached (train.unfreeze_until)"
-        return f"the strategy ends at {self.cuts[-1].name}"
+        self.stopped_because = f"{self._last} was reached (train.unfreeze_until)"
+        for cut in self._further:
+            phases = [
+                self._calmed("trial", cut, side, start)
+                for side, start in zip(sides, heads, strict=True)
+            ]
+            trials.append(_trial(cut.name, phases))
+            misses = misses + 1 if worse(trials[-1], trials[lowest(trials)]) else 0
+            if misses >= self._plan.patience:
+                self.stopped_because = (
+                    f"unfreezing from {cut.name} raised the validation loss by more than its "
+                    "standard error"
+                )
+                break
+        chosen, self.curve, self.chosen_because = choose(trials)
+        self._say(f"cut: {self.chosen_because}")
+        return self.cut_named(trials[chosen].cut)
 
-    def _probe(self) -> Probe:
-        head = self.phases[0]
-        best = head.epochs[head.best_epoch]
-        labels = self._validation.labels
+    def _probe(self, head: _Phase) -> Probe:
+        wrong = head.logits.argmax(1) != self._validation.labels
         return Probe(
-            images_per_class=int(np.median(np.bincount(self._train.labels))),
-            validation_accuracy=best.validation_accuracy,
-            train_accuracy=best.train_accuracy,
-            validation_errors=round(len(labels) * (1 - best.validation_accuracy)),
+            train_pictures=len(self._train.labels),
+            per_class=int(np.median(np.bincount(self._train.labels))),
+            validation_pictures=len(wrong),
+            validation_errors=int(wrong.sum()),
         )
 
-    def _phase(self, cut: Cut, learning_rates: list[float]) -> None:
-        key = self._keeping.phase(len(self.phases), self._previous)
+    def _trial_side(self) -> _Side:
+        learn = sample(self._train.labels, TRIAL_PICTURES, self._plan.seed)
+        if self._whole.frozen.keeps():
+            return replace(self._whole, learn=learn)
+        # Of so many pictures nothing is kept; what a trial needs is computed for its own alone.
+        few = Pictures(self._train.images[learn], self._train.labels[learn], self._train.preprocess)
+        shelf = replace(self._keeping.shelf, data=f"{self._keeping.shelf.data} {self._plan.seed}")
+        return _Side(self._frozen(few, self._validation, shelf))
+
+    def _folds(self) -> tuple[_Side, ...]:
+        """Returns a side for each fold of the training and the validation pictures together."""
+        both = (self._train, self._validation)
+        labels = np.concatenate([pictures.labels for pictures in both])
+        images = np.concatenate([pictures.images for pictures in both])
+        together = Pictures(images, labels, self._train.preprocess)
+        shelf = replace(self._keeping.shelf, data=f"{self._keeping.shelf.data} and validation")
+        frozen = self._frozen(together, together, shelf)
+        every = np.arange(len(labels))
+        return tuple(
+            _Side(frozen, number, np.setdiff1d(every, rows), rows)
+            for number, rows in enumerate(folds(labels, FOLDS, self._plan.seed))
+        )
+
+    def _final(self, cut: Cut, head: _Phase) -> _Phase:
+        """Trains from the chosen cut; the head alone ships if that makes the network worse."""
+        found = self._calmed("final", cut, self._whole, head)
+        if self._plan.strategy == "fixed" or not _worse(found, head):
+            return found
+        self.chosen_because = (
+            f"the head alone, as training from {cut.name} raised the validation loss from "
+            f"{head.losses.mean():.4f} to {found.losses.mean():.4f}"
+        )
+        self.warnings.append(self.chosen_because)
+        return head
+
+    def _calmed(
+        self,
+        purpose: Purpose,
+        cut: Cut,
+        side: _Side,
+        head: _Phase,
+        rate: float | None = None,
+        attempts: int = _MOST_CALMED,
+    ) -> _Phase:
+        """Trains from a cut; again at a lower rate if that made the network worse."""
+        rate = rate or self._plan.learning_rate
+        try:
+            found = self._phase(purpose, cut, rate, side, head)
+        except TrainingError:
+            if attempts == 0:
+                raise
+            why = "the loss stopped being finite"
+        else:
+            if attempts == 0 or not _worse(found, head):
+                return found
+            why = (
+                f"the validation loss rose from {head.losses.mean():.4f} to "
+                f"{found.losses.mean():.4f}"
+            )
+        calmer = rate / _CALMER
+        self.warnings.append(
+            f"training from {cut.name} at a learning rate of {rate:.2g}: {why}; trained again at "
+            f"{calmer:.2g}"
+        )
+        self._say(f"warning: {self.warnings[-1]}")
+        return self._calmed(purpose, cut, side, head, calmer, attempts - 1)
+
+    def _phase(
+        self, purpose: Purpose, cut: Cut, peak: float, side: _Side, start: _Phase | None
+    ) -> _Phase:
+        key = self._keeping.phase(len(self.phases), self._previous, peak)
 
         def make(folder: Path) -> PhaseRecord:
-            record, logits, trained = self._run(cut, learning_rates, key)
+            record, logits, trained = self._trained(purpose, cut, peak, side, start, key)
             np.savez(folder / _WEIGHTS, allow_pickle=False, **trained)
             np.save(folder / _LOGITS, logits)
             return record
@@ -302,101 +468,142 @@ class _Search:
         if not kept.reused:  # else they are those of a later phase, which was interrupted
             self._keeping.store.discard(EPOCH_STAGE)
         self._previous = kept.digest
-        self._epochs_run += len(kept.record.epochs)
-        self._folders.append(kept.folder)
-        self.cuts.append(cut)
-        self.phases.append(kept.record)
-        self.losses.append(cross_entropies(self.logits(-1), self._validation.labels))
-        self._tell(kept.record, kept.reused)
+        labels = side.frozen.validation.labels
+        found = _Phase(
+            kept.record, kept.folder, labels if side.judge is None else labels[side.judge]
+        )
+        self.phases.append(found)
+        self._tell(found, kept.reused)
+        return found
 
-    def _run(
-        self, cut: Cut, learning_rates: list[float], key: StageKey
+    def _trained(
+        self,
+        purpose: Purpose,
+        cut: Cut,
+        peak: float,
+        side: _Side,
+        start: _Phase | None,
+        key: StageKey,
     ) -> tuple[PhaseRecord, npt.NDArray[np.float32], Arrays]:
-        """Trains from the best phase so far; returns the record, the logits and the weights."""
-        before = {**self.start, **(self.weights(self._best) if self.phases else {})}
+        """Trains and returns the record, the logits and the weights."""
+        plan = self._plan
+        before = {**self.start, **(start.weights() if start else {})}
         tail_nodes = split(self._nodes, cut.unfrozen)[1]
-        # Every phase of a search reads the same views at an anchor, so the head's are nearly free.
-        views = self._plan.head_views if self._plan.strategy == "head" else self._plan.views
-        first = self._epochs_run
-        epochs = range(first, first + len(learning_rates))
-        feeds = self._frozen.feeds(tail_nodes[0].name, views=views, epochs=epochs)
+        rows = len(side.frozen.train.labels) if side.learn is None else len(side.learn)
+        schedule = plan.schedule(purpose, rows, peak)
+        more = purpose == "trial" or (purpose == "head" and bool(self._further))
+        feeds = side.frozen.feeds(tail_nodes[0].name, epochs=schedule.epochs, again=more)
+        self._foretell(purpose, cut, side.frozen, rows, schedule.epochs)
         names = feeds["train"].names
-        tail = Tail(tail_nodes, names, before, dropout=self._plan.dropout, seed=self._plan.seed)
+        tail = Tail(tail_nodes, names, before, dropout=plan.dropout, seed=plan.seed)
+        what = f"from {cut.name}" if purpose == "final" else f"{purpose} {cut.name}"
+
+        def done(epoch: int, record: EpochRecord) -> None:
+            self._epoch_done(what, epoch, schedule.epochs, record)
+
         result = fit(
             tail,
             tail.trained(),
             len(names),
-            _smoothed_cross_entropy(self._plan.label_smoothing),
-            feeds["train"],
-            feeds["validation"],
-            learning_rates=learning_rates,
-            patience=self._plan.epoch_patience,
-            batch_size=self._plan.batch_size,
-            seed=self._plan.seed,
-            first_epoch=first,
+            _smoothed_cross_entropy(plan.label_smoothing),
+            _part(feeds["train"], side.learn),
+            _part(feeds["validation"], side.judge),
+            schedule=schedule,
+            patience=schedule.epochs,
+            batch_size=plan.batch_size,
+            seed=plan.seed,
             checkpoints=Checkpoints(self._keeping.store, replace(key, stage=EPOCH_STAGE)),
-            epoch_done=partial(self._epoch_done, cut.name),
+            epoch_done=done,
             set_clock=tail.set_clock,
+            averaging=AVERAGING,
         )
         trained = tail.arrays()
-        start = cross_entropies(result.start, self._validation.labels)
-        lowest = result.epochs[result.best_epoch].validation_loss
-        known = self.losses[self._best].mean() if self.phases else np.inf
-        noise = float(start.std(ddof=1) / np.sqrt(len(start))) if len(start) > 1 else 0.0
+        judged_by = _part(feeds["validation"], side.judge).labels
         return (
             PhaseRecord(
+                purpose=purpose,
+                fold=side.fold,
                 cut=cut.name,
                 cut_index=cut.index,
                 trainable_parameters=sum(value.size for value in trained.values()),
-                learning_rate=learning_rates[0],
-                start_loss=float(start.mean()),
+                training_pictures=rows,
+                learning_rate=peak,
+                start_loss=float(cross_entropies(result.start, judged_by).mean()),
                 epochs=result.epochs,
                 best_epoch=result.best_epoch,
-                improved=lowest < known - self._plan.min_delta,
-                forgetting=bool(
-                    self.phases and result.epochs[0].validation_loss > float(start.mean()) + noise
-                ),
-                gradient_norms=_by_block(result, list(trained)),
-                prefix=describe(feeds, self._frozen.departure),
+                gradient_norms=_by_block(result, tail.names()),
+                prefix=describe(feeds, side.frozen.departure),
             ),
             result.logits,
             trained,
         )
 
-    def _tell(self, phase: PhaseRecord, reused: bool) -> None:
-        best = phase.epochs[phase.best_epoch]
-        seconds = sum(epoch.seconds for epoch in phase.epochs) + phase.prefix.seconds
-        rates = f"{np.median([epoch.images_per_second for epoch in phase.epochs]):.0f} images/s"
-        if phase.prefix.images_per_second is not None:
-            rates += f", frozen part {phase.prefix.images_per_second:.0f} images/s"
-        self._say(
-            f"phase {len(self.phases)}: from {phase.cut}: {phase.trainable_parameters:,} "
-            f"parameters, validation loss {best.validation_loss:.4f}, top-1 "
-            f"{best.validation_accuracy:.2%}, {'better' if phase.improved else 'not better'}, "
-            f"{'kept from before' if reused else f'{seconds:.0f} s ({rates})'}"
-        )
-        if phase.forgetting and not phase.improved:
-            self.warnings.append(
-                f"forgetting: unfreezing from {phase.cut} raised the validation loss from "
-                f"{phase.start_loss:.4f} to {phase.epochs[0].validation_loss:.4f} in its first "
-                "epoch, and the phase did not make up for it; try a lower "
-                "train.unfreeze_learning_rate"
+    def _foretell(self, purpose: Purpose, cut: Cut, frozen: Frozen, rows: int, epochs: int) -> None:
+        """Says what a phase will about take, if that is long; its trial tells the speed."""
+        seconds, stored = frozen.outlook(epochs)
+        speeds = [
+            epoch.images_per_second
+            for phase in self.phases
+            if phase.record.cut == cut.name and purpose == "final"
+            for epoch in phase.record.epochs
+        ]
+        seconds += epochs * rows / max(speeds) if speeds else 0.0
+        if seconds > _LONG_SECONDS:
+            self._say(
+                f"{purpose} from {cut.name}: {epochs} epochs of {rows:,} pictures, about "
+                f"{_duration(seconds)}"
+                f"{'' if speeds else ' for the frozen part'}, with {stored / 1e9:.1f} GB of "
+                "activations on disk"
             )
-            self._say(f"warning: {self.warnings[-1]}")
-        if phase.prefix.views_refused and not self._told_of_room:
+
+    def _tell(self, phase: _Phase, reused: bool) -> None:
+        record = phase.record
+        best = record.epochs[record.best_epoch]
+        rates = f"{np.median([epoch.images_per_second for epoch in record.epochs]):.0f} images/s"
+        if record.prefix.images_per_second is not None:
+            rates += f", frozen part {record.prefix.images_per_second:.0f} images/s"
+        fold = "" if record.fold is None else f", fold {record.fold + 1} of {FOLDS}"
+        self._say(
+            f"{record.purpose} from {record.cut}{fold}: {record.trainable_parameters:,} "
+            f"parameters, {len(record.epochs)} epochs, validation loss {best.validation_loss:.4f}, "
+            f"top-1 {best.validation_accuracy:.2%}, "
+            f"{'kept from before' if reused else f'{phase.seconds:.0f} s ({rates})'}"
+        )
+        if record.prefix.views_refused and not self._told_of_room:
             self._told_of_room = True
             self._say(
-                f"note: there was no room to store {phase.prefix.views_refused} of "
-                f"{phase.prefix.views} views (train.activations_budget_bytes, half of the free "
+                f"note: there was no room to store {record.prefix.views_refused} of "
+                f"{record.prefix.views} views (train.activations_budget_bytes, half of the free "
                 "disk space); they are computed again in every epoch, with the same result"
             )
 
 
-def _by_block(result: Fit, variables: list[str]) -> dict[str, float]:
+def _duration(seconds: float) -> str:
+    return f"{seconds / 60:.0f} minutes" if seconds < 5400 else f"{seconds / 3600:.1f} hours"
+
+
+def _part(feed: CutFeed, rows: Rows | None) -> Feed:
+    return feed if rows is None else Part(feed, rows)
+
+
+def _trial(cut: str, phases: Sequence[_Phase]) -> Trial:
+    return Trial(
+        cut,
+        np.concatenate([phase.losses for phase in phases]),
+        sum(phase.seconds for phase in phases),
+        phases[0].record.trainable_parameters,
+    )
+
+
+def _worse(phase: _Phase, head: _Phase) -> bool:
+    """Returns whether a phase ended above the head that it started from, beyond the noise."""
+    return worse(_trial(phase.record.cut, [phase]), _trial(HEAD, [head]))
+
+
+def _by_block(result: Fit, variables: Sequence[str]) -> Mapping[str, float]:
     """Returns the gradient norm of each block: the root of the summed squares of its variables."""
     squares: dict[str, float] = {}
-    for name, norm in zip(variables, result.gradient_norms, strict=True):
-        layer = name.split("/")[0]
+    for layer, norm in zip(variables, result.gradient_norms, strict=True):
         block = HEAD if layer == LOGITS else block_of(layer)
         squares[block] = squares.get(block, 0.0) + norm**2
     return {block: float(np.sqrt(total)) for block, total in squares.items()}

@@ -75,7 +75,8 @@ HASTY = """
 [train]
 strategy = "head"
 head_epochs = 1
-head_views = 1
+min_steps = 0
+views = 1
 """
 # What --latency times: how it is called, and its file.
 TIMED = {

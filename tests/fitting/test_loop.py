@@ -19,13 +19,23 @@ tf = pytest.importorskip("tensorflow")
 
 from edgekit.fitting import loop  # noqa: E402 - after the check for TensorFlow
 from edgekit.fitting.augment import Augmentation  # noqa: E402
-from edgekit.fitting.loop import Fit, cross_entropy, fit  # noqa: E402
+from edgekit.fitting.loop import (  # noqa: E402
+    AVERAGING,
+    Fit,
+    Schedule,
+    cross_entropy,
+    enough_epochs,
+    epoch_order,
+    fit,
+)
 from edgekit.fitting.pictures import Pictures, compiled  # noqa: E402
 from edgekit.network.graph import INPUT  # noqa: E402
-from edgekit.prefix.frozen import CutFeed, store_levels  # noqa: E402
-from edgekit.prefix.levels import Compute, Level  # noqa: E402
+from edgekit.prefix.frozen import CutFeed, activations_of, plan_storage  # noqa: E402
+from edgekit.prefix.level import Compute, Level  # noqa: E402
 
 SIDE = 8
+# Of the linear model on 40 pictures in batches of 16: it becomes too sure from the third epoch on.
+TOO_SURE = Schedule(peak=0.3, epochs=6, warmup_steps=1)
 WOBBLY = Augmentation(flip=True, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1)
 
 
@@ -44,18 +54,16 @@ def feeds(
     augmentation: Augmentation | None = WOBBLY,
 ) -> tuple[CutFeed, CutFeed]:
     """Returns feeds of the pictures themselves, those of training in three versions."""
-    found = store_levels(
-        (),
+    made = activations_of(
+        None,
         train=train,
         validation=validation,
         augmentation=augmentation,
         views=3,
-        epochs=range(8),
         seed=1,
         shelf=shelf(folder / "store"),
-        keep_anchor=False,
     )
-    return found["train"], found["validation"]
+    return CutFeed(made["train"], (INPUT,)), CutFeed(made["validation"], (INPUT,))
 
 
 def linear() -> Untyped:
@@ -79,7 +87,7 @@ def fitted(
     validation: Untyped,
     folder: Path,
     *,
-    rates: Sequence[float],
+    schedule: Schedule,
     batch_size: int,
 ) -> Fit:
     """Returns a fit to its last epoch, with what is of no matter to the test."""
@@ -90,11 +98,10 @@ def fitted(
         loss,
         train,
         validation,
-        learning_rates=rates,
-        patience=len(rates),
+        schedule=schedule,
+        patience=schedule.epochs,
         batch_size=batch_size,
         seed=1,
-        first_epoch=0,
         checkpoints=checkpoints(folder),
         epoch_done=lambda _epoch, _record: None,
     )
@@ -149,11 +156,10 @@ class Run:
 
     def go(
         self,
-        rates: Sequence[float],
+        schedule: Schedule,
         *,
         seed: int = 1,
         patience: int = 100,
-        first_epoch: int = 0,
         loss: Untyped = mean_cross_entropy,
         averaging: float = 0.0,
     ) -> Fit:
@@ -175,11 +181,10 @@ class Run:
             loss,
             self.train,
             validation,
-            learning_rates=rates,
+            schedule=schedule,
             patience=patience,
             batch_size=self.batch_size,
             seed=seed,
-            first_epoch=first_epoch,
             checkpoints=saved,
             epoch_done=done,
             averaging=averaging,
@@ -194,7 +199,7 @@ def test_the_loss_falls_on_pictures_that_can_be_told_apart(tmp_path: Path) -> No
     run = Run(tmp_path)
     chance = float(np.log(len(CLASSES)))
     assert run.validation_loss() == pytest.approx(chance, rel=1e-6)
-    result = run.go([0.1] * 8)
+    result = run.go(Schedule(0.1, 8, 3))
     assert list(result.epochs) == run.seen
     assert result.epochs[-1].train_loss < result.epochs[0].train_loss
     assert result.epochs[-1].validation_loss < 0.8 * chance
@@ -203,7 +208,7 @@ def test_the_loss_falls_on_pictures_that_can_be_told_apart(tmp_path: Path) -> No
 
 def test_the_record_is_of_the_variables_at_the_end_of_the_epoch(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    result = run.go([0.1])
+    result = run.go(Schedule(0.1, 1, 1))
     # The same function of the same variables; only float64 sums may be ordered otherwise.
     assert result.epochs[0].validation_loss == pytest.approx(run.validation_loss(), rel=1e-12)
 
@@ -212,7 +217,7 @@ def test_the_training_loss_is_the_mean_over_the_changed_pictures(tmp_path: Path)
     run = Run(tmp_path)
     random = np.random.default_rng(6)
     run.tail.set_weights([random.normal(size=(3, 3)), random.normal(size=3)])
-    result = run.go([1e-30])  # steps that change nothing
+    result = run.go(Schedule(1e-30, 1, 1))  # steps that change nothing
     images = run.train.feed.read(0, np.arange(40))[0]
     logits = run.tail([images], training=False).numpy()
     (epoch,) = result.epochs
@@ -227,31 +232,29 @@ def test_the_training_loss_is_the_mean_over_the_changed_pictures(tmp_path: Path)
 
 def test_the_best_epoch_is_restored(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    # The huge steps of the last two epochs throw away what the first ones learned.
-    result = run.go([0.1, 0.1, 0.1, 50.0, 50.0])
+    result = run.go(TOO_SURE)
     losses = [record.validation_loss for record in result.epochs]
-    assert result.best_epoch == int(np.argmin(losses)) == 2
-    assert losses[-1] > losses[2]
+    assert result.best_epoch == int(np.argmin(losses)) == 1
+    assert losses[-1] > losses[1]
     for variable, seen, last in zip(
-        run.tail.variables, run.variables[2], run.variables[-1], strict=True
+        run.tail.variables, run.variables[1], run.variables[-1], strict=True
     ):
         assert np.array_equal(variable.numpy(), seen)
         assert not np.array_equal(last, seen)
-    assert run.validation_loss() == pytest.approx(losses[2], rel=1e-12)
+    assert run.validation_loss() == pytest.approx(losses[1], rel=1e-12)
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(1, 3), (2, 4), (9, 6)])
 def test_it_stops_when_the_loss_stops_falling(tmp_path: Path, patience: int, epochs: int) -> None:
-    result = Run(tmp_path).go([0.1, 0.1, 50.0, 50.0, 50.0, 50.0], patience=patience)
+    result = Run(tmp_path).go(TOO_SURE, patience=patience)
     assert result.best_epoch == 1
     assert len(result.epochs) == epochs
 
 
 def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
-    rates = [0.1, 0.05]
-    losses, (first, again, other, later) = [], (Run(tmp_path) for _ in range(4))
-    for run, seed, start in ((first, 1, 0), (again, 1, 0), (other, 2, 0), (later, 1, 7)):
-        result = run.go(rates, seed=seed, first_epoch=start)
+    losses, (first, again, other) = [], (Run(tmp_path) for _ in range(3))
+    for run, seed in ((first, 1), (again, 1), (other, 2)):
+        result = run.go(Schedule(0.1, 2, 1), seed=seed)
         losses.append([epoch.train_loss for epoch in result.epochs])
 
     def same(one: Run, two: Run) -> bool:
@@ -261,14 +264,13 @@ def test_the_same_seed_gives_the_same_bits(tmp_path: Path) -> None:
     assert same(first, again)
     assert losses[0] == losses[1]
     assert not same(first, other)
-    assert not same(first, later)  # order and augmentation follow the epoch of the whole run
 
 
 def test_only_trainable_variables_change(tmp_path: Path) -> None:
     run = Run(tmp_path)
     dense = run.tail.get_layer("dense")
     dense.add_weight(name="fixed", shape=(2,), initializer="ones", trainable=False)
-    run.go([0.1])
+    run.go(Schedule(0.1, 1, 1))
     assert dense.non_trainable_weights[0].numpy().tolist() == [1, 1]
     assert all(variable.numpy().any() for variable in run.tail.trainable_variables)
 
@@ -278,7 +280,7 @@ def test_a_loss_that_is_not_a_number_ends_the_training(tmp_path: Path) -> None:
         return tf.math.log(-tf.abs(tf.reduce_mean(logits)) - 1.0)
 
     with pytest.raises(TrainingError, match="the loss became nan") as caught:
-        Run(tmp_path).go([0.1], loss=broken)
+        Run(tmp_path).go(Schedule(0.1, 1, 1), loss=broken)
     assert "lower the learning rate" in caught.value.remedy
 
 
@@ -294,7 +296,7 @@ def test_weights_that_overflow_in_the_last_step_end_the_training(tmp_path: Path)
             mean_cross_entropy,
             *feeds(tmp_path, *splits, augmentation=None),
             tmp_path / "store",
-            rates=[3e38],
+            schedule=Schedule(3e38, 1, 1),
             batch_size=16,
         )
     assert list((tmp_path / "store").glob("epoch/*")) == []  # and no such epoch is kept
@@ -322,7 +324,7 @@ def test_the_seconds_of_an_epoch_leave_the_frozen_part_out(
         Slow(train),
         Slow(validation),
         tmp_path / "run",
-        rates=[0.1, 0.1],
+        schedule=Schedule(0.1, 2, 1),
         batch_size=40,
     )
     # One call of the training steps, and two of validation: 64 rows and 6.
@@ -348,28 +350,28 @@ def test_the_loss_sees_what_does_not_enter(tmp_path: Path) -> None:
         return compute(tensors)[::-1]
 
     def first_loss(answer: Compute, *names: str) -> float:
-        level = Level(names[0], (INPUT,), dict.fromkeys(names, (3,)), answer, names[0])
+        level = Level(names[0], dict.fromkeys(names, (3,)), answer, names[0])
         entering = tf_keras.layers.Input((3,))
         dense = tf_keras.layers.Dense(3, kernel_initializer="zeros")
         tail = tf_keras.Model([entering], dense(entering))
-        found = store_levels(
-            (level,),
+        place = shelf(tmp_path / "store")
+        made = activations_of(
+            level,
             train=pictures(tmp_path, 40, 1),
             validation=pictures(tmp_path, 70, 2),
             augmentation=None,
             views=1,
-            epochs=range(1),
             seed=1,
-            shelf=shelf(tmp_path / "store"),
-            keep_anchor=False,
+            shelf=place,
         )
+        plan_storage(made, epochs=1, again=False, shelf=place)
         result = fitted(
             tail,
             lambda tensors, _labels, logits: tf.reduce_mean(tf.square(logits - tensors[1])),
-            found["train"],
-            found["validation"],
+            CutFeed(made["train"], names),
+            CutFeed(made["validation"], names),
             tmp_path / names[0],
-            rates=[0.1],
+            schedule=Schedule(0.1, 1, 1),
             batch_size=40,
         )
         return result.epochs[0].train_loss
@@ -399,11 +401,10 @@ def test_the_pictures_on_disk_are_left_as_they_were(tmp_path: Path) -> None:
         1,
         mean_cross_entropy,
         *feeds(tmp_path, *writable),
-        learning_rates=[0.1],
+        schedule=Schedule(0.1, 1, 1),
         patience=1,
         batch_size=16,
         seed=1,
-        first_epoch=0,
         checkpoints=checkpoints(tmp_path / "store"),
         epoch_done=lambda _epoch, _record: None,
     )
@@ -414,20 +415,23 @@ def test_the_pictures_on_disk_are_left_as_they_were(tmp_path: Path) -> None:
 
 def test_every_epoch_reads_every_row_of_its_own_view_once(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    run.go([0.1] * 3, first_epoch=4)
-    assert run.train.prepared == [4, 5, 6]
+    run.go(Schedule(0.1, 4, 1))
+    assert run.train.prepared == [0, 1, 2, 3]
     orders = {
         epoch: np.concatenate([rows for number, rows in run.train.read_rows if number == epoch])
-        for epoch in (4, 5, 6)
+        for epoch in range(4)
     }
     assert all(np.array_equal(np.sort(order), np.arange(40)) for order in orders.values())
-    assert not np.array_equal(orders[4], orders[5])
-    assert not np.array_equal(orders[5], orders[6])
+    assert len({order.tobytes() for order in orders.values()}) == 4
+    # Three views: the fourth epoch sees the first again, in an order of its own.
+    seen = [run.train.feed.read(epoch, np.arange(40))[0] for epoch in range(4)]
+    same = [np.array_equal(images, seen[0]) for images in seen]
+    assert same == [True, False, False, True]
 
 
 def test_the_logits_are_those_before_the_first_step_and_of_the_best_epoch(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    result = run.go([0.1, 0.1, 50.0])
+    result = run.go(TOO_SURE)
     labels = run.validation().labels
     assert result.start.dtype == result.logits.dtype == np.float32
     assert not result.start.any()  # the model starts from zeros
@@ -441,9 +445,10 @@ def test_batches_are_the_same_however_many_go_into_one_call(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call_bytes: int, batches: int
 ) -> None:
     usual, split = Run(tmp_path, batch_size=2), Run(tmp_path, batch_size=2)
-    expected = usual.go([0.1, 0.05])
+    schedule = Schedule(0.1, 2, 3)
+    expected = usual.go(schedule)
     monkeypatch.setattr(loop, "_CALL_BYTES", call_bytes)
-    result = split.go([0.1, 0.05])
+    result = split.go(schedule)
     assert [len(rows) for _, rows in usual.train.read_rows] == [8 * 2, 12 * 2] * 2
     assert [len(rows) for _, rows in split.train.read_rows[:3]] == [batches * 2] * 3
     assert max(len(rows) for _, rows in split.train.read_rows) == batches * 2
@@ -451,7 +456,9 @@ def test_batches_are_the_same_however_many_go_into_one_call(
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
     assert np.array_equal(result.logits, expected.logits)
     # Those of the first call.
-    _, norms = by_keras(usual, [0.1, 0.05], pytest.importorskip("tf_keras").optimizers.Adam())
+    _, norms = by_keras(
+        usual, rates_of(schedule, 20), pytest.importorskip("tf_keras").optimizers.Adam()
+    )
     for fitted, count in ((expected, 8), (result, batches)):
         watched = np.sqrt(np.square(norms[:count]).mean(0))
         assert fitted.gradient_norms == pytest.approx(watched, rel=1e-5)
@@ -462,9 +469,60 @@ def test_batches_are_the_same_however_many_go_into_one_call(
         assert other.validation_loss == one.validation_loss
 
 
+def rates_of(schedule: Schedule, epoch_steps: int) -> npt.NDArray[np.float64]:
+    """Returns the learning rate of every step, from the formulas in float64."""
+    total = schedule.epochs * epoch_steps
+    warmup = max(1, min(schedule.warmup_steps, total // 4))
+    rising = schedule.peak * np.arange(1, warmup + 1) / warmup
+    done = np.arange(total - warmup) / max(1, total - warmup)
+    return np.concatenate([rising, schedule.peak * (1 + np.cos(np.pi * done)) / 2])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epoch_steps", "warmup"),
+    [
+        (Schedule(1e-3, 4, 5), 7, 5),
+        (Schedule(0.3, 1, 3), 100, 3),
+        (Schedule(0.3, 5, 100), 12, 15),  # a quarter of all steps
+        (Schedule(2.0, 3, 0), 1, 1),
+        (Schedule(2.0, 1, 10), 1, 1),
+    ],
+)
+def test_the_rate_rises_along_a_line_and_falls_along_a_cosine(
+    schedule: Schedule, epoch_steps: int, warmup: int
+) -> None:
+    total = schedule.epochs * epoch_steps
+    traced = tf.function(lambda step: schedule.rate(step, epoch_steps), autograph=False)
+    found = np.array([traced(tf.constant(step, tf.float32)).numpy() for step in range(total)])
+    # A few roundings of float32.
+    bound = 1e-6 * schedule.peak
+    assert found.dtype == np.float32
+    assert np.abs(found - rates_of(schedule, epoch_steps)).max() <= bound
+    # As the formulas say: an equal share more in each step of the warm-up, then the peak; half of
+    # it half-way; nothing behind the last step.
+    assert found[:warmup] == pytest.approx(schedule.peak * np.arange(1, warmup + 1) / warmup)
+    assert found.max() == pytest.approx(schedule.peak)
+    half_way = schedule.rate(tf.constant((total + warmup) / 2, tf.float32), epoch_steps)
+    behind = schedule.rate(tf.constant(total, tf.float32), epoch_steps)
+    if total > warmup:
+        assert float(half_way) == pytest.approx(schedule.peak / 2)
+        assert abs(float(behind)) <= bound
+        assert 0 < found[-1] < schedule.peak or total == warmup + 1
+        # Twins: another peak, one more epoch, and one step later.
+        for other in (
+            rates_of(replace(schedule, peak=1.01 * schedule.peak), epoch_steps),
+            rates_of(replace(schedule, epochs=schedule.epochs + 1), epoch_steps)[:total],
+            np.roll(rates_of(schedule, epoch_steps), 1),
+        ):
+            assert np.abs(found - other).max() > bound
+    if warmup > 1:
+        other = rates_of(replace(schedule, warmup_steps=warmup - 1), epoch_steps)
+        assert np.abs(found - other).max() > bound
+
+
 def by_keras(
     run: Run,
-    rates: Sequence[float],
+    rates: npt.NDArray[np.float64],
     optimizer: Untyped,
     averaging: float = 0.0,
     start: float = 0.0,
@@ -483,7 +541,7 @@ def by_keras(
         with tf.GradientTape() as tape:
             loss = mean_cross_entropy(None, labels, tail([images], training=True))
         gradients = tape.gradient(loss, tail.trainable_variables)
-        optimizer.learning_rate = rates[step * len(rates) // len(batches)]
+        optimizer.learning_rate = rates[step]
         optimizer.apply_gradients(zip(gradients, tail.trainable_variables, strict=True))
         norms.append([float(np.linalg.norm(gradient)) for gradient in gradients])
         weights.append((1 - averaging) * averaging ** (len(batches) - 1 - step))
@@ -494,8 +552,9 @@ def by_keras(
 
 def test_the_steps_are_those_of_adam(tmp_path: Path) -> None:
     adam = pytest.importorskip("tf_keras").optimizers.Adam
-    run, rates = Run(tmp_path, batch_size=4), [0.05, 0.01]  # 10 steps in each epoch
-    result = run.go(rates)
+    run, schedule = Run(tmp_path, batch_size=4), Schedule(0.05, 2, 3)
+    result = run.go(schedule)
+    rates = rates_of(schedule, 10)
     expected, norms = by_keras(run, rates, adam())
     assert len(norms) == 20
 
@@ -506,21 +565,26 @@ def test_the_steps_are_those_of_adam(tmp_path: Path) -> None:
     # The same formula in float32. What rounding does to the variables comes back by way of the
     # gradients: 4e-6 here.
     assert off(expected) <= 1e-5
-    # Twins: other constants, and one learning rate for both epochs.
+    # Twins: other constants, no warm-up, one rate throughout, and a schedule for each epoch.
     assert off(by_keras(run, rates, adam(epsilon=1e-3))[0]) > 1e-5
     assert off(by_keras(run, rates, adam(beta_2=0.99))[0]) > 1e-5
-    assert off(by_keras(run, [0.05, 0.05], adam())[0]) > 1e-5
+    for other in (
+        rates_of(replace(schedule, warmup_steps=1), 10),
+        np.full(20, 0.05),
+        np.tile(rates_of(replace(schedule, epochs=1), 10), 2),
+    ):
+        assert off(by_keras(run, other, adam())[0]) > 1e-5
     # Of the first 8 steps, the root mean square.
     watched = np.sqrt(np.square(norms[:8]).mean(0))
     assert result.gradient_norms == pytest.approx(watched, rel=1e-5)
     assert result.gradient_norms != pytest.approx(np.sqrt(np.square(norms[:9]).mean(0)), rel=1e-5)
 
 
-@pytest.mark.parametrize("averaging", [0.5, 0.99])
+@pytest.mark.parametrize("averaging", [0.5, AVERAGING])
 def test_the_mean_of_the_variables_is_validated_and_left(tmp_path: Path, averaging: float) -> None:
     adam = pytest.importorskip("tf_keras").optimizers.Adam
-    run, rates = Run(tmp_path, batch_size=4), [0.05, 0.01]
-    result = run.go(rates, averaging=averaging)
+    run, schedule = Run(tmp_path, batch_size=4), Schedule(0.05, 2, 3)
+    result, rates = run.go(schedule, averaging=averaging), rates_of(schedule, 10)
     assert result.best_epoch == 1
 
     def off(variables: list[npt.NDArray[np.float32]]) -> float:
@@ -543,7 +607,7 @@ def test_the_mean_of_the_variables_is_validated_and_left(tmp_path: Path, averagi
 
 def test_of_a_single_batch_the_norms_are_those_of_its_gradient(tmp_path: Path) -> None:
     run = Run(tmp_path, batch_size=40, augmentation=None)
-    result = run.go([0.1, 0.1])
+    result = run.go(Schedule(0.1, 2, 1))
     images = pictures(tmp_path, 40, 1).images / np.float64(128) - 1
     odds = np.full((40, 3), 1 / 3)  # the model starts from zeros
     wrong = (odds - np.eye(3)[pictures(tmp_path, 40, 1).labels]) / 40
@@ -551,6 +615,53 @@ def test_of_a_single_batch_the_norms_are_those_of_its_gradient(tmp_path: Path) -
     by_hand = [np.linalg.norm(kernel), np.linalg.norm(wrong.sum(0))]
     assert result.gradient_norms == pytest.approx(by_hand, rel=1e-5)
     assert result.gradient_norms != pytest.approx(by_hand[::-1], rel=1e-5)
+
+
+def ordered(count: int, source_bytes: int, seed: int = 1) -> npt.NDArray[np.int64]:
+    return epoch_order(count, source_bytes, np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("source_bytes", [4_000_000_000, 4_000_000_001])
+@pytest.mark.parametrize("count", [1, 255, 256, 257, 64 * 256, 100_003])
+def test_an_epoch_has_every_row_once_in_an_order_of_the_seed(count: int, source_bytes: int) -> None:
+    order = ordered(count, source_bytes)
+    assert np.array_equal(np.sort(order), np.arange(count))
+    assert np.array_equal(order, ordered(count, source_bytes))
+    assert count == 1 or not np.array_equal(order, ordered(count, source_bytes, 2))
+
+
+def test_pictures_that_may_not_fit_into_memory_are_read_block_by_block() -> None:
+    count, window = 391 * 256, 64 * 256
+
+    def blocks(order: npt.NDArray[np.int64]) -> list[int]:
+        """Returns how many blocks of 256 neighbouring rows each window reads from."""
+        starts = range(0, count, window)
+        return [len(np.unique(order[start : start + window] // 256)) for start in starts]
+
+    large = ordered(count, 4_000_000_001)
+    assert blocks(large) == [64] * 6 + [7]
+    # Inside a window all rows are mixed: few neighbours follow one another.
+    assert (np.diff(large) == 1).mean() < 1e-3
+    assert len(np.unique(large[:1000] // 256)) > 60
+    # Twin: what fits is mixed as a whole.
+    assert min(blocks(ordered(count, 4_000_000_000))) > 300
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "rows", "expected"),
+    [
+        (5, 0, 40, 5),
+        (5, 15, 40, 5),
+        (5, 15.1, 40, 6),
+        (5, 60, 48, 20),
+        (5, 60, 49, 15),
+        (1, 9, 1, 9),
+    ],
+)
+def test_a_few_pictures_get_more_epochs(
+    epochs: int, steps: float, rows: int, expected: int
+) -> None:
+    assert enough_epochs(epochs, steps, rows, batch_size=16) == expected
 
 
 @pytest.mark.parametrize("seed", range(3))

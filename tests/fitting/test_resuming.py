@@ -17,15 +17,17 @@ tf = pytest.importorskip("tensorflow")
 
 from edgekit.fitting.augment import Augmentation  # noqa: E402 - after the check for TensorFlow
 from edgekit.fitting.checkpoints import Checkpoints  # noqa: E402
-from edgekit.fitting.loop import Fit, fit  # noqa: E402
+from edgekit.fitting.loop import Fit, Schedule, fit  # noqa: E402
 from edgekit.fitting.pictures import Pictures  # noqa: E402
 from edgekit.network.tail import Tail  # noqa: E402
-from edgekit.prefix.frozen import CutFeed, store_levels  # noqa: E402
-from edgekit.prefix.levels import Level  # noqa: E402
+from edgekit.prefix.frozen import CutFeed, activations_of, plan_storage  # noqa: E402
+from edgekit.prefix.level import Level  # noqa: E402
 
 SIDE, FEATURES = 8, 48
 POOLED = "global_average_pool"
 WOBBLY = Augmentation(flip=True, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1)
+# 42 rows in batches of 4: eleven steps an epoch. From the third epoch on the head is too sure.
+SCHEDULE = Schedule(peak=1e-2, epochs=4, warmup_steps=11)
 KEY = StageKey("train-epoch", 1, {"number": 3}, {"data": "d"}, (), 5)
 EPOCH = EpochRecord(
     train_loss=1.25,
@@ -51,23 +53,23 @@ def features(tensors: Sequence[npt.NDArray[np.float32]]) -> tuple[npt.NDArray[np
 def feeds(root: Path) -> tuple[CutFeed, CutFeed]:
     """Returns stored features of three versions of the training pictures, and of validation."""
     contract = Preprocess(height_px=SIDE, width_px=SIDE)
-    level = Level("features", ("input",), {POOLED: (1, 1, FEATURES)}, features, "features")
+    level = Level("features", {POOLED: (1, 1, FEATURES)}, features, "features")
     train, validation = (
         Pictures(*coloured(count, seed, SIDE), contract) for count, seed in ((42, 1), (30, 2))
     )
     validation.labels[:5] = (validation.labels[:5] + 1) % 3  # being too sure costs there
-    found = store_levels(
-        (level,),
+    place = shelf(root)
+    made = activations_of(
+        level,
         train=train,
         validation=validation,
         augmentation=WOBBLY,
         views=3,
-        epochs=range(4, 8),
         seed=5,
-        shelf=shelf(root),
-        keep_anchor=False,
+        shelf=place,
     )
-    return found["train"], found["validation"]
+    plan_storage(made, epochs=4, again=False, shelf=place)  # of training the first view alone
+    return CutFeed(made["train"], (POOLED,)), CutFeed(made["validation"], (POOLED,))
 
 
 class Breaking:
@@ -107,7 +109,7 @@ class Run:
     """Fits of a new head each, which share the store that they keep their epochs in."""
 
     root: Path
-    rates: Sequence[float] = (3e-3, 3e-3, 0.1, 3e-3)  # the third throws away what was learned
+    schedule: Schedule = SCHEDULE
     patience: int = 100
     told: list[int] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
@@ -134,11 +136,10 @@ class Run:
             mean_cross_entropy,
             Breaking(train, stop_at_read),
             validation,
-            learning_rates=self.rates,
+            schedule=self.schedule,
             patience=self.patience,
-            batch_size=4,  # 42 rows: eleven steps, of which the first eight are one call
+            batch_size=4,  # of the eleven steps the first eight are one call
             seed=5,
-            first_epoch=4,
             checkpoints=self.checkpoints(),
             epoch_done=done,
             set_clock=set_clock,
@@ -168,9 +169,8 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     result = run.go()
     assert run.told == [0, 1, 2, 3]
     assert result.best_epoch == 1
-    # No step of the whole run has the number of another: 11 steps in each epoch, the first is 4.
+    # No step of the phase has the number of another: 11 steps in each epoch.
     assert run.clocks == sorted(run.clocks)
-    assert run.clocks[0] >= 4 * 11
     assert np.diff(run.clocks).min() >= 11
     return Outcome(run, result)
 
@@ -232,6 +232,20 @@ def test_a_phase_that_had_ended_is_not_trained_again(quiet: Outcome) -> None:
     result = again.go(stop_at_read=0)  # not a single row is read
     assert again.told == []
     check_same(again, result, quiet)
+
+
+def test_the_schedule_goes_on_where_it_was(tmp_path: Path, quiet: Outcome) -> None:
+    """Twin of the tests above: the rest of another schedule does not end the same."""
+    for schedule in (replace(SCHEDULE, warmup_steps=5), replace(SCHEDULE, peak=1.01e-2)):
+        run = Run(tmp_path / str(schedule.peak))
+        with pytest.raises(InterruptionError):
+            run.go(stop_after=1)
+        rest = replace(run, schedule=schedule)
+        result = rest.go()
+        assert rest.told == [0, 1, 2, 3]
+        same = result.epochs[-1].train_loss == quiet.result.epochs[-1].train_loss
+        # By then the warm-up is over, and the cosine alone is another.
+        assert not same
 
 
 @pytest.mark.slow
@@ -297,16 +311,15 @@ def test_a_damaged_checkpoint_is_named_and_the_phase_starts_over(
 def test_patience_counts_the_epochs_before_the_interruption(
     tmp_path: Path, patience: int, epochs: int, stop_after: int
 ) -> None:
-    # The huge steps from the third epoch on throw away what the first two learned.
-    rates = (3e-3, 3e-3, 50.0, 50.0, 50.0)
-    run = Run(tmp_path, rates, patience)
+    schedule = replace(SCHEDULE, epochs=5)
+    run = Run(tmp_path, schedule, patience)
     with pytest.raises(InterruptionError):
         run.go(stop_after=stop_after)
     result = run.go()
     assert result.best_epoch == 1
     assert run.told == list(range(epochs))
     assert len(result.epochs) == epochs
-    straight = Run(tmp_path / "straight", rates, patience)
+    straight = Run(tmp_path / "straight", schedule, patience)
     check_same(run, result, Outcome(straight, straight.go()))
 
 

@@ -10,6 +10,7 @@ from tiny_network import Network, Untyped
 from edgekit.network.graph import (
     INPUT,
     LOGITS,
+    STAGE_STARTS,
     Arrays,
     Node,
     bias_codes,
@@ -20,6 +21,7 @@ from edgekit.network.graph import (
     kernel_codes,
     kernel_limits,
     mobilenet_v2,
+    output_shapes,
     split,
     weighted,
 )
@@ -202,3 +204,36 @@ def test_other_cuts_are_crossed_by_one_tensor() -> None:
 def test_a_cut_without_any_layer_is_refused() -> None:
     with pytest.raises(ValueError, match="none of the 64 nodes"):
         split(mobilenet_v2(1.0), frozenset({"Conv2"}))
+
+
+@pytest.mark.parametrize(("alpha", "size"), [(0.35, 97), (1.0, 33), (1.4, 47), (0.35, 32)])
+def test_shapes_are_those_of_keras(network: Network, alpha: float, size: int) -> None:
+    from edgekit.network.keras_model import arrays_of, tensors_of
+
+    model, nodes = network(alpha, size), mobilenet_v2(alpha)
+    names = [node.name for node in nodes]
+    found = output_shapes(nodes, fold(nodes, arrays_of(model)), (size, size))
+    tensors = tensors_of(model, nodes, names, np.zeros((1, size, size, 3), np.float32))
+    expected = {name: tensor.shape[1:] for name, tensor in tensors.items()}
+    assert found == {INPUT: (size, size, 3), **expected}
+
+
+def test_shapes_follow_height_and_width_apart() -> None:
+    nodes = mobilenet_v2(0.35)[:3]
+    weights = {f"{node.name}/kernel": np.zeros((1, 1, 8, 8), np.float32) for node in nodes}
+    assert output_shapes(nodes, weights, (5, 8)) == {
+        INPUT: (5, 8, 3),
+        "Conv1": (3, 4, 8),
+        "expanded_conv_depthwise": (3, 4, 8),
+        "expanded_conv_project": (3, 4, 8),
+    }
+
+
+@pytest.mark.parametrize("alpha", WIDTHS)
+def test_a_stage_starts_where_a_residual_addition_is_impossible(alpha: float) -> None:
+    # In Table 2 of the paper no repeat but the first of a stage changes the width or the size;
+    # narrow networks may have the same width on both sides, and then add across stages.
+    added = {node.name for node in mobilenet_v2(alpha) if node.op == "add"}
+    inside = {f"block_{i}_add" for i in range(17)} - {f"block_{i}_add" for i in STAGE_STARTS}
+    assert STAGE_STARTS == (0, 1, 3, 6, 10, 13, 16)
+    assert added == inside

@@ -1,5 +1,6 @@
 """The part that trains: Keras's answers, Keras's gradients, and dropout that repeats itself."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,11 +8,22 @@ import numpy.typing as npt
 import pytest
 from tiny_network import ALPHA, SIZE_PX, Arrays, Network, Untyped, checkpoints, coloured
 
-from edgekit.network.graph import LOGITS, boundary, fold, mobilenet_v2, split, weighted
+from edgekit.network.graph import (
+    LOGITS,
+    Node,
+    boundary,
+    fold,
+    mobilenet_v2,
+    normalization,
+    split,
+    weighted,
+)
 
 tf = pytest.importorskip("tensorflow")
 
-from edgekit.network import keras_model  # noqa: E402 - after the check for TensorFlow
+from edgekit.fitting.loop import Schedule, fit  # noqa: E402 - after the check for TensorFlow
+from edgekit.network import keras_model  # noqa: E402
+from edgekit.network.forward import compute  # noqa: E402
 from edgekit.network.tail import Tail  # noqa: E402
 
 NODES = mobilenet_v2(ALPHA)
@@ -95,7 +107,7 @@ def test_its_gradients_are_those_of_a_keras_model_with_frozen_batch_norm(
     model = network(ALPHA, SIZE_PX)
     tail, names = tail_of(keras_model.arrays_of(model), cut)
     found = tail_gradients(tail, entering(model, names))
-    assert len(found) == len(WEIGHTED) - WEIGHTED.index(cut) + 1  # kernels, and the head's bias
+    assert len(found) == 2 * (len(WEIGHTED) - WEIGHTED.index(cut))  # kernels and biases
     # Ten times what float32 leaves after up to 53 layers here; a ReLU6 within rounding of its edge
     # would open or close and show.
     assert max(departure(found, keras_gradients(model, list(found), False)).values()) <= 2e-5
@@ -105,83 +117,183 @@ def test_its_gradients_are_those_of_a_keras_model_with_frozen_batch_norm(
         assert min(off[name] for name in off if not name.startswith(LOGITS)) > 1e-2
 
 
+def names_of(cut: str) -> list[str]:
+    """Returns what Keras calls the variables that train: all kernels, then beta or the bias."""
+    nodes = weighted(NODES)[WEIGHTED.index(cut) :]
+    kernels = [f"{n.name}/{'depthwise_' * (n.op == 'depthwise')}kernel" for n in nodes]
+    shifts = [f"{n.batch_norm}/beta" if n.batch_norm else f"{n.name}/bias" for n in nodes]
+    return [*kernels, *shifts]
+
+
 @pytest.mark.parametrize("cut", CUTS)
-def test_its_variables_are_the_kernels_as_keras_names_them(network: Network, cut: str) -> None:
-    model = network(ALPHA, SIZE_PX)
-    arrays = keras_model.arrays_of(model)
+def test_what_did_not_train_comes_back_bit_for_bit(network: Network, cut: str) -> None:
+    arrays = keras_model.arrays_of(network(ALPHA, SIZE_PX))
     tail, _ = tail_of(arrays, cut)
     kept = tail.arrays()
-    assert [name.split("/")[0] for name in kept] == [*WEIGHTED[WEIGHTED.index(cut) :], LOGITS]
-    assert all(np.array_equal(kept[name], arrays[name]) for name in kept)
-    # What training changes goes back into the Keras model, and both answer alike again.
+    assert list(kept) == names_of(cut)
+    assert tail.names() == [*WEIGHTED[WEIGHTED.index(cut) :]] * 2
+    assert [tuple(v.shape) for v in tail.trained()] == [value.shape for value in kept.values()]
+    assert all(kept[name].tobytes() == arrays[name].tobytes() for name in kept)
+    # Twin: beta computed back from the folded bias has lost bits.
+    lost = 0
+    for node in weighted(NODES)[WEIGHTED.index(cut) :]:
+        if node.batch_norm is not None:
+            _, bias = normalization(node, arrays)
+            nothing = np.zeros_like(arrays[f"{node.batch_norm}/beta"])
+            _, behind = normalization(node, {**arrays, f"{node.batch_norm}/beta": nothing})
+            back = (bias.astype(np.float32) - behind).astype(np.float32)
+            lost += int((back != arrays[f"{node.batch_norm}/beta"]).sum())
+    assert (lost > 0) == (cut != LOGITS)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_what_trained_goes_back_into_the_keras_model(network: Network, cut: str) -> None:
+    model = network(ALPHA, SIZE_PX)
+    arrays = keras_model.arrays_of(model)
+    tail, names = tail_of(arrays, cut)
+    tensors, kept = entering(model, names), tail.arrays()
     for variable in tail.trained():
         variable.assign(variable * 0.9)
     assert all(np.array_equal(kept[name], arrays[name]) for name in kept)  # they were copies
-    keras_model.assign(model, {**arrays, **tail.arrays()})
-    expected = model(VALUES, training=False).numpy()
-    names = boundary(*split(NODES, frozenset(WEIGHTED[WEIGHTED.index(cut) :])))
-    bound = FLOAT_ROUNDING * float(np.abs(expected).max())
-    answers = tail(entering(model, names), training=False).numpy()
-    assert np.abs(answers - expected).max() <= bound
+    trained = tail.arrays()
+    answers = tail(tensors, training=False).numpy()
+
+    def off(found: Arrays) -> float:
+        """Returns how far Keras with these arrays answers otherwise, in parts of its answers."""
+        keras_model.assign(model, {**arrays, **found})
+        expected = model(VALUES, training=False).numpy()
+        return float(np.abs(answers - expected).max() / np.abs(expected).max())
+
+    assert off(trained) <= FLOAT_ROUNDING
+    # Twins: any one of the first layer's two variables as it was.
+    count = len(trained) // 2
+    for name in (names_of(cut)[0], names_of(cut)[count]):
+        if name != f"{LOGITS}/bias":  # zeros stay zeros
+            assert off({**trained, name: arrays[name]}) > FLOAT_ROUNDING
     # And folding sees what trained.
-    assert not np.array_equal(
-        fold(NODES, {**arrays, **tail.arrays()})[f"{LOGITS}/kernel"],
-        fold(NODES, arrays)[f"{LOGITS}/kernel"],
-    )
+    for name in (f"{cut}/kernel", f"{cut}/bias"):
+        if name != f"{LOGITS}/bias":
+            folded = fold(NODES, {**arrays, **trained})[name]
+            assert not np.array_equal(folded, fold(NODES, arrays)[name])
+
+
+def trained_by_keras(
+    model: Untyped, names: list[str], schedule: Schedule, steps: int, frozen: bool = True
+) -> Arrays:
+    """Returns variables of the model after steps of Adam that leave all others alone.
+
+    BatchNorms are in inference mode, unless they are not to be frozen.
+    """
+    adam = pytest.importorskip("tf_keras").optimizers.Adam()
+    variables = {variable.name.split(":")[0]: variable for variable in model.variables}
+    chosen = [variables[name] for name in names]
+    for step in range(steps):
+        with tf.GradientTape() as tape:
+            value = loss_of(model(VALUES, training=not frozen))
+        adam.learning_rate = float(schedule.rate(tf.constant(step, tf.float32), 1))
+        adam.apply_gradients(zip(tape.gradient(value, chosen), chosen, strict=True))
+    return {name: variable.numpy() for name, variable in zip(names, chosen, strict=True)}
 
 
 @pytest.mark.parametrize("cut", ["block_15_project"])
-def test_a_step_of_adam_leads_where_it_leads_in_keras(
+def test_it_trains_as_keras_with_gamma_and_statistics_frozen(
     network: Network, tmp_path: Path, cut: str
 ) -> None:
-    from edgekit.fitting.loop import fit
-
-    adam = pytest.importorskip("tf_keras").optimizers.Adam
-    model = network(ALPHA, SIZE_PX)
-    tail, names = tail_of(keras_model.arrays_of(model), cut)
-    before = tail.arrays()
-    feed = Fixed(entering(model, names))
-    rate = 1e-2
+    model, names = network(ALPHA, SIZE_PX), names_of(cut)
+    before = keras_model.arrays_of(model)
+    tail, inputs = tail_of(before, cut)
+    feed = Fixed(entering(model, inputs))
+    schedule, steps = Schedule(1e-4, 5, 1), 5  # one step an epoch
+    losses: list[float] = []
     fit(
         tail,
         tail.trained(),
-        len(names),
+        len(inputs),
         lambda _tensors, labels, logits: tf.reduce_mean(
             tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
         ),
         feed,
         feed,
-        learning_rates=[rate],
-        patience=1,
+        schedule=schedule,
+        patience=steps,
         batch_size=len(LABELS),
         seed=5,
-        first_epoch=0,
         checkpoints=checkpoints(tmp_path),
-        epoch_done=lambda _epoch, _record: None,
+        epoch_done=lambda _epoch, record: losses.append(record.validation_loss),
         set_clock=tail.set_clock,
     )
-    gradients = keras_gradients(model, list(before), False)
+    assert np.argmin(losses) == steps - 1  # so the last step is what is left
+    found = tail.arrays()
 
-    def by_keras(optimizer: Untyped) -> Arrays:
-        variables = [tf.Variable(value) for value in before.values()]
-        optimizer.apply_gradients(zip(gradients.values(), variables, strict=True))
-        return {name: v.numpy() for name, v in zip(before, variables, strict=True)}
-
-    def off(expected: Arrays) -> float:
-        """Returns the largest difference in parts of a step, small gradients left out."""
-        # The first step is the sign of the gradient, which rounding decides where it is near zero.
-        clear = {n: np.abs(g) > 1e-2 * np.abs(g).max() for n, g in gradients.items()}
-        assert min(mask.mean() for mask in clear.values()) > 0.5
-        trained = tail.arrays()
-        return max(
-            float(np.abs(trained[n] - expected[n])[mask].max()) / rate for n, mask in clear.items()
+    def off(expected: Arrays, kind: str) -> float:
+        """Returns how far kernels or biases are apart, in parts of the way they went."""
+        which = [name for name in names if name.endswith("kernel") == (kind == "kernel")]
+        apart, way = (
+            np.sqrt(sum(float(np.square(a[name] - b[name]).sum()) for name in which))
+            for a, b in ((found, expected), (expected, before))
         )
+        return float(apart / way)
 
-    assert off(by_keras(adam(rate))) <= 1e-4
-    assert all(not np.array_equal(tail.arrays()[name], before[name]) for name in before)
-    # Twins: a rate one per cent higher, and another epsilon.
-    assert off(by_keras(adam(1.01 * rate))) > 1e-4
-    assert off(by_keras(adam(rate, epsilon=1e-3))) > 1e-4
+    def by_keras(**change: Untyped) -> Arrays:
+        keras_model.assign(model, before)
+        given = {"schedule": schedule, "steps": steps, **change}
+        return trained_by_keras(model, names, **given)
+
+    expected = by_keras()
+    # In Keras gamma and the statistics are as they were.
+    after = keras_model.arrays_of(model)
+    same = {name for name in after if np.array_equal(after[name], before[name])}
+    assert same == set(after) - set(names)
+    assert all(not np.array_equal(found[name], before[name]) for name in names)
+    # Twins: one step less, a peak a twentieth higher, and BatchNorms that see the batch.
+    others = (
+        by_keras(steps=steps - 1),
+        by_keras(schedule=replace(schedule, peak=1.05 * schedule.peak)),
+        by_keras(frozen=False),
+    )
+    for kind in ("kernel", "bias"):
+        # Rounding decides the sign of a gradient near zero, which is the size of Adam's first step.
+        assert off(expected, kind) <= 2e-3
+        assert min(off(other, kind) for other in others) > 1e-2
+
+
+@pytest.mark.parametrize("name", ["Conv_1", "block_13_expand", "block_2_project", LOGITS])
+def test_a_1x1_convolution_is_a_matrix_product(name: str) -> None:
+    node = next(node for node in NODES if node.name == name)
+    random = np.random.default_rng(7)
+    side = 1 if name == LOGITS else 5
+    image = random.normal(size=(4, side, side + side // 2, 40)).astype(np.float32)
+    kernel = random.normal(size=(1, 1, 40, 40)).astype(np.float32)
+    bias = random.normal(size=40).astype(np.float32)
+    expected = compute(node, [image], kernel, bias).numpy()
+    # A sum of 40 products in another order: sqrt(40) * 2**-24 of the largest, ten times over.
+    bound = 4e-6 * float(np.abs(expected).max())
+
+    def off(kernel: npt.NDArray[np.float32]) -> float:
+        found = compute(node, [tf.constant(image)], kernel, bias, as_product=True).numpy()
+        assert found.shape == expected.shape
+        return float(np.abs(found - expected).max())
+
+    assert off(kernel) <= bound
+    # Twins: the kernel the other way round, and one weight a hundredth larger.
+    assert off(kernel.swapaxes(2, 3)) > bound
+    bent = kernel.copy()
+    bent.flat[0] *= 1.01
+    assert off(bent) > bound
+
+
+def test_what_is_no_1x1_convolution_is_not_computed_as_a_product() -> None:
+    random = np.random.default_rng(7)
+    image = random.normal(size=(2, 7, 7, 8)).astype(np.float32)
+    bias = random.normal(size=8).astype(np.float32)
+    for node, shape in (
+        (Node("strided", "conv", ("x",), stride=2), (1, 1, 8, 8)),
+        (Node("wide", "conv", ("x",), relu6=True), (3, 3, 8, 8)),
+        (Node("depthwise", "depthwise", ("x",), stride=2), (3, 3, 8, 1)),
+    ):
+        kernel = random.normal(size=shape).astype(np.float32)
+        usual = compute(node, [image], kernel, bias).numpy()
+        assert np.array_equal(compute(node, [image], kernel, bias, as_product=True), usual)
 
 
 class Fixed:
@@ -192,6 +304,7 @@ class Fixed:
         self.labels = LABELS
         self.shapes = tuple(tensor.shape[1:] for tensor in tensors)
         self.dtype = np.dtype(np.float32)
+        self.source_bytes = IMAGES.nbytes
 
     def prepare(self, epoch: int) -> None:
         return

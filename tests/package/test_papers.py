@@ -118,11 +118,12 @@ def made(
         for loss in (0.9123, 0.8456)
     )  # fmt: skip
     phase = PhaseRecord(
-        cut="head", cut_index=155, trainable_parameters=12810, learning_rate=0.001, start_loss=3.0,
-        epochs=epochs, best_epoch=1, improved=True, forgetting=False, gradient_norms={"head": 1.0},
+        purpose="head", fold=None, cut="head", cut_index=155, trainable_parameters=12810,
+        training_pictures=1234, learning_rate=0.001, start_loss=3.0, epochs=epochs, best_epoch=1,
+        gradient_norms={"head": 1.0},
         prefix=PrefixRecord(
-            tensors=("pool",), bytes_per_image=(1,), views=1, views_stored=0, views_at_anchor=0,
-            views_refused=0, images_per_second=None, seconds=0.0, departure=None,
+            tensors=("pool",), bytes_per_image=1, views=1, views_stored=0, views_refused=0,
+            images_per_second=None, seconds=0.0, departure=None,
         ),
     )  # fmt: skip
     verdict = Verdict(
@@ -161,8 +162,9 @@ def made(
         ),
         float_model=FloatModelRecord(
             alpha=0.35, input_size_px=96, class_count=count, cut="head", unfrozen_layers=(),
-            phases=(phase,), curve=(), strategy="auto", chosen_because="lowest loss", warnings=(),
-            validation_accuracy=0.7, validation_loss=0.8456, stopped_because="done",
+            phases=(phase,), shipped_phase=0, curve=(), strategy="auto",
+            chosen_because="lowest loss", warnings=(), validation_accuracy=0.7,
+            validation_loss=0.8456, stopped_because="done",
         ),
         quantized=QuantizedModelRecord(candidates=(), shipped="ptq", reason="the only one"),
         export=ExportRecord(

@@ -31,7 +31,7 @@ from edgekit.fitting.loop import cross_entropy
 from edgekit.fitting.pictures import Pictures, compiled
 from edgekit.network import keras_model
 from edgekit.network.forward import logits_function
-from edgekit.quantize.candidates import choice, cosine, quantize_model
+from edgekit.quantize.candidates import choice, quantize_model
 
 NODES = mobilenet_v2(ALPHA)
 WEIGHTED = [node.name for node in weighted(NODES)]
@@ -249,24 +249,50 @@ def test_a_drop_that_is_met_keeps_nothing_and_says_so(
     assert "max_drop = 99: no layer needs to stay float32" in easy.record.kept_because
 
 
+@pytest.fixture(scope="module")
+def longer(fine_tune: Callable[[Untyped], Trained], train_plan: Untyped) -> Trained:
+    """Returns a network that was trained for longer than the others: it has answers to lose."""
+    return fine_tune(replace(train_plan, head_epochs=6, epochs=6))
+
+
+@pytest.fixture(scope="module")
+def coarse_plan(
+    longer: Trained, quantize_it: Callable[..., Quantized], quantize_plan: Untyped
+) -> Untyped:
+    """Returns a plan whose int8 is bad enough to be mended.
+
+    It has one grid for a whole kernel and ranges of one picture, which a seed picks.
+    """
+    plan = replace(quantize_plan, granularity="tensor", calibration_images=1)
+    for seed in range(8):
+        found = quantize_it(replace(plan, qat_epochs=0, seed=seed), longer)
+        drop = longer.record.validation_accuracy - found.record.candidates[0].validation_accuracy
+        if drop > 0.02:
+            return replace(plan, seed=seed)
+    pytest.fail("int8 is as good as float with every seed")
+
+
 @pytest.mark.slow
 def test_a_drop_that_int8_exceeds_keeps_layers_until_it_does_not(
-    quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped, pictures: Untyped
+    longer: Trained,
+    coarse_plan: Untyped,
+    quantize_it: Callable[..., Quantized],
+    pictures: Untyped,
 ) -> None:
-    # One grid for a whole kernel, and ranges of one picture: int8 is bad enough to be mended.
-    plan = replace(quantize_plan, qat_epochs=0, granularity="tensor", calibration_images=1)
-    before = quantize_it(plan)
+    plan = replace(coarse_plan, qat_epochs=0)
+    before = quantize_it(plan, longer)
     validation = pictures[1]
     folded = arrays_in(before.folder / "float.weights.npz")
     right = compiled(logits_function(NODES, folded), validation)().argmax(1) == validation.labels
     lost = 100 * (float(right.mean()) - before.record.candidates[0].validation_accuracy)
     assert lost > 2
-    mended = quantize_it(replace(plan, max_drop=lost / 2))
+    allowed = 0.6 * lost  # no whole number of pictures, so that rounding decides nothing
+    mended = quantize_it(replace(plan, max_drop=allowed), longer)
     (candidate,) = mended.record.candidates
     kept = [layer for layer in candidate.layers if layer.how == "float"]
     assert 0 < len(kept) < len(NODES)
-    assert all(layer.reason == f"for quantize.max_drop = {lost / 2:g}" for layer in kept)
-    assert 100 * (float(right.mean()) - candidate.validation_accuracy) <= lost / 2
+    assert all(layer.reason == f"for quantize.max_drop = {allowed:g}" for layer in kept)
+    assert 100 * (float(right.mean()) - candidate.validation_accuracy) <= allowed
     assert set(mended.table("ptq").kept_float) == {layer.layer for layer in kept}
     # Twin: without the last one that was kept, the drop is not met.
     order = mended.record.kept_because.partition("(")[2].partition(")")[0].split(", ")
@@ -274,23 +300,20 @@ def test_a_drop_that_int8_exceeds_keeps_layers_until_it_does_not(
     fewer = keeping_float(NODES, before.table("ptq"), order[:-1])
     answers = compiled(logits_function(NODES, folded, fewer), validation)()
     still = float((answers.argmax(1) == validation.labels).mean())
-    assert 100 * (float(right.mean()) - still) > lost / 2
+    assert 100 * (float(right.mean()) - still) > allowed
 
 
 @pytest.mark.slow
 def test_training_starts_again_behind_the_layers_that_are_kept(
-    quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped
+    longer: Trained, coarse_plan: Untyped, quantize_it: Callable[..., Quantized]
 ) -> None:
     # At such a rate training mends nothing.
-    plan = replace(
-        quantize_plan, granularity="tensor", calibration_images=1, qat_epochs=1,
-        qat_learning_rate=1e-7,
-    )  # fmt: skip
-    asked = quantize_it(replace(plan, max_drop=2.0))
+    plan = replace(coarse_plan, qat_epochs=1, qat_learning_rate=1e-7)
+    asked = quantize_it(replace(plan, max_drop=2.0), longer)
     named = asked.table("qat").kept_float
     assert named
     # The same as if they had been named.
-    by_name = quantize_it(replace(plan, keep_float=named))
+    by_name = quantize_it(replace(plan, keep_float=named), longer)
     for name in ("ptq", "qat"):
         ours, theirs = asked.weights(name), by_name.weights(name)
         assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
@@ -320,16 +343,11 @@ def test_a_candidate_that_keeps_to_the_drop_ships_before_one_of_a_lower_loss(
 def test_training_stops_when_the_loss_of_int8_stops_falling(
     quantize_it: Callable[..., Quantized], quantize_plan: Untyped
 ) -> None:
-    plan = replace(quantize_plan, qat_epochs=4, qat_learning_rate=1.0, qat_patience=1)
+    plan = replace(quantize_plan, qat_epochs=8, qat_learning_rate=1.0, qat_patience=1)
     _, qat = quantize_it(plan).record.candidates
     losses = [epoch.validation_loss for epoch in qat.epochs]
-    assert len(losses) < 4
+    assert len(losses) < 8
     assert losses[-1] >= losses[-2]
-
-
-def test_the_learning_rate_falls_along_a_cosine() -> None:
-    assert cosine(0.2, 1) == [0.2]
-    assert cosine(0.2, 4) == pytest.approx([0.2, 0.1 * (1 + 0.5**0.5), 0.1, 0.1 * (1 - 0.5**0.5)])
 
 
 class InterruptionError(Exception):
@@ -349,7 +367,7 @@ class Training:
     computed: list[str] = field(default_factory=list)
 
     def go(self, stop_after: int | None = None) -> Quantized:
-        def done(epoch: int, _record: Untyped) -> None:
+        def done(epoch: int, _epochs: int, _record: Untyped) -> None:
             self.told.append(epoch)
             if epoch == stop_after:
                 raise InterruptionError

@@ -1,4 +1,4 @@
-"""Where the network is cut: the order of the search, fixed cuts, and names that do not exist."""
+"""Where the network is cut: the order of the cuts, fixed cuts, and names that do not exist."""
 
 from functools import cache
 from itertools import pairwise
@@ -7,7 +7,7 @@ import pytest
 
 from edgekit.errors import SpecError
 from edgekit.network.graph import LOGITS, mobilenet_v2, weighted
-from edgekit.train.cuts import Cut, cut_at, fixed, progressive
+from edgekit.train.cuts import EARLIEST, Cut, Granularity, cut_at, fixed, progressive
 
 NODES = mobilenet_v2(1.0)
 KEY = "train.unfreeze_from"
@@ -23,6 +23,24 @@ def layers() -> tuple[str, ...]:
     model = keras_model.build(alpha=1.0, input_size_px=32, class_count=3, weights="none", seed=0)
     assert isinstance(model, tf_keras.Model)
     return tuple(layer.name for layer in model.layers)
+
+
+def test_stages_are_unfrozen_from_the_output_to_the_input() -> None:
+    cuts = progressive(layers(), NODES, "stage")
+    # The first blocks of each width in table 2 of the paper; Conv_1 goes with the last of them, and
+    # expanded_conv, the only block of its width, with Conv1.
+    assert [cut.name for cut in cuts] == [
+        "head", "block_16_expand", "block_13_expand", "block_10_expand", "block_6_expand",
+        "block_3_expand", "block_1_expand", "Conv1",
+    ]  # fmt: skip
+    assert cuts[0].unfrozen == {LOGITS}
+    assert cuts[-1].unfrozen == set(WEIGHTED)
+    blocks = progressive(layers(), NODES, "block")
+    assert set(cuts) < set(blocks) < set(progressive(layers(), NODES, "layer"))
+
+
+def test_a_comparison_ends_by_default_where_a_stage_starts() -> None:
+    assert EARLIEST in {cut.name for cut in progressive(layers(), NODES, "stage")}
 
 
 def test_blocks_are_unfrozen_from_the_output_to_the_input() -> None:
@@ -43,10 +61,12 @@ def test_layers_are_unfrozen_one_at_a_time() -> None:
     assert [len(cut.unfrozen) for cut in cuts] == list(range(1, 54))
 
 
-@pytest.mark.parametrize("granularity", ["block", "layer"])
-def test_a_cut_unfreezes_every_later_weighted_layer_and_nothing_else(granularity: str) -> None:
+@pytest.mark.parametrize("granularity", ["stage", "block", "layer"])
+def test_a_cut_unfreezes_every_later_weighted_layer_and_nothing_else(
+    granularity: Granularity,
+) -> None:
     order = layers()
-    for cut in progressive(order, NODES, "block" if granularity == "block" else "layer"):
+    for cut in progressive(order, NODES, granularity):
         assert cut == cut_at(cut.index, order, NODES)
         assert cut.unfrozen == {name for name in WEIGHTED if order.index(name) >= cut.index}
         assert order[cut.index] == (LOGITS if cut.name == "head" else cut.name)

@@ -1,111 +1,98 @@
-"""How far a search goes and which of its phases ships: every branch, and the rule's definition."""
+"""How cuts are compared and which one is trained from: every branch, and the rule's definition."""
 
 from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 
-from edgekit.train.cuts import Cut
 from edgekit.train.strategy import (
     FEW_PER_CLASS,
-    GOOD_PROBE,
-    LITTLE_PER_CLASS,
-    POOR_PROBE,
+    FEW_VALIDATION_PICTURES,
+    FOLDS,
+    MOST_CROSS_VALIDATED,
     Probe,
-    Strategy,
+    Trial,
     choose,
-    decide,
+    cross_validate,
+    lowest,
+    worse,
 )
 
 Losses = npt.NDArray[np.float64]
-NAMES = ("Conv_1", *(f"block_{number}_expand" for number in range(16, 10, -1)))
-FURTHER = tuple(Cut(name, 150 - 9 * i, frozenset({name})) for i, name in enumerate(NAMES))
-# Neither few pictures nor many errors: the plain case of "auto".
-PLAIN = Probe(
-    images_per_class=200, validation_accuracy=0.8, train_accuracy=0.85, validation_errors=40
-)
-PERFECT = replace(PLAIN, validation_accuracy=1.0, validation_errors=0)
-
-
-@pytest.mark.parametrize("probe", [PLAIN, PERFECT, replace(PLAIN, images_per_class=1)])
-@pytest.mark.parametrize(
-    ("strategy", "cuts", "reason"),
-    [
-        ("head", (), "head: feature extraction alone, as asked"),
-        ("progressive", FURTHER, "progressive: block after block, as asked"),
-    ],
-)
-def test_what_is_asked_for_is_done_whatever_the_head_shows(
-    probe: Probe, strategy: Strategy, cuts: tuple[Cut, ...], reason: str
-) -> None:
-    decision = decide(strategy, FURTHER, None, 3, probe)
-    assert (decision.cuts, decision.patience, decision.reason) == (cuts, 3, reason)
-
-
-def test_a_fixed_cut_is_the_only_one() -> None:
-    inside = Cut("block_14_project", 130, frozenset({"block_14_project", "logits"}))
-    decision = decide("fixed", FURTHER, inside, 2, PERFECT)
-    assert decision.cuts == (inside,)
-    assert decision.reason == "fixed: from block_14_project, as asked"
-
-
-def test_a_fixed_head_needs_no_further_phase() -> None:
-    decision = decide("fixed", FURTHER, Cut("head", 156, frozenset({"logits"})), 2, PLAIN)
-    assert decision.cuts == ()
-    assert decision.reason == "fixed: from head, as asked"
+# Enough pictures to choose by and some errors: the plain case of "auto".
+PLAIN = Probe(train_pictures=900, per_class=200, validation_pictures=300, validation_errors=40)
+MANY = MOST_CROSS_VALIDATED - PLAIN.validation_pictures
+SEEN = "; the head alone is wrong on 40 of 300 validation pictures"
+FEW_JUDGES = replace(PLAIN, validation_pictures=FEW_VALIDATION_PICTURES - 1)
 
 
 @pytest.mark.parametrize(
-    ("changes", "cuts", "patience", "words"),
+    ("changes", "crossed", "words"),
     [
         # Every limit with the value beside it, which decides otherwise.
-        ({"images_per_class": FEW_PER_CLASS - 1}, 0, 2, "feature extraction, as"),
-        ({"images_per_class": FEW_PER_CLASS}, 4, 1, "late cuts only, as"),
-        ({"images_per_class": LITTLE_PER_CLASS - 1}, 4, 1, "late cuts only, as"),
-        ({"images_per_class": LITTLE_PER_CLASS}, 7, 2, "as far as it helps;"),
-        ({"validation_accuracy": GOOD_PROBE}, 4, 1, "late cuts only, as the head alone is"),
-        ({"validation_accuracy": GOOD_PROBE - 1e-3}, 7, 2, "as far as it helps;"),
-        ({"validation_accuracy": POOR_PROBE}, 7, 2, "as far as it helps;"),
-        ({"validation_accuracy": POOR_PROBE - 1e-3}, 7, 3, "one phase more patient, as the head"),
-        ({"validation_errors": 0}, 0, 2, "no error is left to remove"),
-        ({"validation_errors": 1}, 7, 2, "as far as it helps;"),
-        # Few pictures weigh more than a poor head, and a perfect head more than little data.
-        ({"images_per_class": 1, "validation_accuracy": 0.2}, 0, 2, "in the median class"),
-        ({"images_per_class": FEW_PER_CLASS, "validation_errors": 0}, 0, 2, "no error is left"),
-        ({"images_per_class": FEW_PER_CLASS, "validation_accuracy": 0.2}, 4, 1, "late cuts only"),
+        ({}, False, "judged by the validation split;"),
+        ({"validation_pictures": 99}, True, "as 99 validation pictures are too few to choose by;"),
+        ({"validation_pictures": 100}, False, "judged by the validation split;"),
+        ({"per_class": 19}, True, "as there are but 19 training pictures in the median class;"),
+        ({"per_class": 20}, False, "judged by the validation split;"),
+        ({"validation_errors": 0}, True, "as the head alone is right on every validation picture;"),
+        ({"validation_errors": 1}, False, "judged by the validation split;"),
+        # The first reason is told, if there are several.
+        ({"validation_pictures": 99, "per_class": 1}, True, "as 99 validation pictures are too"),
+        ({"per_class": 19, "validation_errors": 0}, True, "as there are but 19 training pictures"),
+        # With too many pictures to train thrice, the reason is told all the same.
+        ({"train_pictures": MANY, "validation_errors": 0}, True, "as the head alone is right"),
+        (
+            {"train_pictures": MANY + 1, "validation_errors": 0},
+            False,
+            "judged by the validation split, though the head alone is right on every validation "
+            "picture: there are too many training pictures to cross-validate;",
+        ),
+        ({"train_pictures": MANY + 1}, False, "judged by the validation split;"),
     ],
 )
-def test_auto_decides_by_the_pictures_and_the_head(
-    changes: dict[str, float], cuts: int, patience: int, words: str
+def test_auto_cross_validates_where_the_validation_pictures_tell_too_little(
+    changes: dict[str, int], crossed: bool, words: str
 ) -> None:
-    decision = decide("auto", FURTHER, None, 2, replace(PLAIN, **changes))
-    assert decision.cuts == FURTHER[:cuts]
-    assert decision.patience == patience
-    assert decision.reason.startswith("auto: ")
-    assert words in decision.reason
+    probe = replace(PLAIN, **changes)
+    found, reason = cross_validate("auto", probe)
+    assert found == crossed
+    assert reason.startswith("auto: ")
+    assert words in reason
+    assert reason.endswith(
+        f"; the head alone is wrong on {probe.validation_errors} of {probe.validation_pictures} "
+        "validation pictures"
+    )
+    pictures = probe.train_pictures + probe.validation_pictures
+    over = f"in {FOLDS} parts over {pictures} training and validation pictures"
+    assert (over in reason) == crossed
 
 
-@pytest.mark.parametrize("train", [0.85, 0.7, 0.8])
-def test_auto_tells_what_it_saw(train: float) -> None:
-    for changes in ({}, {"images_per_class": 1}, {"images_per_class": FEW_PER_CLASS}):
-        probe = replace(PLAIN, train_accuracy=train, **changes)
-        reason = decide("auto", FURTHER, None, 2, probe).reason
-        assert "right on 80.0% of the validation pictures" in reason
-        assert f"and {train:.1%} of the augmented training pictures" in reason
-        assert f"{probe.images_per_class} pictures in the median class" in reason
+def test_the_limits_are_those_of_the_cases_above() -> None:
+    assert (FEW_VALIDATION_PICTURES, FEW_PER_CLASS) == (100, 20)
 
 
-def test_short_searches_stay_short() -> None:
-    for changes in ({}, {"images_per_class": FEW_PER_CLASS}, {"validation_accuracy": 0.1}):
-        assert decide("auto", FURTHER[:2], None, 2, replace(PLAIN, **changes)).cuts == FURTHER[:2]
+@pytest.mark.parametrize(
+    "probe",
+    [PLAIN, FEW_JUDGES, replace(PLAIN, per_class=1), replace(PLAIN, validation_errors=0)],
+)
+def test_progressive_never_cross_validates(probe: Probe) -> None:
+    crossed, reason = cross_validate("progressive", probe)
+    assert not crossed
+    assert reason.startswith("progressive: ")
+    assert "judged by the validation split; the head alone is wrong on " in reason
+
+
+def test_the_words_of_the_plain_case_are_complete() -> None:
+    assert cross_validate("auto", PLAIN)[1].endswith(f"judged by the validation split{SEEN}")
 
 
 def pictures(*means: float, spread: float = 0.02, count: int = 200) -> list[Losses]:
-    """Returns losses of the same pictures, easy and hard ones, under phases of given means.
+    """Returns losses of the same pictures, easy and hard ones, in trials of given means.
 
-    Between pictures the losses vary by 1, between phases a picture's loss varies by `spread`.
+    Between pictures the losses vary by 1, between trials a picture's loss varies by `spread`.
     """
     random = np.random.default_rng(4)
     difficulty = random.normal(3, 1, count)
@@ -117,60 +104,87 @@ def pictures(*means: float, spread: float = 0.02, count: int = 200) -> list[Loss
     return found
 
 
-def test_the_lowest_ships_when_it_is_clearly_the_lowest() -> None:
+def trials(losses: list[Losses]) -> list[Trial]:
+    """Returns trials of cuts 0, 1, ... that have different costs."""
+    return [
+        Trial(f"cut {number}", values, seconds=number + 0.5, parameters=10 * number + 1)
+        for number, values in enumerate(losses)
+    ]
+
+
+def test_the_lowest_is_trained_from_when_it_is_clearly_the_lowest() -> None:
     # The standard error of a difference is 0.02 * sqrt(2) / sqrt(200) = 0.002.
-    chosen, curve, reason = choose(("head", "Conv_1", "b"), pictures(2.0, 1.5, 1.6))
+    chosen, curve, reason = choose(trials(pictures(2.0, 1.5, 1.6)))
     assert chosen == 1
-    assert [score.cut for score in curve] == ["head", "Conv_1", "b"]
+    assert [score.cut for score in curve] == ["cut 0", "cut 1", "cut 2"]
     assert [score.validation_loss for score in curve] == pytest.approx([2.0, 1.5, 1.6])
     assert [score.excess for score in curve] == pytest.approx([0.5, 0.0, 0.1])
     assert [score.standard_error for score in curve] == pytest.approx([0.002, 0, 0.002], rel=0.2)
+    assert [score.seconds for score in curve] == [0.5, 1.5, 2.5]
+    assert [score.trainable_parameters for score in curve] == [1, 11, 21]
+    assert reason == "cut 1 has the lowest validation loss in its trial"
+
+
+def test_what_unfreezes_most_within_one_standard_error_is_trained_from() -> None:
+    # cut 2 is 0.0005 above the lowest, cut 3 far above.
+    chosen, curve, reason = choose(trials(pictures(2.0, 1.5, 1.5005, 1.6)))
+    assert chosen == 2
     assert reason == (
-        "Conv_1 has the lowest validation loss, 1.5000, and no smaller unfrozen part is within one "
-        "standard error of it"
+        "cut 2 unfreezes most within one standard error of the lowest validation loss in a trial "
+        f"(0.0005 above cut 1, standard error {curve[2].standard_error:.4f})"
     )
+    # Twin: four standard errors above it, it is not.
+    assert choose(trials(pictures(2.0, 1.5, 1.508, 1.6)))[0] == 1
 
 
-def test_a_smaller_part_within_one_standard_error_ships_instead() -> None:
-    losses = pictures(2.0, 1.501, 1.5005, 1.5)
-    chosen, curve, reason = choose(("head", "Conv_1", "b", "c"), losses)
-    assert chosen == 1
-    error = curve[1].standard_error
-    assert reason == (
-        "Conv_1 is the smallest unfrozen part within one standard error of the lowest validation "
-        f"loss: 0.0010 above c, standard error {error:.4f}"
-    )
-    # Twin: four standard errors above it, it does not.
-    assert choose(("head", "Conv_1", "c"), pictures(2.0, 1.508, 1.5))[0] == 2
+def test_a_lower_loss_nearer_to_the_input_needs_no_margin() -> None:
+    assert choose(trials(pictures(1.5005, 1.5)))[0] == 1
 
 
-def test_a_tie_goes_to_the_smaller_part() -> None:
+def test_a_tie_goes_to_the_larger_part() -> None:
     losses = pictures(1.5)[0]
-    chosen, _, reason = choose(("head", "Conv_1"), [losses, losses.copy()])
-    assert chosen == 0
-    assert reason == "head has the lowest validation loss, 1.5000"
-    assert choose(("head", "Conv_1"), [losses + 2.0**-20, losses])[0] == 1
+    chosen, _, reason = choose(trials([losses, losses.copy()]))
+    assert chosen == 1
+    assert "cut 1 unfreezes most within one standard error" in reason
+    # Twin: above it by the same in every picture, there is no error to hide in.
+    assert choose(trials([losses, losses + 2.0**-20]))[0] == 0
 
 
-def test_a_single_phase_ships() -> None:
-    chosen, curve, reason = choose(("head",), pictures(1.5))
+def test_a_single_trial_is_chosen() -> None:
+    chosen, curve, reason = choose(trials(pictures(1.5)))
     assert (chosen, len(curve), curve[0].excess, curve[0].standard_error) == (0, 1, 0.0, 0.0)
-    assert reason == "head has the lowest validation loss, 1.5000"
+    assert reason == "cut 0 has the lowest validation loss in its trial"
 
 
 def test_a_single_picture_has_no_error_to_hide_in() -> None:
-    assert choose(("head", "Conv_1"), [np.array([1.0]), np.array([0.9])])[0] == 1
+    one = trials([np.array([0.9]), np.array([1.0])])
+    assert choose(one)[0] == 0
+    assert worse(one[1], one[0])
+    assert not worse(one[0], one[1])
 
 
 def test_the_error_is_that_of_paired_pictures() -> None:
-    losses = pictures(1.52, 1.5)
-    assert choose(("head", "Conv_1"), losses)[0] == 1
+    losses = pictures(1.5, 1.52)
+    assert choose(trials(losses))[0] == 0
     # The same losses of other pictures have the same means, but nothing is certain any more.
     mixed = np.random.default_rng(1).permutation(losses[1])
-    chosen, curve, _ = choose(("head", "Conv_1"), [losses[0], mixed])
-    assert chosen == 0
-    assert curve[0].excess == pytest.approx(0.02)
-    assert curve[0].standard_error == pytest.approx(2**0.5 / 200**0.5, rel=0.2)
+    chosen, curve, _ = choose(trials([losses[0], mixed]))
+    assert chosen == 1
+    assert curve[1].excess == pytest.approx(0.02)
+    assert curve[1].standard_error == pytest.approx(2**0.5 / 200**0.5, rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("above", "expected"), [(0.004, True), (0.001, False), (0.0, False), (-0.1, False)]
+)
+def test_worse_is_above_by_more_than_the_standard_error(above: float, expected: bool) -> None:
+    one, other = trials(pictures(1.5, 1.5 + above))
+    assert worse(other, one) == expected
+
+
+@pytest.mark.parametrize(("means", "index"), [((2, 1, 3), 1), ((1, 2), 0), ((3, 2, 1), 2)])
+def test_the_lowest_is_that_of_the_lowest_mean(means: tuple[float, ...], index: int) -> None:
+    assert lowest(trials(pictures(*means))) == index
 
 
 # Sums and differences of these are exact, and so are their means over 2, 4, 8 or 16 pictures.
@@ -178,33 +192,33 @@ exact = st.integers(0, 512).map(lambda number: number / 64)
 
 
 @st.composite
-def phases(draw: st.DrawFn) -> list[Losses]:
+def losses_of_trials(draw: st.DrawFn) -> list[Losses]:
     count = draw(st.sampled_from([2, 4, 8, 16]))
     rows = st.lists(exact, min_size=count, max_size=count)
     drawn = draw(st.lists(rows, min_size=1, max_size=6))
-    # Real phases resemble each other; without that hardly any would be within a standard error.
+    # Real trials resemble each other; without that hardly any would be within a standard error.
     near = draw(st.sampled_from([1.0, 1 / 16]))
     return [np.array(drawn[0]) + near * (np.array(row) - np.array(drawn[0])) for row in drawn]
 
 
-@given(phases(), st.integers(0, 1000))
-def test_the_smallest_part_within_one_standard_error_of_the_lowest_ships(
+@settings(deadline=None)
+@given(losses_of_trials(), st.integers(0, 1000))
+def test_the_largest_part_within_one_standard_error_of_the_lowest_is_chosen(
     losses: list[Losses], constant: int
 ) -> None:
-    names = [f"cut {number}" for number in range(len(losses))]
-    chosen, curve, reason = choose(names, losses)
-    lowest = min(range(len(losses)), key=lambda number: losses[number].mean())
+    chosen, curve, reason = choose(trials(losses))
+    best = min(range(len(losses)), key=lambda number: losses[number].mean())
     for values, score in zip(losses, curve, strict=True):
-        differences = values - losses[lowest]
+        differences = values - losses[best]
         mean = sum(differences) / len(differences)
         variance = sum((each - mean) ** 2 for each in differences) / (len(differences) - 1)
         assert score.excess == mean >= 0
         assert score.standard_error == pytest.approx((variance / len(differences)) ** 0.5)
     assert curve[chosen].excess <= curve[chosen].standard_error
-    assert all(score.excess > score.standard_error for score in curve[:chosen])
-    assert chosen <= lowest
-    assert reason.startswith(names[chosen])
-    shifted, moved, _ = choose(names, [values + constant for values in losses])
+    assert all(score.excess > score.standard_error for score in curve[chosen + 1 :])
+    assert chosen >= best
+    assert reason.startswith(f"cut {chosen} ")
+    shifted, moved, _ = choose(trials([values + constant for values in losses]))
     assert shifted == chosen
     for before, after in zip(curve, moved, strict=True):
         assert (after.excess, after.standard_error) == (before.excess, before.standard_error)

@@ -1,52 +1,71 @@
-"""Progressive unfreezing on the tiny pictures: what may change does, what may not does not."""
+"""Fine-tuning the tiny pictures: what may change does, what may not does not."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny_network import ALPHA, CLASSES, SIZE_PX, Trained, Untyped
+from tiny_network import (
+    ALPHA,
+    CLASSES,
+    SIZE_PX,
+    Arrays,
+    Trained,
+    Untyped,
+    arrays_in,
+    changed,
+    told,
+)
 
 from edgekit.network.graph import mobilenet_v2, weighted
-from edgekit.records import FloatModelRecord
 
 pytest.importorskip("tensorflow")
 
 from edgekit.fitting.loop import cross_entropy
 from edgekit.fitting.pictures import compiled
 from edgekit.network import keras_model
+from edgekit.train.unfreezing import Plan
+
+FineTune = Callable[[Untyped], Trained]
 
 
 @pytest.fixture(scope="module")
-def searched(fine_tune: Callable[[Untyped], Trained], train_plan: Untyped) -> Trained:
-    """Returns three phases of which the steps of all after the first are far too large."""
+def ruined(fine_tune: FineTune, train_plan: Untyped) -> Trained:
+    """Returns a comparison in which the steps of every trial are far too large."""
     plan = replace(
         train_plan,
         strategy="progressive",
         unfreeze_from=None,
-        head_epochs=1,
-        phase_epochs=1,
-        patience=2,
-        unfreeze_learning_rate=0.5,
+        unfreeze_until="Conv_1",
+        learning_rate=0.5,
     )
     return fine_tune(plan)
 
 
-def changed(trained: Trained) -> set[str]:
-    """Returns the layers with a variable that is not the starting one, bit for bit."""
-    start = trained.start
-    return {
-        name.split("/")[0]
-        for name, value in trained.arrays.items()
-        if not np.array_equal(value, start[name])
-    }
+def normalized(layers: set[str]) -> set[str]:
+    """Returns layers with the BatchNorms that stand behind them."""
+    nodes = weighted(mobilenet_v2(ALPHA))
+    return layers | {n.batch_norm for n in nodes if n.name in layers and n.batch_norm}
 
 
 def test_only_the_layers_from_the_cut_on_change(trained: Trained) -> None:
-    # block_16_project and Conv_1 train, the head is new; no BatchNorm moves, and nothing before.
-    assert changed(trained) == {"block_16_project", "Conv_1", "logits"}
-    assert set(trained.record.unfrozen_layers) == changed(trained)
+    # block_16_project and Conv_1 train, the head is new; nothing before them moves.
+    unfrozen = {"block_16_project", "Conv_1", "logits"}
+    assert set(trained.record.unfrozen_layers) == unfrozen
+    assert changed(trained) == normalized(unfrozen) == unfrozen | {
+        "block_16_project_BN", "Conv_1_bn",
+    }  # fmt: skip
     assert trained.record.cut == "block_16_project"
+
+
+def test_of_a_batch_norm_beta_alone_changes(trained: Trained) -> None:
+    for layer in ("block_16_project_BN", "Conv_1_bn"):
+        for variable in ("gamma", "beta", "moving_mean", "moving_variance"):
+            name = f"{layer}/{variable}"
+            same = np.array_equal(trained.arrays[name], trained.start[name])
+            assert same == (variable != "beta"), name
 
 
 def test_every_array_of_the_network_is_written(trained: Trained) -> None:
@@ -54,41 +73,61 @@ def test_every_array_of_the_network_is_written(trained: Trained) -> None:
     assert {array.dtype for array in trained.arrays.values()} == {np.dtype(np.float32)}
 
 
-def test_a_phase_that_is_not_better_leaves_no_trace(searched: Trained) -> None:
-    assert [phase.improved for phase in searched.record.phases] == [True, False, False]
-    assert searched.record.cut == "head"
-    assert changed(searched) == {"logits"}
-    assert searched.record.unfrozen_layers == ("logits",)
-    assert searched.record.stopped_because == (
-        "2 phases in a row did not lower the validation loss by 0.0"
+def kept_weights(result: Trained, number: int) -> Arrays:
+    """Returns the weights that the store holds of a phase."""
+    record = json.loads(result.record.phases[number].model_dump_json())
+    (folder,) = (
+        file.parent
+        for file in (result.folder / "store" / "train-phase").glob("*/record.json")
+        if json.loads(file.read_bytes())["record"] == record
     )
+    return arrays_in(Path(folder) / "weights.npz")
 
 
-def test_the_search_goes_from_the_head_towards_the_input(searched: Trained) -> None:
-    phases = searched.record.phases
-    assert [phase.cut for phase in phases] == ["head", "Conv_1", "block_16_expand"]
-    trainable = [phase.trainable_parameters for phase in phases]
-    shapes = {name: value.size for name, value in searched.arrays.items()}
+@pytest.mark.parametrize("name", ["trained", "ruined"])
+def test_what_ships_is_what_was_trained_bit_for_bit(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    result: Trained = request.getfixturevalue(name)
+    shipped = result.record.shipped_phase
+    for number in range(len(result.record.phases)):
+        weights = kept_weights(result, number)
+        same = all(np.array_equal(value, result.arrays[key]) for key, value in weights.items())
+        assert same == (number == shipped)
+
+
+def test_trials_leave_no_trace(ruined: Trained) -> None:
+    assert [phase.purpose for phase in ruined.record.phases] == ["head", *["trial"] * 3]
+    assert (ruined.record.cut, ruined.record.shipped_phase) == ("head", 0)
+    assert changed(ruined) == {"logits"}
+    assert ruined.record.unfrozen_layers == ("logits",)
+
+
+def test_trainable_parameters_are_those_of_the_unfrozen_part(
+    ruined: Trained, trained: Trained
+) -> None:
+    shapes = {name: value.size for name, value in ruined.arrays.items()}
     head = shapes["logits/kernel"] + shapes["logits/bias"]
-    last = shapes["Conv_1/kernel"]
-    block = sum(size for name, size in shapes.items() if name.endswith("kernel") and "16" in name)
-    assert trainable == [head, head + last, head + last + block]
-    assert [phase.learning_rate for phase in phases] == [1e-2, 0.5, 0.25]
+    last = shapes["Conv_1/kernel"] + shapes["Conv_1_bn/beta"]
+    more = shapes["block_16_project/kernel"] + shapes["block_16_project_BN/beta"]
+    found = [phase.trainable_parameters for phase in ruined.record.phases]
+    assert found == [head, *[head + last] * 3]
+    assert trained.record.phases[-1].trainable_parameters == head + last + more
 
 
-def test_each_phase_is_told_in_a_line(searched: Trained) -> None:
-    told = [line for line in searched.said if line.startswith("phase ")]
-    assert [line.split(": ")[1] for line in told] == ["from head", "from Conv_1",
-                                                      "from block_16_expand"]  # fmt: skip
-    for line, phase in zip(told, searched.record.phases, strict=True):
-        assert f"{phase.trainable_parameters:,} parameters" in line
+@pytest.mark.parametrize("name", ["trained", "ruined"])
+def test_each_phase_is_told_in_a_line(name: str, request: pytest.FixtureRequest) -> None:
+    result: Trained = request.getfixturevalue(name)
+    lines = [line for line in result.said if " parameters, " in line]
+    for line, phase in zip(lines, result.record.phases, strict=True):
+        assert line.startswith(f"{phase.purpose} from {phase.cut}: ")
+        assert f"{phase.trainable_parameters:,} parameters, {len(phase.epochs)} epochs" in line
         assert f"validation loss {phase.epochs[phase.best_epoch].validation_loss:.4f}" in line
-        assert ("not better" in line) == (not phase.improved)
-    assert searched.said[1] == "strategy progressive: block after block, as asked"
-    assert searched.said[-1].startswith("ships: head has the lowest validation loss")
+        assert "fold" not in line
+    assert result.said[-1] == f"ships: {result.record.chosen_because}"
 
 
-@pytest.mark.parametrize("name", ["trained", "searched"])
+@pytest.mark.parametrize("name", ["trained", "ruined"])
 def test_the_record_is_of_the_weights_that_were_written(
     name: str, pictures: Untyped, request: pytest.FixtureRequest
 ) -> None:
@@ -113,35 +152,29 @@ def test_the_record_is_of_the_weights_that_were_written(
     assert all(other != pytest.approx(loss, rel=1e-3) for other in others)
     assert record.validation_accuracy == (logits.argmax(1) == validation.labels).mean()
     # The restored weights are those of the best epoch of the phase that ships.
-    best = next(phase for phase in record.phases if phase.cut == record.cut)
+    best = record.phases[record.shipped_phase]
+    assert best.cut == record.cut
     lowest = min(epoch.validation_loss for epoch in best.epochs)
     assert best.epochs[best.best_epoch].validation_loss == lowest == record.validation_loss
 
 
 def test_unfreezing_lowered_the_loss(trained: Trained) -> None:
-    head, further = trained.record.phases
-    assert further.improved
+    head, final = trained.record.phases
+    assert (head.purpose, final.purpose) == ("head", "final")
     assert trained.record.validation_loss < min(epoch.validation_loss for epoch in head.epochs)
-
-
-def without_times(record: FloatModelRecord) -> Untyped:
-    told = record.model_dump()
-    for phase in told["phases"]:
-        for timed in (*phase["epochs"], phase["prefix"]):
-            del timed["seconds"], timed["images_per_second"]
-    return told
+    assert trained.record.warnings == ()
 
 
 def test_the_same_plan_gives_the_same_bits(
-    trained: Trained, fine_tune: Callable[[Untyped], Trained], train_plan: Untyped
+    trained: Trained, fine_tune: FineTune, train_plan: Untyped
 ) -> None:
     again = fine_tune(train_plan)
-    assert without_times(again.record) == without_times(trained.record)
+    assert told(again.record) == told(trained.record)
     assert all(np.array_equal(again.arrays[name], trained.arrays[name]) for name in trained.arrays)
 
 
 def test_another_seed_gives_another_network(
-    trained: Trained, fine_tune: Callable[[Untyped], Trained], train_plan: Untyped
+    trained: Trained, fine_tune: FineTune, train_plan: Untyped
 ) -> None:
     plan = replace(train_plan, seed=6, strategy="head", unfreeze_from=None, head_epochs=1)
     other = fine_tune(plan)
@@ -150,11 +183,49 @@ def test_another_seed_gives_another_network(
 
 
 def test_a_cut_inside_a_residual_block_trains_its_second_half(
-    fine_tune: Callable[[Untyped], Trained], train_plan: Untyped
+    fine_tune: FineTune, train_plan: Untyped
 ) -> None:
-    plan = replace(train_plan, unfreeze_from="block_15_project", head_epochs=1, phase_epochs=1)
+    plan = replace(train_plan, unfreeze_from="block_15_project", head_epochs=1, epochs=1)
     result = fine_tune(plan)
     names = [node.name for node in weighted(mobilenet_v2(ALPHA))]
     expected = names[names.index("block_15_project") :]
     assert list(result.record.unfrozen_layers) == expected
-    assert changed(result) == set(expected)
+    assert changed(result) == normalized(set(expected))
+
+
+@pytest.fixture(scope="module")
+def long_plan(train_plan: Untyped) -> Plan:
+    """Returns a plan that asks for steps."""
+    plan: Plan = replace(
+        train_plan, head_epochs=4, trial_epochs=2, epochs=8, batch_size=10, min_steps=400
+    )
+    return plan
+
+
+@pytest.mark.parametrize(
+    ("rows", "head", "trial", "final"),
+    [
+        # 400 steps of the final training make 100 of a trial and 200 of the head.
+        (100, 20, 10, 40),
+        (91, 20, 10, 40),  # ten steps an epoch, too
+        (90, 23, 12, 45),
+        (1, 200, 100, 400),
+        # Where the epochs asked for have as many steps, they stay.
+        (500, 4, 2, 8),
+        (10_000, 4, 2, 8),
+        (490, 5, 3, 9),
+    ],
+)
+def test_few_pictures_raise_the_epochs_to_the_fewest_steps(
+    long_plan: Plan, rows: int, head: int, trial: int, final: int
+) -> None:
+    found = [long_plan.schedule(p, rows, 1e-3).epochs for p in ("head", "trial", "final")]
+    assert found == [head, trial, final]
+    # Twin: no steps are asked for.
+    short = replace(long_plan, min_steps=0)
+    assert [short.schedule(p, rows, 1e-3).epochs for p in ("head", "trial", "final")] == [4, 2, 8]
+
+
+def test_a_schedule_has_the_peak_and_the_warmup_of_its_plan(long_plan: Plan) -> None:
+    schedule = long_plan.schedule("trial", 100, 0.25)
+    assert (schedule.peak, schedule.warmup_steps) == (0.25, long_plan.warmup_steps)
