@@ -167,7 +167,7 @@ def test_an_uninterrupted_run_leaves_no_steps(whole: Path) -> None:
 
 def test_interrupted_run_says_how_to_continue(pictures: Path, tmp_path: Path) -> None:
     arguments = command(pictures, tmp_path / "out")
-    code, seen = stop_after("head from head", arguments, signal.SIGINT)
+    code, seen = stop_after("head: ", arguments, signal.SIGINT)
     assert code == 130, seen
     assert "finished stages" in seen
     assert "are kept. Continue with:" in seen
@@ -186,7 +186,7 @@ def test_killed_run_continues_behind_the_last_epoch_with_the_same_weights(
     assert len(stored(out, "train-phase")) == 2
     seen = finish(arguments)
     told = [line for line in seen.splitlines() if line.endswith("kept from before")]
-    assert [line.split(":")[0] for line in told] == ["head from head", "trial from Conv_1"]
+    assert [line.split(":")[0] for line in told] == ["head", "trial from Conv_1"]
     # Epochs that had been run again would have taken another time.
     (trained,) = stored(out, "train")
     assert trained["record"]["phases"][2]["epochs"][: len(kept)] == kept

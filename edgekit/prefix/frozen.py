@@ -121,10 +121,6 @@ class Frozen:
         self.departure: float | None = None
         self._seconds_per_picture = 0.0
 
-    def keeps(self) -> bool:
-        """Returns whether all views of the cuts that share a pass are kept for later phases."""
-        return bool(self._together)
-
     def _fitting(self, places: Sequence[str]) -> tuple[str, ...]:
         """Returns the places that one pass serves, if all of its views fit into the room."""
         height, width = self.train.images.shape[1:3]

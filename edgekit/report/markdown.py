@@ -182,9 +182,11 @@ def _compared(model: FloatModelRecord) -> tuple[str, ...]:
     """Returns validation loss and cost against the cut, if cuts were compared."""
     if not model.curve:
         return ()
+    finals = [phase.cut for phase in model.phases if phase.purpose == "final"]
+    chosen = finals[0] if finals else model.cut
     rows = [
         (
-            score.cut + (" (chosen)" if score.excess == 0 else ""),
+            score.cut + (" (chosen)" if score.cut == chosen else ""),
             f"{score.trainable_parameters:,}",
             f"{score.validation_loss:.4f}",
             f"{score.excess:+.4f} ({score.standard_error:.4f})",

@@ -10,7 +10,9 @@ from edgekit.network.graph import LOGITS, STAGE_STARTS, Node, weighted
 
 Granularity = Literal["stage", "block", "layer"]
 HEAD = "head"
-# Where a comparison ends unless the recipe says otherwise.
+# Where a comparison ends unless the recipe says otherwise. Validation loss (alpha 0.35, 96 px, one
+# seed) from here and from block_3, which takes 1.4 times as long a step: clothing 0.405, 0.411;
+# waste 0.452, 0.477; leaf 0.093, 0.096; hands 0.356, 0.318; mri 0.259, 0.242; grocery 1.18, 1.13.
 EARLIEST = "block_6_expand"
 _STAGE_BLOCKS = {f"block_{start}" for start in STAGE_STARTS}
 

@@ -10,11 +10,9 @@ import numpy.typing as npt
 from edgekit.records import CutScore
 
 Strategy = Literal["auto", "head", "progressive", "fixed"]
-# Losses of n pictures are known to one standard error of about 1 / sqrt(n) nats (their spread is
-# about 1 on the sets in `tests/benchmarks/accuracy.py`): 0.1 for a hundred, which is what one more
-# stage of the network brings. Differences between cuts have smaller errors, being paired.
+# Fewer, and one picture is more than a point of accuracy. A convention, not measured.
 FEW_VALIDATION_PICTURES = 100
-# Pictures of the median class below which every one of them counts in a comparison.
+# Training pictures of the median class below which every one of them is to judge, too.
 FEW_PER_CLASS = 20
 # With more pictures than that, cross-validation costs more than it tells.
 MOST_CROSS_VALIDATED = 2000
@@ -48,7 +46,7 @@ def cross_validate(strategy: Strategy, probe: Probe) -> tuple[bool, str]:
     seen = f"the head alone is wrong on {probe.validation_errors} of {probe.validation_pictures} "
     seen += "validation pictures"
     if strategy == "progressive":
-        return False, f"progressive: stage after stage, judged by the validation split; {seen}"
+        return False, f"progressive: cut after cut, judged by the validation split; {seen}"
     few = ""
     if probe.validation_pictures < FEW_VALIDATION_PICTURES:
         few = f"{probe.validation_pictures} validation pictures are too few to choose by"
@@ -59,13 +57,13 @@ def cross_validate(strategy: Strategy, probe: Probe) -> tuple[bool, str]:
     count = probe.train_pictures + probe.validation_pictures
     if few and count <= MOST_CROSS_VALIDATED:
         how = f"by cross-validation in {FOLDS} parts over {count} training and validation pictures"
-        return True, f"auto: stage after stage, judged {how}, as {few}; {seen}"
+        return True, f"auto: cut after cut, judged {how}, as {few}; {seen}"
     if few:
         return False, (
-            f"auto: stage after stage, judged by the validation split, though {few}: there are too "
+            f"auto: cut after cut, judged by the validation split, though {few}: there are too "
             f"many training pictures to cross-validate; {seen}"
         )
-    return False, f"auto: stage after stage, judged by the validation split; {seen}"
+    return False, f"auto: cut after cut, judged by the validation split; {seen}"
 
 
 @dataclass(frozen=True)
@@ -104,10 +102,11 @@ def choose(trials: Sequence[Trial]) -> tuple[int, tuple[CutScore, ...], str]:
     """Returns which cut to train from, the curve of loss and cost, and why.
 
     The most that can be unfrozen without being worse than the lowest loss by more than one standard
-    error. Trials are short, and the more is unfrozen, the more longer training brings (waste
-    pictures, alpha 0.35 at 96 px, validation loss from block_16, 13, 10, 6: 0.66, 0.67, 0.71, 0.66
-    behind 150 steps, - , 0.54, 0.51, 0.47 behind 600; two seeds), so a tie is one for the longer
-    run to win. What is unfrozen costs time in training only: the file that ships has one size.
+    error. Trials are short, and the more is unfrozen, the more longer training brings: validation
+    loss of the waste pictures (alpha 0.35, 96 px, seed 1) from block_13, 10, 6 and 3 was 0.66,
+    0.66, 0.64 and 0.68 behind 150 steps, and 0.54, 0.51, 0.45 and 0.48 behind 600. So a tie is one
+    for the longer run to win. What is unfrozen costs time in training only: the file that ships has
+    one size.
 
     Args:
         trials: From the output to the input.

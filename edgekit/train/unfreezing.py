@@ -217,7 +217,7 @@ def train(
 
     Raises:
         SpecError: If the starting weights or the fixed cut do not exist.
-        TrainingError: If the loss of the head stops being finite.
+        TrainingError: If the loss of the head, or of the cut of "fixed", stops being finite.
         ConversionError: If the frozen part or the result answers otherwise than Keras's layers do.
     """
     keras_model.make_deterministic(plan.seed)
@@ -335,6 +335,7 @@ class _Run:
                 else f"fixed: from {cut.name}, as asked"
             )
             self.stopped_because = "no cuts were compared"
+            self._say(f"strategy {self.strategy}")
         else:
             cut = self._compared(head)
         if cut.name == HEAD:
@@ -361,10 +362,14 @@ class _Run:
         misses = 0
         self.stopped_because = f"{self._last} was reached (train.unfreeze_until)"
         for cut in self._further:
-            phases = [
-                self._calmed("trial", cut, side, start)
+            tried = [
+                self._calmed("trial", cut, side, start, self._plan.learning_rate)
                 for side, start in zip(sides, heads, strict=True)
             ]
+            phases = [phase for phase in tried if phase is not None]
+            if len(phases) < len(tried):
+                self.stopped_because = f"the loss of training from {cut.name} did not stay finite"
+                break
             trials.append(_trial(cut.name, phases))
             misses = misses + 1 if worse(trials[-1], trials[lowest(trials)]) else 0
             if misses >= self._plan.patience:
@@ -387,13 +392,9 @@ class _Run:
         )
 
     def _trial_side(self) -> _Side:
+        # Where nothing is kept, the rows of a trial alone are computed.
         learn = sample(self._train.labels, TRIAL_PICTURES, self._plan.seed)
-        if self._whole.frozen.keeps():
-            return replace(self._whole, learn=learn)
-        # Of so many pictures nothing is kept; what a trial needs is computed for its own alone.
-        few = Pictures(self._train.images[learn], self._train.labels[learn], self._train.preprocess)
-        shelf = replace(self._keeping.shelf, data=f"{self._keeping.shelf.data} {self._plan.seed}")
-        return _Side(self._frozen(few, self._validation, shelf))
+        return replace(self._whole, learn=learn)
 
     def _folds(self) -> tuple[_Side, ...]:
         """Returns a side for each fold of the training and the validation pictures together."""
@@ -411,13 +412,21 @@ class _Run:
 
     def _final(self, cut: Cut, head: _Phase) -> _Phase:
         """Trains from the chosen cut; the head alone ships if that makes the network worse."""
-        found = self._calmed("final", cut, self._whole, head)
-        if self._plan.strategy == "fixed" or not _worse(found, head):
+        tried = [p.record.learning_rate for p in self.phases if p.record.cut == cut.name]
+        rate = min([self._plan.learning_rate, *tried])
+        found = self._calmed("final", cut, self._whole, head, rate)
+        fixed_cut = self._plan.strategy == "fixed"
+        if found is not None and (fixed_cut or not _worse(found, head)):
             return found
-        self.chosen_because = (
-            f"the head alone, as training from {cut.name} raised the validation loss from "
+        what = (
+            f"the loss of training from {cut.name} did not stay finite"
+            if found is None
+            else f"training from {cut.name} raised the validation loss from "
             f"{head.losses.mean():.4f} to {found.losses.mean():.4f}"
         )
+        if fixed_cut:
+            raise TrainingError(what, "a finite loss", "lower train.learning_rate in the recipe")
+        self.chosen_because = f"the head alone, as {what}"
         self.warnings.append(self.chosen_because)
         return head
 
@@ -427,16 +436,19 @@ class _Run:
         cut: Cut,
         side: _Side,
         head: _Phase,
-        rate: float | None = None,
+        rate: float,
         attempts: int = _MOST_CALMED,
-    ) -> _Phase:
-        """Trains from a cut; again at a lower rate if that made the network worse."""
-        rate = rate or self._plan.learning_rate
+    ) -> _Phase | None:
+        """Trains from a cut; again at a lower rate if that made the network worse.
+
+        Returns:
+            The last attempt; None if its loss stopped being finite.
+        """
         try:
             found = self._phase(purpose, cut, rate, side, head)
         except TrainingError:
             if attempts == 0:
-                raise
+                return None
             why = "the loss stopped being finite"
         else:
             if attempts == 0 or not _worse(found, head):
@@ -496,7 +508,7 @@ class _Run:
         self._foretell(purpose, cut, side.frozen, rows, schedule.epochs)
         names = feeds["train"].names
         tail = Tail(tail_nodes, names, before, dropout=plan.dropout, seed=plan.seed)
-        what = f"from {cut.name}" if purpose == "final" else f"{purpose} {cut.name}"
+        what = _name(purpose, cut.name)
 
         def done(epoch: int, record: EpochRecord) -> None:
             self._epoch_done(what, epoch, schedule.epochs, record)
@@ -550,7 +562,7 @@ class _Run:
         seconds += epochs * rows / max(speeds) if speeds else 0.0
         if seconds > _LONG_SECONDS:
             self._say(
-                f"{purpose} from {cut.name}: {epochs} epochs of {rows:,} pictures, about "
+                f"{_name(purpose, cut.name)}: {epochs} epochs of {rows:,} pictures, about "
                 f"{_duration(seconds)}"
                 f"{'' if speeds else ' for the frozen part'}, with {stored / 1e9:.1f} GB of "
                 "activations on disk"
@@ -564,7 +576,7 @@ class _Run:
             rates += f", frozen part {record.prefix.images_per_second:.0f} images/s"
         fold = "" if record.fold is None else f", fold {record.fold + 1} of {FOLDS}"
         self._say(
-            f"{record.purpose} from {record.cut}{fold}: {record.trainable_parameters:,} "
+            f"{_name(record.purpose, record.cut)}{fold}: {record.trainable_parameters:,} "
             f"parameters, {len(record.epochs)} epochs, validation loss {best.validation_loss:.4f}, "
             f"top-1 {best.validation_accuracy:.2%}, "
             f"{'kept from before' if reused else f'{phase.seconds:.0f} s ({rates})'}"
@@ -576,6 +588,10 @@ class _Run:
                 f"{record.prefix.views} views (train.activations_budget_bytes, half of the free "
                 "disk space); they are computed again in every epoch, with the same result"
             )
+
+
+def _name(purpose: Purpose, cut: str) -> str:
+    return cut if (purpose, cut) == ("head", HEAD) else f"{purpose} from {cut}"
 
 
 def _duration(seconds: float) -> str:

@@ -354,8 +354,8 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
     curve: list[tuple[float, float]] = []
 
     def say(line: str) -> None:
-        if line.startswith(("head from ", "final from ")):
-            marks.append((line.split("from ")[1].split(":")[0], time.perf_counter()))
+        if line.startswith(("head: ", "final from ")) and "parameters" in line:
+            marks.append((line.split(":")[0], time.perf_counter()))
 
     def epoch_done(_what: str, _epoch: int, _epochs: int, record: Any) -> None:
         curve.append((time.perf_counter() - started, record.validation_loss))

@@ -220,7 +220,6 @@ def test_the_budget_changes_no_value(
     model = network(ALPHA, SIZE_PX)
     rich = Run(model, pictures, tmp_path / "rich", places=(place,))
     poor = Run(model, pictures, tmp_path / "poor", budget_bytes=budget_bytes)
-    assert poor.frozen.keeps() == together
     one, other = rich.feeds(place), poor.feeds(place)
     assert poor.asked == [TOGETHER if together else list(entering(NODES, place))]
     assert one["train"].activations.stored == {0, 1}

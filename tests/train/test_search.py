@@ -22,6 +22,7 @@ from tiny_network import (
     tune,
 )
 
+from edgekit.errors import TrainingError
 from edgekit.network.graph import mobilenet_v2, weighted
 from edgekit.records import PhaseRecord
 from edgekit.train.cuts import block_of
@@ -238,6 +239,29 @@ def test_layers_may_be_unfrozen_one_at_a_time(
     assert phases[1].epochs[0].validation_loss == known
 
 
+def test_a_limit_at_the_head_leaves_the_head_alone(
+    fine_tune: FineTune, train_plan: Untyped
+) -> None:
+    record = fine_tune(replace(train_plan, **{**COMPARED, "unfreeze_until": "head"})).record
+    assert [(phase.purpose, phase.cut) for phase in record.phases] == [("head", "head")]
+    assert [score.cut for score in record.curve] == ["head"]
+    assert record.stopped_because == "head was reached (train.unfreeze_until)"
+
+
+def test_the_head_ships_where_no_rate_keeps_the_loss_finite(
+    fine_tune: FineTune, train_plan: Untyped
+) -> None:
+    plan = replace(train_plan, **{**COMPARED, "unfreeze_until": "Conv_1"}, learning_rate=1e38)
+    record = fine_tune(plan).record
+    assert [(phase.purpose, phase.cut) for phase in record.phases] == [("head", "head")]
+    assert record.stopped_because == "the loss of training from Conv_1 did not stay finite"
+    assert len(record.warnings) == 2
+    # Twin: a cut that was asked for is not passed over in silence.
+    fixed = replace(train_plan, learning_rate=1e38)
+    with pytest.raises(TrainingError, match="block_16_project did not stay finite"):
+        fine_tune(fixed)
+
+
 @pytest.mark.slow
 def test_trials_learn_from_a_sample_and_the_rest_from_all(
     contract: Untyped, pictures: Untyped, train_plan: Untyped, tmp_path: Path
@@ -253,6 +277,13 @@ def test_trials_learn_from_a_sample_and_the_rest_from_all(
     assert found == {"head": count, "trial": TRIAL_PICTURES, "final": count}
     # 26 steps of 64 an epoch, or 25: two epochs make 30.
     assert [len(phase.epochs) for phase in record.phases] == [2] * len(record.phases)
+    # What is computed instead of stored is of the same pictures, in trials, too.
+    cramped = tune(plan, (many, pictures[1]), tmp_path / "cramped", budget_bytes=0).record
+    losses = [
+        [[epoch.validation_loss for epoch in phase.epochs] for phase in each.phases]
+        for each in (record, cramped)
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_the_head_alone_is_trained_where_that_is_asked_for(

@@ -120,7 +120,8 @@ def test_each_phase_is_told_in_a_line(name: str, request: pytest.FixtureRequest)
     result: Trained = request.getfixturevalue(name)
     lines = [line for line in result.said if " parameters, " in line]
     for line, phase in zip(lines, result.record.phases, strict=True):
-        assert line.startswith(f"{phase.purpose} from {phase.cut}: ")
+        name = "head" if phase.purpose == "head" else f"{phase.purpose} from {phase.cut}"
+        assert line.startswith(f"{name}: ")
         assert f"{phase.trainable_parameters:,} parameters, {len(phase.epochs)} epochs" in line
         assert f"validation loss {phase.epochs[phase.best_epoch].validation_loss:.4f}" in line
         assert "fold" not in line
