@@ -60,8 +60,6 @@ PACKAGES = (
 BATCH, DROPOUT, SHIFT = 32, 0.2, 0.1
 HEAD_RATE, RATES, EPOCHS, PATIENCE = 1e-3, (1e-4, 1e-3), 12, 3
 CUT = "block_6_expand"
-# Decay of edgekit's mean of the weights, no part of its recipe.
-AVERAGING = 0.99
 HEAD = "head"
 RECIPE = """
 seed = {seed}
@@ -406,7 +404,7 @@ def guide(options: argparse.Namespace, seed: int) -> Row:
         )
     # A loss that is not a number is no best one.
     best = min(tried, key=lambda one: math.inf if math.isnan(one["val_loss"]) else one["val_loss"])
-    peak = _peak_bytes()
+    peak = peak_bytes()
     return {
         **best,
         "train_seconds": head_seconds + best["seconds"],
@@ -431,6 +429,7 @@ def plain(options: argparse.Namespace, seed: int, cut: str, rate: float) -> Row:
     """
     import tf_keras
 
+    from edgekit.fitting.loop import AVERAGING
     from edgekit.recipe import ModelSpec, TrainSpec
 
     spec = TrainSpec()
@@ -476,12 +475,12 @@ def plain(options: argparse.Namespace, seed: int, cut: str, rate: float) -> Row:
     if cut != HEAD:
         _unfreeze(base, cut)
         loss = fitted(spec.epochs, rate)
-    seconds, peak_bytes = time.perf_counter() - started, _peak_bytes()
+    seconds, peak = time.perf_counter() - started, peak_bytes()
     return {
         **_accuracy(model, data),
         "val_loss": loss,
         "train_seconds": seconds,
-        "peak_bytes": peak_bytes,
+        "peak_bytes": peak,
         "cut": cut,
         "rate": phases[-1]["peak"],
         "epochs": phases[-1]["epochs"],
@@ -638,7 +637,8 @@ def _accuracy(model: Any, data: _Data) -> Row:
     return {"top1": float(right.mean()), "macro_recall": statistics.fmean(recalls)}
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """Returns the most memory that this process held at a time."""
     # Not ru_maxrss, which a child inherits from its parent.
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])

@@ -27,7 +27,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from accuracy import decode, peak_bytes  # the other benchmark beside this file
+
 import edgekit  # noqa: F401 - sets what TensorFlow reads from the environment
+from edgekit.data.scan import scan
 
 BATCH = 32
 SMOOTHING = 0.1
@@ -79,7 +82,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         options.cache = (options.cache or Path(folder)) / f"{options.input_size}px"
-        decode(options)
+        options.cache.mkdir(parents=True, exist_ok=True)
+        decode(scan(options.data), options.input_size, options.cache)
         for case in options.cases:
             seeds = options.seeds if CASES[case]["epochs"] > 1 else options.seeds[:1]
             show(case, [(seed, measured(options, case, seed)) for seed in seeds])
@@ -134,29 +138,6 @@ def show(case: str, results: list[tuple[int, dict[str, dict[str, Any]]]]) -> Non
     sys.stdout.flush()
 
 
-def decode(options: argparse.Namespace) -> None:
-    """Decodes the pictures once, as edgekit's data stage does, into the cache folder."""
-    from edgekit.data.decode import decode as decode_pictures
-    from edgekit.data.scan import scan
-
-    done = options.cache / "decoded"
-    if done.is_file():
-        return
-    options.cache.mkdir(parents=True, exist_ok=True)
-    decode_pictures(
-        scan(options.data, lambda *_: None),
-        _contract(options),
-        options.cache,
-        validation_fraction=0.15,
-        test_fraction=0.15,
-        min_images_per_class=1,
-        max_bad_fraction=0.01,
-        seed=1,
-        progress=lambda *_: None,
-    )
-    done.touch()
-
-
 def _contract(options: argparse.Namespace) -> Any:
     from edgekit.records import Preprocess
 
@@ -182,12 +163,6 @@ def _splits(options: argparse.Namespace, times: int) -> Iterator[tuple[Any, Any]
                 draft.rename(path)
             images, labels = np.load(path, mmap_mode="r"), np.tile(labels, times)
         yield images, labels
-
-
-def _peak_bytes() -> int:
-    # Not ru_maxrss, which a child inherits from its parent.
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
 def plain(options: argparse.Namespace, case: dict[str, Any], seed: int) -> dict[str, Any]:
@@ -260,7 +235,7 @@ def plain(options: argparse.Namespace, case: dict[str, Any], seed: int) -> dict[
         phases.append((cut, time.perf_counter() - begun))
     best.restore(model)
     seconds = time.perf_counter() - started
-    peak = _peak_bytes()
+    peak = peak_bytes()
     return {
         "seconds": seconds,
         "phases": phases,
@@ -377,7 +352,7 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
             epoch_done=epoch_done,
         )
         seconds = time.perf_counter() - started
-        peak = _peak_bytes()
+        peak = peak_bytes()
         with np.load(Path(folder) / "weights.npz") as stored:
             arrays = {name: stored[name] for name in stored.files}
     model = keras_model.build(
