@@ -211,11 +211,11 @@ class TrainSpec(Spec):
         examples=["block_11_expand"],
     )
     patience: int = Field(
-        default=1,
+        default=2,
         ge=1,
         le=1000,
-        description="Cuts in a row without a lower validation loss, beyond its standard error, "
-        "that end the comparison.",
+        description="Cuts in a row with a higher validation loss than the best, by more than two "
+        "standard errors, that end the comparison.",
     )
     label_smoothing: float = Field(
         default=0.1,

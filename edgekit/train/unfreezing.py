@@ -374,8 +374,8 @@ class _Run:
             misses = misses + 1 if worse(trials[-1], trials[lowest(trials)]) else 0
             if misses >= self._plan.patience:
                 self.stopped_because = (
-                    f"unfreezing from {cut.name} raised the validation loss by more than its "
-                    "standard error"
+                    f"unfreezing from {cut.name} raised the validation loss by more than two "
+                    "standard errors"
                 )
                 break
         chosen, self.curve, self.chosen_because = choose(trials)

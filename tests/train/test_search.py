@@ -199,7 +199,8 @@ def test_a_comparison_ends_behind_a_trial_that_is_worse(
     # Conv_1 is better than the head, block_16_expand worse than it: block_15_expand is not tried.
     assert outline(record.phases) == outline(compared.record.phases)
     assert record.stopped_because == (
-        "unfreezing from block_16_expand raised the validation loss by more than its standard error"
+        "unfreezing from block_16_expand raised the validation loss by more than two standard "
+        "errors"
     )
     # Twin: `compared`, which ends where the recipe says.
     assert record.stopped_because != compared.record.stopped_because
