@@ -416,7 +416,7 @@ class _Run:
         rate = min([self._plan.learning_rate, *tried])
         found = self._calmed("final", cut, self._whole, head, rate)
         fixed_cut = self._plan.strategy == "fixed"
-        if found is not None and (fixed_cut or not _worse(found, head)):
+        if found is not None and (fixed_cut or found.losses.mean() <= head.losses.mean()):
             return found
         what = (
             f"the loss of training from {cut.name} did not stay finite"
