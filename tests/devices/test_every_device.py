@@ -1,5 +1,6 @@
 """Every transport runs the same runner program: the same file gives the same answers everywhere."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -21,6 +22,7 @@ from edgekit.devices import adb, emulated, local, measure, ssh
 from edgekit.devices.measure import Device, Pace, RunnerDevice, answer, time_sessions
 from edgekit.devices.place import cache_folder
 from edgekit.errors import DeviceError, EdgekitError, IntegrityError
+from edgekit.runner.onnx_runtime import EXACT
 
 PACKAGES = ("numpy", "ai_edge_litert", "onnxruntime")
 Opened = Callable[[Path, pytest.MonkeyPatch], AbstractContextManager[Device]]
@@ -90,6 +92,11 @@ def device(
         yield opened
 
 
+def without_option(runtime: str) -> str:
+    """Returns the name and version of a runtime without the option for integers on x86."""
+    return re.sub(rf"{re.escape(EXACT[0])}=[01]", "", runtime)
+
+
 def test_answers_and_times_come_from_every_device(device: Device, tmp_path: Path) -> None:
     colour_images(tmp_path / "i.npy", 12)
     subjects = [
@@ -100,7 +107,8 @@ def test_answers_and_times_come_from_every_device(device: Device, tmp_path: Path
     for subject in subjects:
         there, here = answer(subject, 120, device=device), answer(subject, 60)
         np.testing.assert_array_equal(there.raw, here.raw)
-        assert there.runtime == here.runtime
+        # The option of x86 without VNNI follows from the processor, which need not be alike.
+        assert without_option(there.runtime) == without_option(here.runtime)
     timings = time_sessions(subjects, 2, Pace(0.0, 20, 0.0), 60, device=device)
     for timing in timings:
         assert [len(session.samples_ms) for session in timing.sessions] == [20, 20]
