@@ -227,7 +227,7 @@ class TrainSpec(Spec):
         default=AugmentSpec(), description="Variation of the training pictures."
     )
     # Validation loss with 4 instead of 12 (block_6, alpha 0.35, 96 px, 600 steps or more): clothing
-    # 0.428, 0.414; hands 0.261, 0.19; leaf 0.093, 0.096; grocery 1.13, 1.08.
+    # 0.428, 0.414; hands 0.261, 0.19 (seed 1); leaf 0.093, 0.096; grocery 1.13, 1.08.
     views: int = Field(
         default=12,
         ge=1,

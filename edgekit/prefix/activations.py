@@ -194,6 +194,10 @@ class Activations:
             )
         return self._draws.get(view)
 
+    def lies(self, view: int) -> bool:
+        """Returns whether a view lies on the disk by now."""
+        return view in self._maps
+
     def kept(self) -> int:
         """Returns how many views lie on the disk by now."""
         return len(self._maps)

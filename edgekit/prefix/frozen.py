@@ -23,7 +23,7 @@ Reference = Callable[[Sequence[str], npt.NDArray[np.float32]], Tensors]
 
 @dataclass(frozen=True)
 class CutFeed:
-    """The tensors that enter at one cut, for one split: a `fitting.loop.Feed`.
+    """The tensors that enter at one cut, for one split: a `fitting.feed.Feed`.
 
     The tensors are float16, or float32 where pictures enter.
 
@@ -174,11 +174,12 @@ class Frozen:
         names = entering(self._nodes, place)
         return {split: CutFeed(activations, names) for split, activations in made.items()}
 
-    def outlook(self, epochs: int) -> tuple[float, int]:
+    def outlook(self, epochs: int, rows: int) -> tuple[float, int]:
         """Returns what the last pass that was asked for will about cost.
 
         Args:
             epochs: Epochs of the phase.
+            rows: Training pictures that it reads in an epoch.
 
         Returns:
             Seconds to compute the views that the phase reads and that are not stored, and bytes of
@@ -188,10 +189,11 @@ class Frozen:
             return 0.0, 0
         train = self._feeds[1]["train"]
         views = [epoch % train.views for epoch in range(epochs)]
-        computed = {view for view in views if view in train.stored}
-        passes = len(computed) - train.kept() + sum(view not in computed for view in views)
-        seconds = max(0, passes) * len(train.pictures.labels) * self._seconds_per_picture
-        return seconds, len(train.stored) * train.view_bytes()
+        # A view is stored as a whole; of one that is not, the rows that are read are computed.
+        whole = sum(not train.lies(view) for view in train.stored.intersection(views))
+        pictures = whole * len(train.pictures.labels)
+        pictures += rows * sum(view not in train.stored for view in views)
+        return pictures * self._seconds_per_picture, len(train.stored) * train.view_bytes()
 
     def _check(self, level: Level | None) -> None:
         self.departure = None

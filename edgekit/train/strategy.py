@@ -12,9 +12,9 @@ from edgekit.records import CutScore
 Strategy = Literal["auto", "head", "progressive", "fixed"]
 # Fewer, and one picture is more than a point of accuracy. A convention, not measured.
 FEW_VALIDATION_PICTURES = 100
-# Training pictures of the median class below which every one of them is to judge, too.
+# Training pictures of the median class below which every one of them is to judge, too. Another.
 FEW_PER_CLASS = 20
-# With more pictures than that, cross-validation costs more than it tells.
+# With more pictures than that, cross-validation is left out for its time. Another, as is FOLDS.
 MOST_CROSS_VALIDATED = 2000
 FOLDS = 3
 # How many standard errors a trial must be above another to count as worse: 95 % of a normal

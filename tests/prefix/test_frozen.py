@@ -337,27 +337,30 @@ def test_views_without_an_epoch_are_not_in_the_record(
 def test_what_a_phase_will_cost_is_foretold(
     run: Run, network: Network, pictures: Untyped, tmp_path: Path
 ) -> None:
-    assert run.frozen.outlook(4) == (0.0, 0)  # nothing was asked for
+    assert run.frozen.outlook(4, 48) == (0.0, 0)  # nothing was asked for
     feeds = run.frozen.feeds("block_8_project", epochs=4, again=True)
-    seconds, stored = run.frozen.outlook(4)
+    seconds, stored = run.frozen.outlook(4, 48)
     assert stored == 2 * feeds["train"].activations.view_bytes() == 2 * 48 * sum(BYTES.values())
     # As many pictures are computed as there are in two views, whatever the number of epochs.
     assert seconds > 0
-    assert run.frozen.outlook(9)[0] == seconds
-    assert run.frozen.outlook(1)[0] == pytest.approx(seconds / 2)
+    assert run.frozen.outlook(9, 48)[0] == seconds
+    assert run.frozen.outlook(1, 48)[0] == pytest.approx(seconds / 2)
+    assert run.frozen.outlook(1, 12)[0] == pytest.approx(seconds / 2)  # a view is stored as a whole
     feeds["train"].prepare(0)
-    assert run.frozen.outlook(4)[0] == pytest.approx(seconds / 2)
+    assert run.frozen.outlook(4, 48)[0] == pytest.approx(seconds / 2)
     feeds["train"].prepare(1)
-    assert run.frozen.outlook(4)[0] == 0
+    assert run.frozen.outlook(4, 48)[0] == 0
     # Without room every epoch computes its view.
     poor = Run(network(ALPHA, SIZE_PX), pictures, tmp_path / "poor", budget_bytes=0)
     poor.frozen.feeds("block_8_project", epochs=4, again=True)
-    seconds, stored = poor.frozen.outlook(4)
+    seconds, stored = poor.frozen.outlook(4, 48)
     assert stored == 0
-    assert poor.frozen.outlook(1)[0] == pytest.approx(seconds / 4)
+    assert poor.frozen.outlook(1, 48)[0] == pytest.approx(seconds / 4)
+    # A trial reads some of the pictures; of what is not stored no others are computed.
+    assert poor.frozen.outlook(4, 12)[0] == pytest.approx(seconds / 4)
     # Where pictures enter nothing is computed.
     run.frozen.feeds("Conv1", epochs=4, again=True)
-    assert run.frozen.outlook(4) == (0.0, 0)
+    assert run.frozen.outlook(4, 48) == (0.0, 0)
 
 
 # --- what is stored when --------------------------------------------------------------------
