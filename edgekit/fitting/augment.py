@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 _VALUES = np.arange(256, dtype=np.float32)
-# Pictures are spread over the cores by `prefix.cores`, each whole.
+# Pictures are spread over the cores by `fitting.cores`, each whole.
 cv2.setNumThreads(1)
 
 

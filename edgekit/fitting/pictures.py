@@ -1,6 +1,6 @@
 """Decoded pictures of one split, and answering all of them. Imports TensorFlow."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,10 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from edgekit.fitting import cores
 from edgekit.records import Preprocess, SplitName
 
-_EVALUATION_BATCH = 64
+_EVALUATION_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,20 @@ class Pictures:
         """
         return pixels * _factor(self.preprocess.scale) + _factor(self.preprocess.offset)
 
-    def batches(self) -> Iterator[npt.NDArray[np.uint8]]:
-        """Yields the pictures in order, 64 at a time."""
-        for start in range(0, len(self.images), _EVALUATION_BATCH):
-            yield np.ascontiguousarray(self.images[start : start + _EVALUATION_BATCH])
+    def answered(
+        self, answer: Callable[[npt.NDArray[np.uint8]], npt.NDArray[Any]]
+    ) -> npt.NDArray[Any]:
+        """Returns the answers to all pictures, in order.
+
+        Args:
+            answer: Called by all cores with 16 pictures, uint8 (n, h, w, 3); see `cores.each`.
+        """
+
+        def part(start: int) -> npt.NDArray[Any]:
+            stop = start + _EVALUATION_BATCH
+            return answer(np.ascontiguousarray(self.images[start:stop]))
+
+        return np.concatenate(cores.each(part, range(0, len(self.images), _EVALUATION_BATCH)))
 
 
 def _factor(channels: tuple[float, ...]) -> Any:
@@ -64,11 +75,11 @@ def compiled(
 
     Args:
         function: Normalized float32 images (n, h, w, 3) to float32 logits (n, classes).
-        pictures: What to answer; read 64 at a time.
+        pictures: What to answer.
     """
     batch = tf.function(
         lambda pixels: function(pictures.normalize(tf.cast(pixels, tf.float32))),
         input_signature=[tf.TensorSpec((None, *pictures.images.shape[1:]), tf.uint8)],
         autograph=False,
     )
-    return lambda: np.concatenate([batch(pixels).numpy() for pixels in pictures.batches()])
+    return lambda: pictures.answered(lambda pixels: batch(pixels).numpy())

@@ -42,11 +42,10 @@ class Tail(tf.Module):  # type: ignore[misc]
         self._inputs = tuple(inputs)
         self._dropout = dropout
         self._seed = seed
-        self._clock = tf.Variable(0, trainable=False, dtype=tf.int32)
         self._kernels: dict[str, Any] = {}
         self._factors: dict[str, Any] = {}
         self._biases: dict[str, Any] = {}
-        # For each node, its bias and the array that stands for it before any training.
+        # For each node, its bias and the array that stands for it before training.
         self._shifts: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
         for node in weighted(nodes):
             name = f"{node.name}/{kernel_variable(node)}"
@@ -56,18 +55,42 @@ class Tail(tf.Module):  # type: ignore[misc]
             self._factors[node.name] = tf.constant(laid_out, tf.float32)
             shift = f"{node.batch_norm}/beta" if node.batch_norm else f"{node.name}/bias"
             self._biases[node.name] = tf.Variable(bias.astype(np.float32), name=shift)
-            self._shifts[node.name] = (bias.astype(np.float32), arrays[shift])
+        self.start(arrays)
 
-    def set_clock(self, step: int) -> None:
-        """Sets the number of the next training step; what dropout drops follows from it."""
-        self._clock.assign(step)
+    def start(self, arrays: Arrays) -> None:
+        """Sets the variables to where a training starts.
 
-    def __call__(self, entering: Sequence[Any], training: bool) -> Any:
+        Args:
+            arrays: As at first; gamma, mean and variance of a BatchNorm must not have changed.
+        """
+        for node in weighted(self._nodes):
+            kernel, shift = self._kernels[node.name], self._biases[node.name]
+            bias = normalization(node, arrays)[1].astype(np.float32)
+            kernel.assign(arrays[_name(kernel)])
+            shift.assign(bias)
+            self._shifts[node.name] = (bias, arrays[_name(shift)])
+
+    def noise(self, step: Any, rows: Any) -> Any:
+        """Returns what decides which features a training step drops.
+
+        Args:
+            step: Number of the step, an int32 tensor; the noise follows from it and the seed.
+            rows: Pictures of the step.
+
+        Returns:
+            Uniform float32 (rows, 1, 1, features) from 0 to 1.
+        """
+        features = self._kernels[LOGITS].shape[2]
+        shape = (rows, 1, 1, features)
+        return tf.random.stateless_uniform(shape, tf.stack([self._seed, step]))
+
+    def __call__(self, entering: Sequence[Any], noise: Any = None) -> Any:
         """Returns float32 logits (n, classes).
 
         Args:
             entering: The float32 tensors that enter, in the order of `inputs`.
-            training: Whether features are dropped and the clock moves on.
+            noise: Rows of what `noise` returned, for a training step. Defaults to None: nothing is
+                dropped.
         """
         known = dict(zip(self._inputs, entering, strict=True))
         for node in self._nodes:
@@ -75,8 +98,9 @@ class Tail(tf.Module):  # type: ignore[misc]
             if node.name not in self._kernels:
                 known[node.name] = compute(node, values)
                 continue
-            if node.name == LOGITS and training:
-                values = [self._thinned(values[0])]
+            if node.name == LOGITS and noise is not None:
+                kept = values[0] / (1 - self._dropout)
+                values = [tf.where(noise < self._dropout, 0.0, kept)]
             kernel = self._kernels[node.name]
             if node.batch_norm is not None:
                 kernel = kernel * self._factors[node.name]
@@ -85,14 +109,6 @@ class Tail(tf.Module):  # type: ignore[misc]
             )
         logits = known[LOGITS]
         return tf.reshape(logits, (-1, logits.shape[-1]))
-
-    def _thinned(self, features: Any) -> Any:
-        """Returns the features with some of them set to zero; the others grow in proportion."""
-        if self._dropout == 0:
-            return features
-        step = self._clock.assign_add(1) - 1
-        drawn = tf.random.stateless_uniform(tf.shape(features), tf.stack([self._seed, step]))
-        return tf.where(drawn < self._dropout, 0.0, features / (1 - self._dropout))
 
     def arrays(self) -> dict[str, npt.NDArray[np.float32]]:
         """Returns the trained variables, named `layer/variable` as they came."""

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import SpecError
+from edgekit.fitting import cores
 from edgekit.fitting.augment import Augmentation, Draws, changed, draw
 from edgekit.fitting.pictures import Pictures
 from edgekit.network.graph import INPUT
-from edgekit.prefix import cores
 from edgekit.prefix.inference import BATCH_ROWS
 from edgekit.prefix.level import Level, bytes_per_row
 from edgekit.records import ShardRecord

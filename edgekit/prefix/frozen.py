@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.fitting import cores
 from edgekit.fitting.augment import Augmentation
 from edgekit.fitting.pictures import Pictures
 from edgekit.network.graph import INPUT, Arrays, Node, output_shapes
-from edgekit.prefix import cores
 from edgekit.prefix.activations import STAGE, Activations, Rows, Shelf
 from edgekit.prefix.level import Level, Tensors, bytes_per_row, check, entering, level_to
 from edgekit.records import PrefixRecord, SplitName

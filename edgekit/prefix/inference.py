@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
+from edgekit.fitting import cores
 from edgekit.network.forward import quantize, run
 from edgekit.network.graph import Arrays, Node
 from edgekit.network.native_log import muted
-from edgekit.prefix import cores
 from edgekit.records import RangeTable
 
 # Rows of one call. MobileNetV2 1.0 at 160 px: 1 to 8 are equally fast, 32 are a fifth slower.

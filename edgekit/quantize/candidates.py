@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from edgekit.fitting.augment import Augmentation
 from edgekit.fitting.checkpoints import Checkpoints
-from edgekit.fitting.loop import AVERAGING, Schedule, cross_entropy, enough_epochs, fit
+from edgekit.fitting.loop import AVERAGING, Schedule, Trainer, cross_entropy, enough_epochs, fit
 from edgekit.fitting.pictures import Pictures, compiled
 from edgekit.network import keras_model, ranges as range_table
 from edgekit.network.forward import logits_function, quantize, run
@@ -249,8 +249,9 @@ def _answered(
 ) -> _Made:
     table = keeping_float(nodes, full, kept)
     answer = _in_int8(nodes, weights, (LOGITS,), table, validation)
-    real = (validation.normalize(pixels.astype(np.float32)) for pixels in validation.batches())
-    stored = np.concatenate([answer([images])[0] for images in real])
+    stored = validation.answered(
+        lambda pixels: answer([validation.normalize(pixels.astype(np.float32))])[0]
+    )
     logits = _on_grid(stored.astype(np.float32), table.activations.get(LOGITS))
     return _Made(name, weights, full, kept, logits.numpy().reshape(len(stored), -1), epochs)
 
@@ -351,20 +352,24 @@ def _train(
     shapes = feeds["train"].shapes
     spans = table.activations
     tail = qat.wrap(tail_nodes, names, shapes[: len(names)], weights, table, plan.granularity)
-    result = fit(
+    trainer = Trainer(
         _OnGrid(tail, [spans.get(name) for name in names]),
         tail.trainable_variables,
         len(names),
         _distillation(plan.temperature),
         feeds["train"],
+        batch_size=plan.batch_size,
+        averaging=AVERAGING,
+    )
+    result = fit(
+        trainer,
+        feeds["train"],
         feeds["validation"],
         schedule=Schedule(plan.qat_learning_rate, epochs, _WARMUP_STEPS),
         patience=math.ceil(plan.qat_patience * epochs / plan.qat_epochs),
-        batch_size=plan.batch_size,
         seed=plan.seed,
         checkpoints=replace(checkpoints, key=key),
         epoch_done=lambda epoch, record: epoch_done(epoch, epochs, record),
-        averaging=AVERAGING,
     )
     tuned, learned = qat.unwrap(tail, tail_nodes, spans)
     trained = {**weights, **tuned}
@@ -465,10 +470,10 @@ class _OnGrid:
         self._spans = spans
         self.variables = tail.variables
 
-    def __call__(self, entering: Sequence[Any], training: bool) -> Any:
+    def __call__(self, entering: Sequence[Any]) -> Any:
         """Returns the tail's logits for the tensors rounded to their grids again."""
         rounded = [_on_grid(value, it) for value, it in zip(entering, self._spans, strict=True)]
-        return self._tail(rounded, training=training)
+        return self._tail(rounded)
 
 
 def _on_grid(tensor: Any, span: TensorRange | None) -> Any:
@@ -487,7 +492,7 @@ def _distillation(temperature: float) -> Callable[..., Any]:
         student = tf.nn.log_softmax(logits / temperature)
         divergence = tf.reduce_sum(soft * (tf.math.log(soft + 1e-12) - student), axis=1)
         hard = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-        return tf.reduce_mean(0.5 * temperature**2 * divergence + 0.5 * hard)
+        return 0.5 * temperature**2 * divergence + 0.5 * hard
 
     return loss
 

@@ -5,6 +5,7 @@ cut of the comparison has a whole schedule of its own from the same head, so tha
 the steps of another and no learning rate has fallen before it starts.
 """
 
+import gc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -19,7 +20,15 @@ from edgekit.errors import ConversionError, TrainingError
 from edgekit.fitting.augment import Augmentation
 from edgekit.fitting.checkpoints import Checkpoints
 from edgekit.fitting.feed import Feed
-from edgekit.fitting.loop import AVERAGING, Fit, Schedule, cross_entropies, enough_epochs, fit
+from edgekit.fitting.loop import (
+    AVERAGING,
+    Fit,
+    Schedule,
+    Trainer,
+    cross_entropies,
+    enough_epochs,
+    fit,
+)
 from edgekit.fitting.pictures import Pictures
 from edgekit.network import keras_model
 from edgekit.network.graph import LOGITS, Arrays, fold, mobilenet_v2, split
@@ -83,7 +92,8 @@ class Plan:
         patience: Trials in a row that are worse than the best before the comparison ends.
         label_smoothing: Share of the label's mass that is spread over all classes.
         augmentation: Random changes of training pictures, or None.
-        views: Differently changed versions of each training picture.
+        views: Differently changed versions of each training picture; where cuts are compared, the
+            head and the trials see the first `trial_epochs` of them.
         seed: Seed of the recipe.
     """
 
@@ -286,6 +296,8 @@ class _Run:
         self.start = keras_model.arrays_of(model)
         self.layers = [layer.name for layer in model.layers]
         self.phases: list[_Phase] = []
+        # By cut.
+        self._trainers: dict[str, tuple[Tail, Trainer]] = {}
         self.curve: tuple[CutScore, ...] = ()
         self.warnings: list[str] = []
         self.strategy = self.chosen_because = self.stopped_because = ""
@@ -299,18 +311,25 @@ class _Run:
             key = "train.unfreeze_from"
             further = [fixed(key, plan.unfreeze_from, self.layers, self._nodes)]
         self._further = () if plan.strategy == "head" else tuple(further)
-        self._whole = _Side(self._frozen(train_pictures, validation, keeping.shelf))
+        # The head and the trials see a few views of all cuts, the final training all of its own.
+        self._few = min(plan.views, plan.trial_epochs) if self._further else plan.views
+        self._whole = _Side(
+            self._frozen(
+                train_pictures, validation, keeping.shelf, (self._head, *self._further), self._few
+            )
+        )
 
-    def _frozen(self, train: Pictures, judge: Pictures, shelf: Shelf) -> Frozen:
-        # No layer in front of a cut has changed, so the whole stage has one frozen network.
+    def _frozen(
+        self, train: Pictures, judge: Pictures, shelf: Shelf, cuts: Sequence[Cut], views: int
+    ) -> Frozen:
         return Frozen(
             self._nodes,
             fold(self._nodes, self.start),
-            [self._place(cut) for cut in (self._head, *self._further)],
+            [self._place(cut) for cut in cuts],
             train=train,
             validation=judge,
             augmentation=self._plan.augmentation,
-            views=self._plan.views,
+            views=views,
             seed=self._plan.seed,
             shelf=shelf,
             reference=partial(keras_model.tensors_of, self._model, self._nodes),
@@ -404,7 +423,7 @@ class _Run:
         images = np.concatenate([pictures.images for pictures in both])
         together = Pictures(images, labels, self._train.preprocess)
         shelf = replace(self._keeping.shelf, data=f"{self._keeping.shelf.data} and validation")
-        frozen = self._frozen(together, together, shelf)
+        frozen = self._frozen(together, together, shelf, (self._head, *self._further), self._few)
         every = np.arange(len(labels))
         return tuple(
             _Side(frozen, number, np.setdiff1d(every, rows), rows)
@@ -415,7 +434,14 @@ class _Run:
         """Trains from the chosen cut; the head alone ships if that makes the network worse."""
         tried = [p.record.learning_rate for p in self.phases if p.record.cut == cut.name]
         rate = min([self._plan.learning_rate, *tried])
-        found = self._calmed("final", cut, self._whole, head, rate)
+        # Traced functions refer to themselves: only a collection frees those of the other cuts.
+        self._trainers = {name: it for name, it in self._trainers.items() if name == cut.name}
+        gc.collect()
+        side = self._whole
+        if self._plan.augmentation is not None and self._few < self._plan.views:
+            pictures = self._train, self._validation
+            side = _Side(self._frozen(*pictures, self._keeping.shelf, (cut,), self._plan.views))
+        found = self._calmed("final", cut, side, head, rate)
         fixed_cut = self._plan.strategy == "fixed"
         if found is not None and (fixed_cut or found.losses.mean() <= head.losses.mean()):
             return found
@@ -501,34 +527,27 @@ class _Run:
         """Trains and returns the record, the logits and the weights."""
         plan = self._plan
         before = {**self.start, **(start.weights() if start else {})}
-        tail_nodes = split(self._nodes, cut.unfrozen)[1]
         rows = len(side.frozen.train.labels) if side.learn is None else len(side.learn)
         schedule = plan.schedule(purpose, rows, peak)
         more = purpose == "trial" or (purpose == "head" and bool(self._further))
-        feeds = side.frozen.feeds(tail_nodes[0].name, epochs=schedule.epochs, again=more)
+        feeds = side.frozen.feeds(self._place(cut), epochs=schedule.epochs, again=more)
         self._foretell(purpose, cut, side.frozen, rows, schedule.epochs)
-        names = feeds["train"].names
-        tail = Tail(tail_nodes, names, before, dropout=plan.dropout, seed=plan.seed)
+        tail, trainer = self._trainer(cut, feeds["train"])
+        tail.start(before)
         what = _name(purpose, cut.name)
 
         def done(epoch: int, record: EpochRecord) -> None:
             self._epoch_done(what, epoch, schedule.epochs, record)
 
         result = fit(
-            tail,
-            tail.trained(),
-            len(names),
-            _smoothed_cross_entropy(plan.label_smoothing),
+            trainer,
             _part(feeds["train"], side.learn),
             _part(feeds["validation"], side.judge),
             schedule=schedule,
             patience=schedule.epochs,
-            batch_size=plan.batch_size,
             seed=plan.seed,
             checkpoints=Checkpoints(self._keeping.store, replace(key, stage=EPOCH_STAGE)),
             epoch_done=done,
-            set_clock=tail.set_clock,
-            averaging=AVERAGING,
         )
         trained = tail.arrays()
         judged_by = _part(feeds["validation"], side.judge).labels
@@ -550,6 +569,25 @@ class _Run:
             result.logits,
             trained,
         )
+
+    def _trainer(self, cut: Cut, like: CutFeed) -> tuple[Tail, Trainer]:
+        """Returns what trains from a cut, the same for its trials, folds and final training."""
+        if cut.name not in self._trainers:
+            plan = self._plan
+            nodes = split(self._nodes, cut.unfrozen)[1]
+            tail = Tail(nodes, like.names, self.start, dropout=plan.dropout, seed=plan.seed)
+            trainer = Trainer(
+                tail,
+                tail.trained(),
+                len(like.names),
+                _smoothed_cross_entropy(plan.label_smoothing),
+                like,
+                batch_size=plan.batch_size,
+                noise=tail.noise if plan.dropout else None,
+                averaging=AVERAGING,
+            )
+            self._trainers[cut.name] = tail, trainer
+        return self._trainers[cut.name]
 
     def _foretell(self, purpose: Purpose, cut: Cut, frozen: Frozen, rows: int, epochs: int) -> None:
         """Says what a phase will about take, if that is long; its trial tells the speed."""
@@ -630,7 +668,7 @@ def _smoothed_cross_entropy(smoothing: float) -> Callable[[Sequence[Any], Any, A
     def loss(_tensors: Sequence[Any], labels: Any, logits: Any) -> Any:
         classes = logits.shape[-1]
         targets = tf.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
-        return tf.reduce_mean(tf.nn.softmax_cross_entropy_with_logits(targets, logits))
+        return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
 
     return loss
 

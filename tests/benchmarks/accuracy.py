@@ -282,9 +282,7 @@ def measure(options: argparse.Namespace, data: Path, way: str, seed: int) -> Row
     """Returns what one way gives on one set with one seed."""
     if way == "edgekit":
         return with_edgekit(options, data, seed)
-    from edgekit.network.native_log import load_tensorflow
-
-    load_tensorflow()
+    # Not by `load_tensorflow`, which gives an operation one thread.
     from edgekit.network.keras_model import make_deterministic
 
     make_deterministic(seed)

@@ -194,7 +194,7 @@ def test_another_range_of_one_tensor_shows_in_the_answers(
     exported: Exported, sources: Untyped, pictures: Untyped, tmp_path: Untyped
 ) -> None:
     span = sources.int8.table.activations["Conv_1"]
-    narrow = from_limits(0.0, 0.7 * span.maximum, "trained")
+    narrow = from_limits(0.0, 0.5 * span.maximum, "trained")
     content = tflite.convert(
         NODES,
         sources.int8.weights,

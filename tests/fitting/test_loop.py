@@ -17,12 +17,13 @@ from edgekit.records import EpochRecord, Preprocess
 
 tf = pytest.importorskip("tensorflow")
 
-from edgekit.fitting import loop  # noqa: E402 - after the check for TensorFlow
+from edgekit.fitting import cores, loop  # noqa: E402 - after the check for TensorFlow
 from edgekit.fitting.augment import Augmentation  # noqa: E402
 from edgekit.fitting.loop import (  # noqa: E402
     AVERAGING,
     Fit,
     Schedule,
+    Trainer,
     cross_entropy,
     enough_epochs,
     epoch_order,
@@ -76,8 +77,8 @@ def linear() -> Untyped:
     return tf_keras.Model([images], dense(pooled))
 
 
-def mean_cross_entropy(_tensors: Untyped, labels: Untyped, logits: Untyped) -> Untyped:
-    return tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+def losses_of(_tensors: Untyped, labels: Untyped, logits: Untyped) -> Untyped:
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
 
 def fitted(
@@ -91,16 +92,13 @@ def fitted(
     batch_size: int,
 ) -> Fit:
     """Returns a fit to its last epoch, with what is of no matter to the test."""
+    trainer = Trainer(tail, tail.trainable_variables, 1, loss, train, batch_size=batch_size)
     return fit(
-        tail,
-        tail.trainable_variables,
-        1,
-        loss,
+        trainer,
         train,
         validation,
         schedule=schedule,
         patience=schedule.epochs,
-        batch_size=batch_size,
         seed=1,
         checkpoints=checkpoints(folder),
         epoch_done=lambda _epoch, _record: None,
@@ -160,7 +158,7 @@ class Run:
         *,
         seed: int = 1,
         patience: int = 100,
-        loss: Untyped = mean_cross_entropy,
+        loss: Untyped = losses_of,
         averaging: float = 0.0,
     ) -> Fit:
         train, validation = feeds(
@@ -174,20 +172,24 @@ class Run:
             self.seen.append(record)
             self.variables.append([variable.numpy() for variable in self.tail.variables])
 
-        return fit(
+        trainer = Trainer(
             self.tail,
             self.tail.trainable_variables,
             1,
             loss,
             self.train,
+            batch_size=self.batch_size,
+            averaging=averaging,
+        )
+        return fit(
+            trainer,
+            self.train,
             validation,
             schedule=schedule,
             patience=patience,
-            batch_size=self.batch_size,
             seed=seed,
             checkpoints=saved,
             epoch_done=done,
-            averaging=averaging,
         )
 
     def validation_loss(self) -> float:
@@ -277,7 +279,7 @@ def test_only_trainable_variables_change(tmp_path: Path) -> None:
 
 def test_a_loss_that_is_not_a_number_ends_the_training(tmp_path: Path) -> None:
     def broken(_tensors: Untyped, _labels: Untyped, logits: Untyped) -> Untyped:
-        return tf.math.log(-tf.abs(tf.reduce_mean(logits)) - 1.0)
+        return tf.math.log(-tf.abs(tf.reduce_mean(logits, 1)) - 1.0)
 
     with pytest.raises(TrainingError, match="the loss became nan") as caught:
         Run(tmp_path).go(Schedule(0.1, 1, 1), loss=broken)
@@ -293,7 +295,7 @@ def test_weights_that_overflow_in_the_last_step_end_the_training(tmp_path: Path)
     with pytest.raises(TrainingError, match=r"the loss became (nan|inf)"):
         fitted(
             run.tail,
-            mean_cross_entropy,
+            losses_of,
             *feeds(tmp_path, *splits, augmentation=None),
             tmp_path / "store",
             schedule=Schedule(3e38, 1, 1),
@@ -306,6 +308,7 @@ def test_the_seconds_of_an_epoch_leave_the_frozen_part_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seconds = itertools.count()  # every look at the clock finds it one second later
+    monkeypatch.setattr(cores, "COUNT", 1)
     monkeypatch.setattr("edgekit.fitting.loop.time", SimpleNamespace(monotonic=seconds.__next__))
 
     class Slow(Watched):
@@ -320,7 +323,7 @@ def test_the_seconds_of_an_epoch_leave_the_frozen_part_out(
     train, validation = feeds(tmp_path, pictures(tmp_path, 40, 1), pictures(tmp_path, 70, 2))
     result = fitted(
         linear(),
-        mean_cross_entropy,
+        losses_of,
         Slow(train),
         Slow(validation),
         tmp_path / "run",
@@ -367,7 +370,7 @@ def test_the_loss_sees_what_does_not_enter(tmp_path: Path) -> None:
         plan_storage(made, epochs=1, again=False, shelf=place)
         result = fitted(
             tail,
-            lambda tensors, _labels, logits: tf.reduce_mean(tf.square(logits - tensors[1])),
+            lambda tensors, _labels, logits: tf.reduce_mean(tf.square(logits - tensors[1]), 1),
             CutFeed(made["train"], names),
             CutFeed(made["validation"], names),
             tmp_path / names[0],
@@ -394,19 +397,13 @@ def test_the_pictures_on_disk_are_left_as_they_were(tmp_path: Path) -> None:
         Pictures(np.load(file, mmap_mode="r+"), split.labels, split.preprocess)
         for file, split in zip(files, (train, validation), strict=True)
     ]
-    tail = linear()
-    fit(
-        tail,
-        tail.trainable_variables,
-        1,
-        mean_cross_entropy,
+    fitted(
+        linear(),
+        losses_of,
         *feeds(tmp_path, *writable),
+        tmp_path / "store",
         schedule=Schedule(0.1, 1, 1),
-        patience=1,
         batch_size=16,
-        seed=1,
-        checkpoints=checkpoints(tmp_path / "store"),
-        epoch_done=lambda _epoch, _record: None,
     )
     for split in writable:
         split.images.flush()  # type: ignore[attr-defined] - a numpy.memmap
@@ -539,7 +536,7 @@ def by_keras(
     weights = [start * averaging ** len(batches)]
     for step, (images, labels) in enumerate(batches):
         with tf.GradientTape() as tape:
-            loss = mean_cross_entropy(None, labels, tail([images], training=True))
+            loss = tf.reduce_mean(losses_of(None, labels, tail([images], training=True)))
         gradients = tape.gradient(loss, tail.trainable_variables)
         optimizer.learning_rate = rates[step]
         optimizer.apply_gradients(zip(gradients, tail.trainable_variables, strict=True))
@@ -578,6 +575,62 @@ def test_the_steps_are_those_of_adam(tmp_path: Path) -> None:
     watched = np.sqrt(np.square(norms[:8]).mean(0))
     assert result.gradient_norms == pytest.approx(watched, rel=1e-5)
     assert result.gradient_norms != pytest.approx(np.sqrt(np.square(norms[:9]).mean(0)), rel=1e-5)
+
+
+def test_nothing_is_left_of_a_phase_before(tmp_path: Path) -> None:
+    train, validation = feeds(tmp_path, pictures(tmp_path, 40, 1), pictures(tmp_path, 70, 2))
+    tail = linear()
+    zeros = [variable.numpy() for variable in tail.variables]
+    trainer = Trainer(
+        tail, tail.trainable_variables, 1, losses_of, train, batch_size=16, averaging=AVERAGING
+    )
+
+    def logits(place: str, schedule: Schedule) -> npt.NDArray[np.float32]:
+        return fit(
+            trainer,
+            train,
+            validation,
+            schedule=schedule,
+            patience=9,
+            seed=1,
+            checkpoints=checkpoints(tmp_path / place),
+            epoch_done=lambda _epoch, _record: None,
+        ).logits
+
+    def from_zero(place: str, schedule: Schedule) -> npt.NDArray[np.float32]:
+        for variable, value in zip(tail.variables, zeros, strict=True):
+            variable.assign(value)
+        return logits(place, schedule)
+
+    short = Schedule(0.1, 2, 3)
+    first = from_zero("first", short)
+    other = from_zero("other", Schedule(0.3, 3, 1))
+    assert np.array_equal(from_zero("again", short), first)
+    # Twins: another schedule, and the variables that the phase before left.
+    assert not np.array_equal(other, first)
+    assert not np.array_equal(logits("behind", short), first)
+
+
+def test_a_batch_that_is_cut_among_cores_takes_the_same_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adam = pytest.importorskip("tf_keras").optimizers.Adam
+    monkeypatch.setattr(cores, "COUNT", 3)
+    # Four batches: 13 pictures make parts of 4, 4 and 5; the last picture leaves two cores idle.
+    run, schedule = Run(tmp_path, batch_size=13), Schedule(0.05, 1, 1)
+    result = run.go(schedule)
+    rates = rates_of(schedule, 4)
+    expected, norms = by_keras(run, rates, adam())
+
+    def off(variables: list[npt.NDArray[np.float32]]) -> float:
+        pairs = zip(run.variables[-1], variables, strict=True)
+        return max(float(np.abs(mine - theirs).max()) for mine, theirs in pairs)
+
+    assert off(expected) <= 1e-5
+    assert result.gradient_norms == pytest.approx(np.sqrt(np.square(norms).mean(0)), rel=1e-5)
+    # Twin: other batches.
+    run.batch_size = 14
+    assert off(by_keras(run, rates, adam())[0]) > 1e-5
 
 
 @pytest.mark.parametrize("averaging", [0.5, AVERAGING])

@@ -21,7 +21,7 @@ from edgekit.network.graph import (
 
 tf = pytest.importorskip("tensorflow")
 
-from edgekit.fitting.loop import Schedule, fit  # noqa: E402 - after the check for TensorFlow
+from edgekit.fitting.loop import Schedule, Trainer, fit  # noqa: E402 - after the check for TensorFlow
 from edgekit.network import keras_model  # noqa: E402
 from edgekit.network.forward import compute  # noqa: E402
 from edgekit.network.tail import Tail  # noqa: E402
@@ -56,19 +56,16 @@ def test_it_answers_as_the_keras_model(network: Network, cut: str) -> None:
     tail, names = tail_of(arrays, cut, dropout=0.5)
     bound = FLOAT_ROUNDING * float(np.abs(expected).max())
     tensors = entering(model, names)
-    assert np.abs(tail(tensors, training=False).numpy() - expected).max() <= bound
-    # Without dropout training asks for the same function.
-    still, _ = tail_of(arrays, cut)
-    assert np.abs(still(tensors, training=True).numpy() - expected).max() <= bound
+    assert np.abs(tail(tensors).numpy() - expected).max() <= bound
     # Twins: the answers of the next picture, and one channel of one BatchNorm.
-    assert np.abs(np.roll(tail(tensors, training=False), 1, axis=0) - expected).max() > bound
+    assert np.abs(np.roll(tail(tensors), 1, axis=0) - expected).max() > bound
     name = {LOGITS: f"{LOGITS}/bias", "Conv1": "bn_Conv1/moving_mean"}.get(
         cut, f"{cut}_BN/moving_mean"
     )
     nudged = arrays[name].copy()
     nudged[0] += 0.5
     other, _ = tail_of({**arrays, name: nudged}, cut)
-    assert np.abs(other(tensors, training=False).numpy() - expected).max() > bound
+    assert np.abs(other(tensors).numpy() - expected).max() > bound
 
 
 def loss_of(logits: Untyped) -> Untyped:
@@ -86,7 +83,7 @@ def keras_gradients(model: Untyped, names: list[str], training: bool) -> Arrays:
 
 def tail_gradients(tail: Tail, tensors: list[npt.NDArray[np.float32]]) -> Arrays:
     with tf.GradientTape() as tape:
-        value = loss_of(tail(tensors, training=True))
+        value = loss_of(tail(tensors))
     gradients = tape.gradient(value, tail.trained())
     return {name: g.numpy() for name, g in zip(tail.arrays(), gradients, strict=True)}
 
@@ -156,7 +153,7 @@ def test_what_trained_goes_back_into_the_keras_model(network: Network, cut: str)
         variable.assign(variable * 0.9)
     assert all(np.array_equal(kept[name], arrays[name]) for name in kept)  # they were copies
     trained = tail.arrays()
-    answers = tail(tensors, training=False).numpy()
+    answers = tail(tensors).numpy()
 
     def off(found: Arrays) -> float:
         """Returns how far Keras with these arrays answers otherwise, in parts of its answers."""
@@ -205,22 +202,25 @@ def test_it_trains_as_keras_with_gamma_and_statistics_frozen(
     feed = Fixed(entering(model, inputs))
     schedule, steps = Schedule(1e-4, 5, 1), 5  # one step an epoch
     losses: list[float] = []
-    fit(
+    trainer = Trainer(
         tail,
         tail.trained(),
         len(inputs),
-        lambda _tensors, labels, logits: tf.reduce_mean(
-            tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        lambda _tensors, labels, logits: tf.nn.sparse_softmax_cross_entropy_with_logits(
+            labels, logits
         ),
+        feed,
+        batch_size=len(LABELS),
+    )
+    fit(
+        trainer,
         feed,
         feed,
         schedule=schedule,
         patience=steps,
-        batch_size=len(LABELS),
         seed=5,
         checkpoints=checkpoints(tmp_path),
         epoch_done=lambda _epoch, record: losses.append(record.validation_loss),
-        set_clock=tail.set_clock,
     )
     assert np.argmin(losses) == steps - 1  # so the last step is what is left
     found = tail.arrays()
@@ -327,8 +327,8 @@ def see_through(dropout: float, seed: int = 5) -> Tail:
 
 
 def thinned(tail: Tail, step: int) -> npt.NDArray[np.float32]:
-    tail.set_clock(step)
-    result: npt.NDArray[np.float32] = tail([FEATURES], training=True).numpy()
+    noise = tail.noise(tf.constant(step), len(FEATURES))
+    result: npt.NDArray[np.float32] = tail([FEATURES], noise).numpy()
     return result
 
 
@@ -345,26 +345,20 @@ def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
 def test_dropout_follows_from_the_seed_and_the_step_alone() -> None:
     tail = see_through(0.5)
     third = thinned(tail, 3)
-    fourth = tail([FEATURES], training=True).numpy()  # the clock has moved on by itself
-    assert not np.array_equal(third, fourth)
-    assert np.array_equal(fourth, thinned(tail, 4))
+    assert not np.array_equal(third, thinned(tail, 4))
     tf.random.set_seed(99)
     tf.random.uniform((7,))
     assert np.array_equal(third, thinned(see_through(0.5), 3))
     assert not np.array_equal(third, thinned(see_through(0.5, seed=6), 3))
-    # Traced into a graph it is the same.
-    traced = tf.function(lambda features: tail([features], training=True), autograph=False)
-    tail.set_clock(3)
-    assert np.array_equal(traced(FEATURES).numpy(), third)
-    assert np.array_equal(traced(FEATURES).numpy(), fourth)
+    # Traced into a graph it is the same, and so are the rows of a part.
+    traced = tf.function(
+        lambda step: tail([FEATURES[8:]], tail.noise(step, 40)[8:]), autograph=False
+    )
+    assert np.array_equal(traced(tf.constant(3)).numpy(), third[8:])
 
 
 def test_nothing_is_dropped_when_it_only_answers() -> None:
-    tail = see_through(0.5)
-    tail.set_clock(3)
-    assert np.array_equal(tail([FEATURES], training=False).numpy(), FEATURES[:, 0, 0])
-    # And the clock stands still.
-    assert np.array_equal(tail([FEATURES], training=True).numpy(), thinned(see_through(0.5), 3))
+    assert np.array_equal(see_through(0.5)([FEATURES]).numpy(), FEATURES[:, 0, 0])
 
 
 def test_the_largest_seed_of_a_recipe_can_be_used() -> None:

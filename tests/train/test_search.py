@@ -66,7 +66,7 @@ def fallen(fine_tune: FineTune, train_plan: Untyped) -> Trained:
     plan = replace(
         train_plan,
         **{**COMPARED, "unfreeze_until": "Conv_1", "trial_epochs": 16},
-        learning_rate=0.5,
+        learning_rate=0.4,
     )
     return fine_tune(plan)
 
@@ -341,7 +341,7 @@ def test_training_that_makes_the_network_worse_is_repeated_at_a_quarter_of_the_r
 
 def test_a_calmer_attempt_that_does_not_harm_is_the_last(fallen: Trained) -> None:
     head, first, second, *_ = fallen.record.phases
-    assert [phase.learning_rate for phase in (first, second)] == [0.5, 0.125]
+    assert [phase.learning_rate for phase in (first, second)] == [0.4, 0.1]
     assert lowest(first) > lowest(head) > lowest(second)
     trials = [phase for phase in fallen.record.phases if phase.purpose == "trial"]
     assert outline(trials) == [("trial", "Conv_1")] * 2

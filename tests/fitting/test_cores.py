@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from edgekit.prefix import cores
+from edgekit.fitting import cores
 
 
 def test_every_item_is_worked_on_once() -> None:
