@@ -38,7 +38,7 @@ def test_the_smallest_recipe_has_the_documented_defaults() -> None:
         "imagenet",
     )
     assert (recipe.train.strategy, recipe.train.granularity) == ("auto", "stage")
-    assert (recipe.train.epochs, recipe.train.min_steps) == (12, 600)
+    assert (recipe.train.epochs, recipe.train.min_steps) == (12, 1000)
     assert recipe.train.unfreeze_from is None
     assert recipe.train.unfreeze_until is None
     assert recipe.train.activations_budget_bytes == 4_000_000_000
