@@ -26,10 +26,10 @@ _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
 # Entering bytes of one call, which takes many small steps or few large ones.
 _CALL_BYTES = 16_000_000
 _WATCHED_STEPS = 8
-# Fewest pictures that a core takes of a batch: it costs 1.2 times as much by eights as by sixteens
-# (alpha 0.35, 96 px, from block_6). A convention, not measured further.
-_LEAST_ROWS = 4
-_EVALUATED_ROWS = 64
+# Fewest pictures of a share of a batch, which costs 1.2 times as much by eights as by sixteens
+# (alpha 0.35, 96 px, from block_6), and most shares, each of which is traced. Conventions.
+_LEAST_ROWS, _MOST_SHARES = 4, 8
+_EVALUATED_ROWS = 16  # of one call; every core makes one
 _SHUFFLED_BYTES = 4_000_000_000
 _BLOCK_ROWS, _WINDOW_BLOCKS = 256, 64
 # Decay a step of the mean of the trained variables that is validated and ships; about the last 100
@@ -39,7 +39,7 @@ AVERAGING = 0.99
 
 
 class Trainable(Protocol):
-    """What is fitted: a `network.tail.Tail` or a Keras model."""
+    """What is fitted: a `network.tail.Tail`, or a Keras model, which needs no noise."""
 
     variables: Sequence[Any]
 
@@ -64,23 +64,21 @@ class Schedule:
     epochs: int
     warmup_steps: int
 
-    def steps(self, epoch_steps: int) -> tuple[int, int]:
+    def lengths(self, epoch_steps: int) -> tuple[int, int]:
         """Returns the steps of the warm-up and of the whole, for so many steps an epoch."""
         total = self.epochs * epoch_steps
         return max(1, min(self.warmup_steps, total // 4)), total
 
-    def rate(self, step: Any, epoch_steps: int) -> Any:
-        """Returns the rate of a step of the phase, float32; traced.
 
-        Args:
-            step: Its number, from 0, a float32 tensor.
-            epoch_steps: Steps of an epoch.
-        """
-        return _rate(step, self.peak, *self.steps(epoch_steps))
+def learning_rate(step: Any, peak: Any, warmup: Any, total: Any) -> Any:
+    """Returns the rate of a step under a `Schedule`, float32; traced.
 
-
-def _rate(step: Any, peak: Any, warmup: Any, total: Any) -> Any:
-    """Returns the rate of a step, float32, from float32 tensors or numbers; see `Schedule`."""
+    Args:
+        step: Its number in the phase, from 0, a float32 tensor.
+        peak: Learning rate behind the warm-up, a number or a float32 tensor, as the others.
+        warmup: Steps of the warm-up.
+        total: Steps of the whole.
+    """
     done = tf.clip_by_value((step - warmup) / tf.maximum(1.0, total - warmup), 0.0, 1.0)
     falling = 0.5 * (1 + tf.cos(math.pi * done))
     return peak * tf.minimum((step + 1) / warmup, 1.0) * falling
@@ -154,7 +152,7 @@ class Trainer:
         self.batch_size = batch_size
         self.state = _State(tail, trained, averaging)
         entering = tuple(tf.TensorSpec((None, *shape), like.dtype) for shape in like.shapes)
-        self.steps = _steps(tail, inputs, loss, noise, self.state, batch_size, entering)
+        self.take_steps = _steps(tail, inputs, loss, noise, self.state, batch_size, entering)
         self._logits = tf.function(
             lambda tensors: tail([tf.cast(each, tf.float32) for each in tensors[:inputs]]),
             input_signature=[entering],
@@ -200,7 +198,7 @@ def fit(
         patience: Epochs without a lower validation loss before the phase stops.
         seed: Seed of the recipe; order and view follow from it and the number of the epoch.
         checkpoints: Where every finished epoch is kept; a phase that was interrupted continues
-            behind the last one, with the same bits as if it had not been.
+            behind the last one, on as many cores with the same bits as if it had not been.
         epoch_done: Called after every epoch with its number in the phase.
 
     Raises:
@@ -226,7 +224,7 @@ def fit(
         totals, stepping = np.zeros(2), 0.0
         for call in _calls(train, trainer.batch_size, seed, epoch):
             begun = time.monotonic()
-            seen, squared_norms = trainer.steps(*call)
+            seen, squared_norms = trainer.take_steps(*call)
             totals += seen.numpy()
             norms = norms or tuple(float(norm) for norm in np.sqrt(squared_norms.numpy()))
             stepping += time.monotonic() - begun
@@ -266,32 +264,32 @@ class _State:
         self._schedule = [tf.Variable(0.0) for _ in range(3)]
         self.means = [tf.Variable(tf.zeros_like(variable)) for variable in self.trained]
         self.squares = [tf.Variable(tf.zeros_like(variable)) for variable in self.trained]
-        self.steps = tf.Variable(0, dtype=tf.int32)
+        self.done = tf.Variable(0, dtype=tf.int32)  # steps of the phase
         self._of_tail = list(tail.variables)
         averages = [average for average, _ in self._averages]
-        self._all = [*self._of_tail, *self.means, *self.squares, *averages, self.steps]
+        self._all = [*self._of_tail, *self.means, *self.squares, *averages, self.done]
         self._best: list[npt.NDArray[Any]] = []
         # Validation logits before the first step ("start") and of the best epoch ("best").
         self.kept: dict[str, npt.NDArray[np.float32]] = {}
 
     def begin(self, schedule: Schedule, epoch_steps: int) -> None:
         """Starts a phase from the variables as they are."""
-        for variable in (*self.means, *self.squares, self.steps):
+        for variable in (*self.means, *self.squares, self.done):
             variable.assign(tf.zeros_like(variable))
         for average, variable in self._averages:
             average.assign(variable)
-        numbers = schedule.peak, *schedule.steps(epoch_steps)
+        numbers = schedule.peak, *schedule.lengths(epoch_steps)
         for variable, number in zip(self._schedule, numbers, strict=True):
             variable.assign(number)
         self._best, self.kept = [], {}
 
     def rate(self, step: Any) -> Any:
         """Returns the learning rate of a step, from 0; traced."""
-        return _rate(step, *self._schedule)
+        return learning_rate(step, *self._schedule)
 
     def average(self) -> None:
         """Moves the averages towards the trained variables by one step; traced."""
-        power = tf.pow(self._averaging, tf.cast(self.steps, tf.float32))
+        power = tf.pow(self._averaging, tf.cast(self.done, tf.float32))
         decay = (self._averaging - power) / (1 - power)
         for average, variable in self._averages:
             average.assign_add((1 - decay) * (variable - average))
@@ -330,7 +328,7 @@ class _State:
 
 def _shares(batch_size: int) -> int:
     """Returns into how many parts a batch is cut, one for each core."""
-    return max(1, min(cores.COUNT, batch_size // _LEAST_ROWS))
+    return max(1, min(cores.COUNT, _MOST_SHARES, batch_size // _LEAST_ROWS))
 
 
 def _steps(
@@ -351,7 +349,7 @@ def _steps(
     shares = _shares(batch_size)
 
     def adam(gradients: list[Any]) -> None:
-        power = tf.cast(state.steps.assign_add(1), tf.float32)
+        power = tf.cast(state.done.assign_add(1), tf.float32)
         rate = state.rate(power - 1)
         for variable, mean, square, gradient in zip(
             state.trained, state.means, state.squares, gradients, strict=True
@@ -370,36 +368,43 @@ def _steps(
                 grad=gradient,
             )
 
-    def share(tensors: Sequence[Any], answers: Any, *drawn: Any) -> Any:
+    def share(tensors: Sequence[Any], answers: Any, counts: Any, *drawn: Any) -> Any:
         """Returns the sums of gradients, and those of losses and right answers."""
         with tf.GradientTape() as tape:
             logits = tail(tensors[:inputs], *drawn)
-            value = tf.reduce_sum(loss(tensors, answers, logits))
+            value = counts * tf.reduce_sum(loss(tensors, answers, logits))
         right = tf.cast(tf.argmax(logits, 1, tf.int32) == answers, tf.float32)
-        return tape.gradient(value, state.trained), tf.stack([value, tf.reduce_sum(right)])
+        return tape.gradient(value, state.trained), tf.stack([value, counts * tf.reduce_sum(right)])
 
     def calls(entering: tuple[Any, ...], labels: Any) -> Any:
         rows = tf.shape(labels)[0]
 
         def batch(start: Any, totals: Any, squared: Any) -> Any:
-            stop = tf.minimum(start + batch_size, rows)
-            drawn = () if noise is None else (noise(tf.identity(state.steps), stop - start),)
+            size = tf.minimum(batch_size, rows - start)
+            drawn = () if noise is None else (noise(tf.identity(state.done), size),)
             parts, seen = [], []
             for part in range(shares):
-                first, last = ((stop - start) * end // shares for end in (part, part + 1))
-                tensors = [
-                    tf.cast(tensor[start + first : start + last], tf.float32) for tensor in entering
-                ]
-                answers = labels[start + first : start + last]
-                gradients, sums = share(tensors, answers, *(each[first:last] for each in drawn))
+                first, last = (size * end // shares for end in (part, part + 1))
+                # Of fewer rows than shares some get none, which oneDNN's convolutions do not bear:
+                # they take one that does not count.
+                counts = tf.cast(last > first, tf.float32)
+                first = tf.minimum(first, size - 1)
+                last = tf.maximum(last, first + 1)
+                mine = slice(start + first, start + last)
+                gradients, sums = share(
+                    [tf.cast(tensor[mine], tf.float32) for tensor in entering],
+                    labels[mine],
+                    counts,
+                    *(each[first:last] for each in drawn),
+                )
                 parts.append(gradients)
                 seen.append(sums)
-            count = tf.cast(stop - start, tf.float32)
+            count = tf.cast(size, tf.float32)
             gradients = [tf.add_n(each) / count for each in zip(*parts, strict=True)]
             adam(gradients)
             state.average()
             norms = tf.stack([tf.reduce_sum(tf.square(gradient)) for gradient in gradients])
-            return stop, totals + tf.add_n(seen), squared + norms
+            return start + size, totals + tf.add_n(seen), squared + norms
 
         _, totals, squared = tf.while_loop(
             lambda start, *_: start < rows,

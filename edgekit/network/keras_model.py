@@ -15,7 +15,7 @@ from edgekit.network.graph import INPUT, LOGITS, Node
 from edgekit.network.pretrained import weight_file
 
 _BATCH_NORM = tf_keras.layers.BatchNormalization
-# TensorFlow warns about every newly traced function; each phase needs its own.
+# TensorFlow warns about newly traced functions; each cut needs its own.
 logging.getLogger("tensorflow").setLevel(logging.ERROR)
 
 

@@ -31,7 +31,7 @@ def load_tensorflow() -> None:
     One core computes an operation: what is to use all of them is cut into rows, one part for each
     core. Operations that are cut themselves would wait for one another. Graphs are run as they are
     traced: optimizing that of a training step takes 0.7 s of the 2.8 s that its first call needs,
-    and no time off the later ones (from block_6, alpha 0.35, 96 px).
+    and no time off the later ones (from block_6, alpha 0.35, 96 px; others were not measured).
     """
     with muted():
         import tensorflow as tf

@@ -49,12 +49,12 @@ class Tail(tf.Module):  # type: ignore[misc]
         self._shifts: dict[str, tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]] = {}
         for node in weighted(nodes):
             name = f"{node.name}/{kernel_variable(node)}"
-            self._kernels[node.name] = tf.Variable(arrays[name], name=name)
+            self._kernels[node.name] = tf.Variable(tf.zeros(arrays[name].shape), name=name)
             factor, bias = normalization(node, arrays)
             laid_out = factor[:, None] if node.op == "depthwise" else factor
             self._factors[node.name] = tf.constant(laid_out, tf.float32)
             shift = f"{node.batch_norm}/beta" if node.batch_norm else f"{node.name}/bias"
-            self._biases[node.name] = tf.Variable(bias.astype(np.float32), name=shift)
+            self._biases[node.name] = tf.Variable(tf.zeros(bias.shape), name=shift)
         self.start(arrays)
 
     def start(self, arrays: Arrays) -> None:

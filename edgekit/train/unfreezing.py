@@ -296,8 +296,7 @@ class _Run:
         self.start = keras_model.arrays_of(model)
         self.layers = [layer.name for layer in model.layers]
         self.phases: list[_Phase] = []
-        # By cut.
-        self._trainers: dict[str, tuple[Tail, Trainer]] = {}
+        self._traced: tuple[str, Tail, Trainer] | None = None  # of the last cut
         self.curve: tuple[CutScore, ...] = ()
         self.warnings: list[str] = []
         self.strategy = self.chosen_because = self.stopped_because = ""
@@ -311,13 +310,13 @@ class _Run:
             key = "train.unfreeze_from"
             further = [fixed(key, plan.unfreeze_from, self.layers, self._nodes)]
         self._further = () if plan.strategy == "head" else tuple(further)
-        # The head and the trials see a few views of all cuts, the final training all of its own.
-        self._few = min(plan.views, plan.trial_epochs) if self._further else plan.views
-        self._whole = _Side(
-            self._frozen(
-                train_pictures, validation, keeping.shelf, (self._head, *self._further), self._few
-            )
-        )
+        # Where cuts are compared, the head and the trials see a few views at all of them, and the
+        # final training sees all views at its own.
+        comparing = plan.strategy in ("auto", "progressive") and bool(self._further)
+        self._few = min(plan.views, plan.trial_epochs) if comparing else plan.views
+        self._cuts = (self._head, *self._further)
+        shelf = keeping.shelf
+        self._whole = _Side(self._frozen(train_pictures, validation, shelf, self._cuts, self._few))
 
     def _frozen(
         self, train: Pictures, judge: Pictures, shelf: Shelf, cuts: Sequence[Cut], views: int
@@ -341,7 +340,7 @@ class _Run:
 
     def cut_named(self, name: str) -> Cut:
         """Returns one of the cuts of this run."""
-        return next(cut for cut in (self._head, *self._further) if cut.name == name)
+        return next(cut for cut in self._cuts if cut.name == name)
 
     def go(self) -> _Phase:
         """Runs all phases and returns the one that ships."""
@@ -423,7 +422,7 @@ class _Run:
         images = np.concatenate([pictures.images for pictures in both])
         together = Pictures(images, labels, self._train.preprocess)
         shelf = replace(self._keeping.shelf, data=f"{self._keeping.shelf.data} and validation")
-        frozen = self._frozen(together, together, shelf, (self._head, *self._further), self._few)
+        frozen = self._frozen(together, together, shelf, self._cuts, self._few)
         every = np.arange(len(labels))
         return tuple(
             _Side(frozen, number, np.setdiff1d(every, rows), rows)
@@ -434,14 +433,13 @@ class _Run:
         """Trains from the chosen cut; the head alone ships if that makes the network worse."""
         tried = [p.record.learning_rate for p in self.phases if p.record.cut == cut.name]
         rate = min([self._plan.learning_rate, *tried])
-        # Traced functions refer to themselves: only a collection frees those of the other cuts.
-        self._trainers = {name: it for name, it in self._trainers.items() if name == cut.name}
-        gc.collect()
-        side = self._whole
-        if self._plan.augmentation is not None and self._few < self._plan.views:
-            pictures = self._train, self._validation
-            side = _Side(self._frozen(*pictures, self._keeping.shelf, (cut,), self._plan.views))
-        found = self._calmed("final", cut, side, head, rate)
+        plan = self._plan
+        epochs = plan.schedule("final", len(self._train.labels), rate).epochs
+        if plan.augmentation is not None and self._few < min(plan.views, epochs):
+            pictures, shelf = (self._train, self._validation), self._keeping.shelf
+            # In its place: files that are mapped keep their room on the disk.
+            self._whole = _Side(self._frozen(*pictures, shelf, (cut,), plan.views))
+        found = self._calmed("final", cut, self._whole, head, rate)
         fixed_cut = self._plan.strategy == "fixed"
         if found is not None and (fixed_cut or found.losses.mean() <= head.losses.mean()):
             return found
@@ -571,8 +569,11 @@ class _Run:
         )
 
     def _trainer(self, cut: Cut, like: CutFeed) -> tuple[Tail, Trainer]:
-        """Returns what trains from a cut, the same for its trials, folds and final training."""
-        if cut.name not in self._trainers:
+        """Returns what trains from a cut, the same as for the phase before if that had this cut."""
+        if self._traced is None or self._traced[0] != cut.name:
+            # Traced functions refer to themselves; uncollected they pile up cut after cut.
+            self._traced = None
+            gc.collect()
             plan = self._plan
             nodes = split(self._nodes, cut.unfrozen)[1]
             tail = Tail(nodes, like.names, self.start, dropout=plan.dropout, seed=plan.seed)
@@ -586,8 +587,8 @@ class _Run:
                 noise=tail.noise if plan.dropout else None,
                 averaging=AVERAGING,
             )
-            self._trainers[cut.name] = tail, trainer
-        return self._trainers[cut.name]
+            self._traced = cut.name, tail, trainer
+        return self._traced[1:]
 
     def _foretell(self, purpose: Purpose, cut: Cut, frozen: Frozen, rows: int, epochs: int) -> None:
         """Says what a phase will about take, if that is long; its trial tells the speed."""

@@ -282,10 +282,12 @@ def measure(options: argparse.Namespace, data: Path, way: str, seed: int) -> Row
     """Returns what one way gives on one set with one seed."""
     if way == "edgekit":
         return with_edgekit(options, data, seed)
-    # Not by `load_tensorflow`, which gives an operation one thread.
-    from edgekit.network.keras_model import make_deterministic
+    from edgekit.network.native_log import muted
 
-    make_deterministic(seed)
+    with muted():  # not by `load_tensorflow`, which gives an operation one thread
+        from edgekit.network.keras_model import make_deterministic
+
+        make_deterministic(seed)
     if way == "guide":
         return guide(options, seed)
     start = json.loads(options.start)

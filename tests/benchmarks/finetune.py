@@ -249,13 +249,14 @@ def _schedule(peak: float, steps: int) -> Any:
     """Returns `fitting.loop.Schedule` as tf_keras takes it."""
     import tf_keras
 
-    from edgekit.fitting.loop import Schedule
+    from edgekit.fitting.loop import Schedule, learning_rate
 
     class Steps(tf_keras.optimizers.schedules.LearningRateSchedule):  # type: ignore[misc]
         def __call__(self, step: Any) -> Any:
             import tensorflow as tf
 
-            return Schedule(peak, 1, WARMUP_STEPS).rate(tf.cast(step, tf.float32), steps)
+            lengths = Schedule(peak, 1, WARMUP_STEPS).lengths(steps)
+            return learning_rate(tf.cast(step, tf.float32), peak, *lengths)
 
         def get_config(self) -> dict[str, Any]:
             return {}
@@ -310,7 +311,7 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
         batch_size=BATCH,
         head_epochs=case["head_epochs"],
         head_learning_rate=HEAD_RATE,
-        trial_epochs=3,  # views of the head
+        trial_epochs=1,
         epochs=case["epochs"],
         min_steps=0,
         learning_rate=RATE,

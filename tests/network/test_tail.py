@@ -21,7 +21,7 @@ from edgekit.network.graph import (
 
 tf = pytest.importorskip("tensorflow")
 
-from edgekit.fitting.loop import Schedule, Trainer, fit  # noqa: E402 - after the check for TensorFlow
+from edgekit.fitting.loop import Schedule, Trainer, fit, learning_rate  # noqa: E402 - after the check for TensorFlow
 from edgekit.network import keras_model  # noqa: E402
 from edgekit.network.forward import compute  # noqa: E402
 from edgekit.network.tail import Tail  # noqa: E402
@@ -187,7 +187,9 @@ def trained_by_keras(
     for step in range(steps):
         with tf.GradientTape() as tape:
             value = loss_of(model(VALUES, training=not frozen))
-        adam.learning_rate = float(schedule.rate(tf.constant(step, tf.float32), 1))
+        adam.learning_rate = float(
+            learning_rate(tf.constant(step, tf.float32), schedule.peak, *schedule.lengths(1))
+        )
         adam.apply_gradients(zip(tape.gradient(value, chosen), chosen, strict=True))
     return {name: variable.numpy() for name, variable in zip(names, chosen, strict=True)}
 

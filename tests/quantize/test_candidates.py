@@ -26,6 +26,7 @@ from edgekit.records import Preprocess
 
 pytest.importorskip("tensorflow")
 
+from edgekit.fitting import cores
 from edgekit.fitting.augment import Augmentation
 from edgekit.fitting.loop import cross_entropy
 from edgekit.fitting.pictures import Pictures, compiled
@@ -398,6 +399,21 @@ def wobbly_plan(quantize_plan: Untyped) -> Untyped:
     """Returns a plan with two views of which one is seen twice."""
     wobbly = Augmentation(flip=True, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1)
     return replace(quantize_plan, augmentation=wobbly, views=2, qat_epochs=3)
+
+
+def test_a_last_batch_with_fewer_pictures_than_cores_trains(
+    quantize_it: Callable[..., Quantized], quantize_plan: Untyped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loss(count: int, batch_size: int = 47) -> float:
+        monkeypatch.setattr(cores, "COUNT", count)
+        # Of 48 pictures one is left for a second batch.
+        made = quantize_it(replace(quantize_plan, batch_size=batch_size, qat_epochs=1))
+        return made.record.candidates[1].epochs[0].train_loss
+
+    # Shares are summed in another order, and what they are taken from is rounded to int8.
+    whole = loss(1)
+    assert loss(4) == pytest.approx(whole, rel=1e-3)
+    assert loss(4, batch_size=40) != pytest.approx(whole, rel=1e-3)  # twin
 
 
 @dataclass(frozen=True)
