@@ -119,7 +119,7 @@ class AugmentSpec(Spec):
     """How training pictures are varied."""
 
     enabled: bool = Field(default=True, description="Whether training pictures are varied at all.")
-    # Validation loss with it, against without (block_6, alpha 0.35, 96 px, mean of one or two seeds):
+    # Validation loss with it, against without (block_6, alpha 0.35, 96 px, one or two seeds):
     # clothing 0.405, 0.405; waste 0.498, 0.445; leaf 0.088, 0.082; hands 0.193, 0.107; mri 0.235,
     # 0.210; grocery 1.043, 1.026; top-1 is 0.3 to 7.5 points lower. It brings nothing in so few
     # epochs, and costs much where a mirrored picture means something else.
@@ -223,8 +223,8 @@ class TrainSpec(Spec):
         description="Cuts in a row with a higher validation loss than the best, by more than two "
         "standard errors, that end the comparison.",
     )
-    # Validation top-1 with 0.05 instead (as at `AugmentSpec.flip`, one to three seeds) is 2.7 points
-    # lower on clothing, 0.6 on leaf, 1.1 on grocery, as high on hands, 0.5 higher on waste and 1.9
+    # Validation top-1 with 0.05 (as at `AugmentSpec.flip`, one to three seeds): lower by 2.7 points
+    # on clothing, 0.6 on leaf and 1.1 on grocery, level on hands, higher by 0.5 on waste and 1.9
     # on mri.
     label_smoothing: float = Field(
         default=0.1,
