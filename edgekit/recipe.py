@@ -174,7 +174,8 @@ class TrainSpec(Spec):
         ge=0,
         le=1_000_000,
         description="Fewest steps of the final training: where the images are few, its epochs are "
-        "raised to that, and those of the other phases in proportion.",
+        "raised to that, and those of the other phases in proportion; those of a trial to no more "
+        "steps than one of 1600 images takes.",
     )
     # Validation loss from block_6 (alpha 0.35, 96 px) at 5e-4, mean of seeds 1 and 2, against 1e-3:
     # clothing 0.470, 0.414; hands 0.241, 0.19 (seed 1); leaf 0.084, 0.096; grocery 1.13, 1.08. At

@@ -82,7 +82,8 @@ class Plan:
         trial_epochs: Epochs of each cut in the comparison, over at most 1600 pictures.
         epochs: Epochs of the final training.
         min_steps: Least steps of the final training; its epochs are raised to that, and those of
-            the other phases in proportion.
+            the other phases in proportion, but a trial's to no more steps than one of 1600 pictures
+            takes.
         learning_rate: Peak learning rate of trials and final training.
         warmup_steps: Steps to the peak.
         granularity: What one more trial unfreezes.
@@ -128,6 +129,8 @@ class Plan:
         """
         asked = {"head": self.head_epochs, "trial": self.trial_epochs, "final": self.epochs}
         steps = self.min_steps * asked[purpose] / self.epochs
+        if purpose == "trial":  # no more for a few hundred pictures than for a million
+            steps = min(steps, self.trial_epochs * TRIAL_PICTURES / self.batch_size)
         epochs = enough_epochs(asked[purpose], steps, rows, self.batch_size)
         return Schedule(peak, epochs, self.warmup_steps)
 

@@ -227,6 +227,15 @@ def test_few_pictures_raise_the_epochs_to_the_fewest_steps(
     assert [short.schedule(p, rows, 1e-3).epochs for p in ("head", "trial", "final")] == [4, 2, 8]
 
 
+def test_a_trial_of_few_pictures_takes_no_more_steps_than_one_of_many(long_plan: Plan) -> None:
+    plan = replace(long_plan, min_steps=4000)
+    # In proportion it were 1000 steps; two epochs of 1600 pictures are 320.
+    assert plan.schedule("trial", 100, 1e-3).epochs == 32
+    assert plan.schedule("trial", 1600, 1e-3).epochs == 2
+    # Twin: the other phases have no such limit.
+    assert [plan.schedule(p, 100, 1e-3).epochs for p in ("head", "final")] == [200, 400]
+
+
 def test_a_schedule_has_the_peak_and_the_warmup_of_its_plan(long_plan: Plan) -> None:
     schedule = long_plan.schedule("trial", 100, 0.25)
     assert (schedule.peak, schedule.warmup_steps) == (0.25, long_plan.warmup_steps)
