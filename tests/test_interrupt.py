@@ -162,7 +162,7 @@ def test_an_uninterrupted_run_leaves_no_steps(whole: Path) -> None:
         ("final", "block_16_expand"),
     ]  # fmt: skip
     assert [len(phase["epochs"]) for phase in phases] == [2, 2, 2, EPOCHS]
-    assert [phase["prefix"]["views_stored"] for phase in phases] == [2, 3, 3, 3]
+    assert [phase["prefix"]["views_stored"] for phase in phases] == [2, 2, 2, 3]
 
 
 def test_interrupted_run_says_how_to_continue(pictures: Path, tmp_path: Path) -> None:
@@ -181,15 +181,16 @@ def test_killed_run_continues_behind_the_last_epoch_with_the_same_weights(
 ) -> None:
     out = tmp_path / "out"
     arguments = command(pictures, out)
-    kill_when(lambda: 2 <= len(epochs_of(checkpoints(out, 2))) < EPOCHS, arguments)
-    kept = epochs_of(checkpoints(out, 2))
-    assert len(stored(out, "train-phase")) == 2
+    kill_when(lambda: 2 <= len(epochs_of(checkpoints(out, 3))) < EPOCHS, arguments)
+    kept = epochs_of(checkpoints(out, 3))
+    assert len(stored(out, "train-phase")) == 3
     seen = finish(arguments)
     told = [line for line in seen.splitlines() if line.endswith("kept from before")]
-    assert [line.split(":")[0] for line in told] == ["head", "trial from Conv_1"]
+    before = ["head", "trial from Conv_1", "trial from block_16_expand"]
+    assert [line.split(":")[0] for line in told] == before
     # Epochs that had been run again would have taken another time.
     (trained,) = stored(out, "train")
-    assert trained["record"]["phases"][2]["epochs"][: len(kept)] == kept
+    assert trained["record"]["phases"][3]["epochs"][: len(kept)] == kept
     assert digests(out, "train") == digests(whole, "train")
     assert leftovers(out) == set(), "no longer needed"
 
