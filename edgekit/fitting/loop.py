@@ -14,6 +14,7 @@ from edgekit.errors import TrainingError
 from edgekit.fitting import cores
 from edgekit.fitting.checkpoints import Checkpoints
 from edgekit.fitting.feed import Feed
+from edgekit.fitting.pictures import EVALUATED_ROWS
 from edgekit.records import CheckpointRecord, EpochRecord
 
 # (tensors of the feed, labels, logits) -> losses (n,)
@@ -29,7 +30,6 @@ _WATCHED_STEPS = 8
 # Fewest pictures of a share of a batch, which costs 1.2 times as much by eights as by sixteens
 # (alpha 0.35, 96 px, from block_6), and most shares, each of which is traced. Conventions.
 _LEAST_ROWS, _MOST_SHARES = 4, 8
-_EVALUATED_ROWS = 16  # of one call; every core makes one
 _SHUFFLED_BYTES = 4_000_000_000
 _BLOCK_ROWS, _WINDOW_BLOCKS = 256, 64
 # Decay a step of the mean of the trained variables that is validated and ships; about the last 100
@@ -126,11 +126,13 @@ class Trainer:
         tail: The part that trains: float32 tensors to logits (n, classes).
         trained: Its variables that Adam updates.
         inputs: How many of a feed's tensors enter it; the loss sees all of them.
-        loss: Loss of each picture.
+        loss: Loss of each picture, float32 (n,), of the feed's float32 tensors, int32 labels (n,)
+            and float32 logits (n, classes).
         like: A feed with the shapes and the type of all to come.
         batch_size: Rows per step.
-        noise: Called with the number of the step in its phase and its rows, both int32 tensors, for
-            a tail that needs random numbers (rows, ...) to train. Defaults to None: it needs none.
+        noise: Called with the number of the step in its phase, from 0, and its rows, both int32
+            tensors, for a tail that needs random numbers (rows, ...) to train. Defaults to None: it
+            needs none.
         averaging: Decay a step of the exponential mean of the trained variables, from 0 to 1. Only
             what steps made of them counts, not what they were before the first: the correction of
             Adam's moments (Kingma, Ba, arXiv:1412.6980, section 3). Unless it is 0, the mean stands
@@ -164,13 +166,13 @@ class Trainer:
         answers: list[npt.NDArray[np.float32]] = []
         seconds = 0.0
         every = np.arange(len(feed.labels))
-        read = _EVALUATED_ROWS * cores.COUNT
+        read = EVALUATED_ROWS * cores.COUNT
         for start in range(0, len(every), read):
             tensors = feed.read(0, every[start : start + read])
             begun = time.monotonic()
             parts = [
-                tuple(tensor[first : first + _EVALUATED_ROWS] for tensor in tensors)
-                for first in range(0, len(tensors[0]), _EVALUATED_ROWS)
+                tuple(tensor[first : first + EVALUATED_ROWS] for tensor in tensors)
+                for first in range(0, len(tensors[0]), EVALUATED_ROWS)
             ]
             answers += cores.each(lambda part: self._logits(part).numpy(), parts)
             seconds += time.monotonic() - begun

@@ -12,7 +12,8 @@ import tensorflow as tf
 from edgekit.fitting import cores
 from edgekit.records import Preprocess, SplitName
 
-_EVALUATION_BATCH = 16
+# Pictures of one call; every core makes one.
+EVALUATED_ROWS = 16
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class Pictures:
         """
 
         def part(start: int) -> npt.NDArray[Any]:
-            stop = start + _EVALUATION_BATCH
+            stop = start + EVALUATED_ROWS
             return answer(np.ascontiguousarray(self.images[start:stop]))
 
-        return np.concatenate(cores.each(part, range(0, len(self.images), _EVALUATION_BATCH)))
+        return np.concatenate(cores.each(part, range(0, len(self.images), EVALUATED_ROWS)))
 
 
 def _factor(channels: tuple[float, ...]) -> Any:

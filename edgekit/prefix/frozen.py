@@ -73,7 +73,7 @@ class CutFeed:
 
 
 class Frozen:
-    """Gives the feeds of every cut of a run whose frozen part never changes.
+    """Gives the feeds of cuts of a network whose frozen part never changes.
 
     One pass over the pictures makes what enters at all cuts whose tensors are smaller than the
     picture itself; a cut further in front gets a pass of its own, and so does every cut where the
@@ -82,7 +82,7 @@ class Frozen:
     Args:
         nodes: The whole network.
         weights: Its folded weights before any training.
-        places: First unfrozen layers of all cuts that the run may come to.
+        places: First unfrozen layers of the cuts that may be asked for.
         train: Training pictures.
         validation: Validation pictures; they are never changed.
         augmentation: Random changes of training pictures, or None.

@@ -434,16 +434,16 @@ class _Run:
 
     def _final(self, cut: Cut, head: _Phase) -> _Phase:
         """Trains from the chosen cut; the head alone ships if that makes the network worse."""
-        tried = [p.record.learning_rate for p in self.phases if p.record.cut == cut.name]
-        rate = min([self._plan.learning_rate, *tried])
         plan = self._plan
+        tried = [p.record.learning_rate for p in self.phases if p.record.cut == cut.name]
+        rate = min([plan.learning_rate, *tried])
         epochs = plan.schedule("final", len(self._train.labels), rate).epochs
         if plan.augmentation is not None and self._few < min(plan.views, epochs):
             pictures, shelf = (self._train, self._validation), self._keeping.shelf
             # In its place: files that are mapped keep their room on the disk.
             self._whole = _Side(self._frozen(*pictures, shelf, (cut,), plan.views))
         found = self._calmed("final", cut, self._whole, head, rate)
-        fixed_cut = self._plan.strategy == "fixed"
+        fixed_cut = plan.strategy == "fixed"
         if found is not None and (fixed_cut or found.losses.mean() <= head.losses.mean()):
             return found
         what = (

@@ -21,7 +21,8 @@ from edgekit.network.graph import (
 
 tf = pytest.importorskip("tensorflow")
 
-from edgekit.fitting.loop import Schedule, Trainer, fit, learning_rate  # noqa: E402 - after the check for TensorFlow
+from edgekit.fitting import cores  # noqa: E402 - after the check for TensorFlow
+from edgekit.fitting.loop import Schedule, Trainer, fit, learning_rate  # noqa: E402
 from edgekit.network import keras_model  # noqa: E402
 from edgekit.network.forward import compute  # noqa: E402
 from edgekit.network.tail import Tail  # noqa: E402
@@ -57,6 +58,10 @@ def test_it_answers_as_the_keras_model(network: Network, cut: str) -> None:
     bound = FLOAT_ROUNDING * float(np.abs(expected).max())
     tensors = entering(model, names)
     assert np.abs(tail(tensors).numpy() - expected).max() <= bound
+    # Without dropout training asks for the same function.
+    still, _ = tail_of(arrays, cut)
+    noise = still.noise(tf.constant(0), len(tensors[0]))
+    assert np.abs(still(tensors, noise).numpy() - expected).max() <= bound
     # Twins: the answers of the next picture, and one channel of one BatchNorm.
     assert np.abs(np.roll(tail(tensors), 1, axis=0) - expected).max() > bound
     name = {LOGITS: f"{LOGITS}/bias", "Conv1": "bn_Conv1/moving_mean"}.get(
@@ -361,6 +366,44 @@ def test_dropout_follows_from_the_seed_and_the_step_alone() -> None:
 
 def test_nothing_is_dropped_when_it_only_answers() -> None:
     assert np.array_equal(see_through(0.5)([FEATURES]).numpy(), FEATURES[:, 0, 0])
+
+
+def test_each_step_drops_what_follows_from_its_number_on_any_number_of_cores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kernel(place: str, count: int, number: Untyped = lambda step: step) -> Untyped:
+        """Returns the kernel behind two epochs of two steps, the second with fewer rows."""
+        monkeypatch.setattr(cores, "COUNT", count)
+        tail = see_through(0.5)
+        feed = Fixed([FEATURES[: len(LABELS)]])
+        trainer = Trainer(
+            tail,
+            tail.trained(),
+            1,
+            lambda _tensors, labels, logits: tf.nn.sparse_softmax_cross_entropy_with_logits(
+                labels, logits
+            ),
+            feed,
+            batch_size=8,
+            noise=lambda step, rows: tail.noise(number(step), rows),
+        )
+        fit(
+            trainer,
+            feed,
+            feed,
+            schedule=Schedule(1e-3, 2, 1),
+            patience=2,
+            seed=5,
+            checkpoints=checkpoints(tmp_path / place),
+            epoch_done=lambda _epoch, _record: None,
+        )
+        return tail.arrays()[f"{LOGITS}/kernel"]
+
+    one = kernel("one", 1)
+    assert np.abs(kernel("two", 2) - one).max() < 1e-6
+    # Twins: the same in every step, and the same in both epochs.
+    assert np.abs(kernel("every", 1, tf.zeros_like) - one).max() > 1e-5
+    assert np.abs(kernel("both", 1, lambda step: step % 2) - one).max() > 1e-5
 
 
 def test_the_largest_seed_of_a_recipe_can_be_used() -> None:

@@ -221,6 +221,18 @@ def test_a_comparison_goes_stage_by_stage(fine_tune: FineTune, train_plan: Untyp
     assert record.stopped_because == "block_6_expand was reached (train.unfreeze_until)"
 
 
+def test_the_final_training_sees_more_views_than_the_comparison(
+    fine_tune: FineTune, train_plan: Untyped
+) -> None:
+    plan = replace(train_plan, **{**COMPARED, "unfreeze_until": "Conv_1", "epochs": 2})
+    result = fine_tune(plan)
+    assert [(phase.purpose, phase.prefix.views) for phase in result.record.phases] == [
+        ("head", 1), ("trial", 1), ("final", 2),
+    ]  # fmt: skip
+    # Twin: a final training of one epoch has no use for a second view.
+    assert {phase.prefix.views for phase in fine_tune(replace(plan, epochs=1)).record.phases} == {1}
+
+
 @pytest.mark.slow
 def test_layers_may_be_unfrozen_one_at_a_time(
     fine_tune: FineTune, train_plan: Untyped, compared: Trained
