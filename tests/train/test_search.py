@@ -288,8 +288,8 @@ def test_trials_learn_from_a_sample_and_the_rest_from_all(
     assert outline(record.phases)[:2] == [("head", "head"), ("trial", "Conv_1")]
     found = {phase.purpose: phase.training_pictures for phase in record.phases}
     assert found == {"head": count, "trial": TRIAL_PICTURES, "final": count}
-    # 26 steps of 64 an epoch, or 25: two epochs make 30.
-    assert [len(phase.epochs) for phase in record.phases] == [2] * len(record.phases)
+    # 26 steps of 64 an epoch: two epochs make 30. A trial takes the 25 of its sample and no more.
+    assert [len(phase.epochs) for phase in record.phases] == [2, 1, 2]
     # What is computed instead of stored is of the same pictures, in trials, too.
     cramped = tune(plan, (many, pictures[1]), tmp_path / "cramped", budget_bytes=0).record
     losses = [
