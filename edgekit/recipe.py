@@ -244,7 +244,7 @@ class TrainSpec(Spec):
         le=1000,
         description="Varied versions of each training picture, taken in turn epoch after epoch, in "
         "quantization-aware training too; what the frozen layers make of each is computed once. "
-        "Where cuts are compared, head and trials see the first of them, as many as trial_epochs.",
+        "Where more than the head trains, head and trials see the first trial_epochs of them.",
     )
     activations_budget_bytes: int = Field(
         default=4_000_000_000,

@@ -93,8 +93,8 @@ class Plan:
         patience: Trials in a row that are worse than the best before the comparison ends.
         label_smoothing: Share of the label's mass that is spread over all classes.
         augmentation: Random changes of training pictures, or None.
-        views: Differently changed versions of each training picture; where cuts are compared, the
-            head and the trials see the first `trial_epochs` of them.
+        views: Differently changed versions of each training picture; where more than the head
+            trains, the head and the trials see the first `trial_epochs` of them.
         seed: Seed of the recipe.
     """
 
@@ -313,13 +313,19 @@ class _Run:
             key = "train.unfreeze_from"
             further = [fixed(key, plan.unfreeze_from, self.layers, self._nodes)]
         self._further = () if plan.strategy == "head" else tuple(further)
-        # Where cuts are compared, the head and the trials see a few views at all of them, and the
-        # final training sees all views at its own.
-        comparing = plan.strategy in ("auto", "progressive") and bool(self._further)
-        self._few = min(plan.views, plan.trial_epochs) if comparing else plan.views
         self._cuts = (self._head, *self._further)
+        # Before the final training a few views do; where it sees more of them, it makes them at its
+        # own cut alone.
+        few = min(plan.views, plan.trial_epochs) if self._further else plan.views
+        final = plan.schedule("final", len(train_pictures.labels), plan.learning_rate)
+        self._makes_own_views = plan.augmentation is not None and few < min(
+            plan.views, final.epochs
+        )
+        cuts = self._cuts
+        if plan.strategy == "fixed" and self._makes_own_views:
+            cuts = (self._head,)
         shelf = keeping.shelf
-        self._whole = _Side(self._frozen(train_pictures, validation, shelf, self._cuts, self._few))
+        self._whole = _Side(self._frozen(train_pictures, validation, shelf, cuts, few))
 
     def _frozen(
         self, train: Pictures, judge: Pictures, shelf: Shelf, cuts: Sequence[Cut], views: int
@@ -425,7 +431,8 @@ class _Run:
         images = np.concatenate([pictures.images for pictures in both])
         together = Pictures(images, labels, self._train.preprocess)
         shelf = replace(self._keeping.shelf, data=f"{self._keeping.shelf.data} and validation")
-        frozen = self._frozen(together, together, shelf, self._cuts, self._few)
+        views = min(self._plan.views, self._plan.trial_epochs)
+        frozen = self._frozen(together, together, shelf, self._cuts, views)
         every = np.arange(len(labels))
         return tuple(
             _Side(frozen, number, np.setdiff1d(every, rows), rows)
@@ -437,8 +444,7 @@ class _Run:
         plan = self._plan
         tried = [p.record.learning_rate for p in self.phases if p.record.cut == cut.name]
         rate = min([plan.learning_rate, *tried])
-        epochs = plan.schedule("final", len(self._train.labels), rate).epochs
-        if plan.augmentation is not None and self._few < min(plan.views, epochs):
+        if self._makes_own_views:
             pictures, shelf = (self._train, self._validation), self._keeping.shelf
             # In its place: files that are mapped keep their room on the disk.
             self._whole = _Side(self._frozen(*pictures, shelf, (cut,), plan.views))

@@ -229,8 +229,11 @@ def test_the_final_training_sees_more_views_than_the_comparison(
     assert [(phase.purpose, phase.prefix.views) for phase in result.record.phases] == [
         ("head", 1), ("trial", 1), ("final", 2),
     ]  # fmt: skip
+    fixed = replace(train_plan, trial_epochs=1, epochs=2)
+    assert [phase.prefix.views for phase in fine_tune(fixed).record.phases] == [1, 2]
     # Twin: a final training of one epoch has no use for a second view.
-    assert {phase.prefix.views for phase in fine_tune(replace(plan, epochs=1)).record.phases} == {1}
+    for one in (replace(plan, epochs=1), replace(fixed, epochs=1)):
+        assert {phase.prefix.views for phase in fine_tune(one).record.phases} == {1}
 
 
 @pytest.mark.slow
