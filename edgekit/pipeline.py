@@ -50,7 +50,7 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-_CODE = {"data": 2, "train": 8, "quantize": 13, "export": 7, "validate": 4}
+_CODE = {"data": 2, "train": 8, "quantize": 14, "export": 7, "validate": 4}
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
 

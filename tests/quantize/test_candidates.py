@@ -1,5 +1,6 @@
 """The quantize stage: what is trained, what is calibrated and why, and which candidate ships."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from edgekit.fitting.loop import cross_entropy
 from edgekit.fitting.pictures import Pictures, compiled
 from edgekit.network import keras_model
 from edgekit.network.forward import logits_function
-from edgekit.quantize.candidates import choice, quantize_model
+from edgekit.quantize.candidates import choice, quantize_model, tempered
 
 NODES = mobilenet_v2(ALPHA)
 WEIGHTED = [node.name for node in weighted(NODES)]
@@ -106,12 +107,36 @@ def test_the_record_is_of_the_answers_of_the_file(
 
 
 def test_the_lower_validation_loss_ships(quantized: Quantized) -> None:
-    losses = {c.name: c.validation_loss for c in quantized.record.candidates}
+    reason = quantized.record.reason
+    losses = {
+        c.name: float(re.search(rf"{c.name}: (\d\.\d{{4}}), top-1", reason)[1])
+        for c in quantized.record.candidates
+    }
     assert quantized.record.shipped == min(losses, key=lambda name: losses[name])
     assert len(set(losses.values())) == 2
-    assert quantized.record.reason.startswith(quantized.record.shipped)
+    assert reason.startswith(quantized.record.shipped)
+    # A temperature of its own takes from the loss of each, never adds to it.
     for candidate in quantized.record.candidates:
-        assert f"{candidate.name}: loss {candidate.validation_loss:.4f}" in quantized.record.reason
+        assert losses[candidate.name] <= candidate.validation_loss + 5e-5
+
+
+def test_confidence_alone_makes_no_candidate_better() -> None:
+    random = np.random.default_rng(1)
+    labels = random.integers(0, 5, 400).astype(np.int32)
+    logits = random.normal(0, 1, (400, 5)).astype(np.float32)
+    logits[np.arange(400), labels] += 2
+    judged = tempered(logits, labels)
+    assert judged <= cross_entropy(logits, labels)
+    for confidence in (0.25, 4.0):
+        told = confidence * logits
+        assert tempered(told, labels) == pytest.approx(judged, rel=1e-5)
+        # Twin: the loss as it is differs by far more than candidates do.
+        assert cross_entropy(told, labels) > 1.1 * judged
+    worse = logits + random.normal(0, 1, logits.shape).astype(np.float32)
+    assert tempered(worse, labels) > 1.1 * judged
+    # Right everywhere: bounded, so that the surer of two still has the lower loss.
+    surest = np.where(np.arange(5) == labels[:, None], np.float32(1), np.float32(-1))
+    assert 0 < tempered(2 * surest, labels) < tempered(surest, labels)
 
 
 @pytest.mark.slow
