@@ -20,7 +20,6 @@ from edgekit.network.pretrained import weight_file
 from edgekit.recipe import Recipe, TrainSpec
 from edgekit.records import (
     DatasetRecord,
-    EpochRecord,
     ExportRecord,
     FloatModelRecord,
     Preprocess,
@@ -271,9 +270,6 @@ def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelReco
         )
         key = StageKey("train", _CODE["train"], params, inputs, tools, recipe.seed)
 
-        def epoch_done(what: str, epoch: int, epochs: int, record: EpochRecord) -> None:
-            state.telling.progress(f"training {what}{_curve(record)}", epoch + 1, epochs)
-
         trained = train(
             Pictures.load(dataset.folder, "train", contract),
             Pictures.load(dataset.folder, "validation", contract),
@@ -282,7 +278,7 @@ def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelReco
             folder,
             keeping=Keeping(state.store, key, _shelf(state, dataset)),
             say=state.telling.say,
-            epoch_done=epoch_done,
+            progress=state.telling.progress,
         )
         return trained.model_copy(update={"weights_sha256": weights_sha256})
 
@@ -311,13 +307,6 @@ def _augmentation(spec: TrainSpec) -> Any:
     if not spec.augment.enabled:
         return None
     return Augmentation(**spec.augment.model_dump(exclude={"enabled"}))
-
-
-def _curve(record: EpochRecord) -> str:
-    return (
-        f": {record.images_per_second:.0f} images/s, validation loss "
-        f"{record.validation_loss:.3f}, top-1 {record.validation_accuracy:.1%}"
-    )
 
 
 def _quantize(
@@ -364,10 +353,6 @@ def _quantize(
 
         key = StageKey("quantize-epoch", _CODE["quantize"], params, inputs, tools, recipe.seed)
 
-        def epoch_done(epoch: int, epochs: int, record: EpochRecord) -> None:
-            label = f"quantization-aware training{_curve(record)}"
-            state.telling.progress(label, epoch + 1, epochs)
-
         return quantize_model(
             float_model.record,
             _arrays(float_model.folder / "weights.npz"),
@@ -379,7 +364,6 @@ def _quantize(
             shelf=_shelf(state, dataset),
             say=state.telling.say,
             progress=state.telling.progress,
-            epoch_done=epoch_done,
         )
 
     stored = state.stage(

@@ -271,7 +271,6 @@ def quantize_it(
             shelf=shelf(folder / "store"),
             say=lambda _line: None,
             progress=lambda _what, _done, _total: None,
-            epoch_done=lambda _epoch, _epochs, _record: None,
         )
         return Quantized(folder, record)
 

@@ -161,7 +161,7 @@ def tune(plan: Untyped, pictures: Untyped, folder: Path, budget_bytes: int = 10*
         folder,
         keeping=keeping(folder / "store", said.append, budget_bytes),
         say=said.append,
-        epoch_done=lambda _what, _epoch, _epochs, _record: None,
+        progress=lambda _what, _done, _total: None,
     )
     start = arrays_in(Path(plan.weights))
     return Trained(folder, record, arrays_in(folder / "weights.npz"), start, tuple(said))

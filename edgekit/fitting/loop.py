@@ -22,6 +22,8 @@ Loss = Callable[[Sequence[Any], Any, Any], Any]
 # (number of the step, its rows) -> random numbers (rows, ...)
 Noise = Callable[[Any, Any], Any]
 EpochDone = Callable[[int, EpochRecord], None]
+# (in words, done, in all)
+Progress = Callable[[str, int, int], None]
 # Adam as in arXiv:1412.6980 with the constants that tf_keras takes.
 _BETA_1, _BETA_2, _EPSILON = 0.9, 0.999, 1e-7
 # Entering bytes of one call, which takes many small steps or few large ones.
@@ -188,7 +190,8 @@ def fit(
     patience: int,
     seed: int,
     checkpoints: Checkpoints,
-    epoch_done: EpochDone,
+    epoch_done: EpochDone | None = None,
+    progress: Progress | None = None,
 ) -> Fit:
     """Trains from the variables as they are and leaves the best epoch's in place.
 
@@ -201,7 +204,9 @@ def fit(
         seed: Seed of the recipe; order and view follow from it and the number of the epoch.
         checkpoints: Where every finished epoch is kept; a phase that was interrupted continues
             behind the last one, on as many cores with the same bits as if it had not been.
-        epoch_done: Called after every epoch with its number in the phase.
+        epoch_done: Called after every epoch with its number in the phase, when it is kept.
+        progress: Called as steps are taken with the last epoch in words, pictures seen, and
+            pictures of the whole phase.
 
     Raises:
         TrainingError: If the loss stops being finite.
@@ -223,13 +228,16 @@ def fit(
         if records and epoch - 1 - best >= patience:
             break
         train.prepare(epoch)
-        totals, stepping = np.zeros(2), 0.0
+        totals, stepping, pictures = np.zeros(2), 0.0, epoch * count
         for call in _calls(train, trainer.batch_size, seed, epoch):
             begun = time.monotonic()
             seen, squared_norms = trainer.take_steps(*call)
             totals += seen.numpy()
             norms = norms or tuple(float(norm) for norm in np.sqrt(squared_norms.numpy()))
             stepping += time.monotonic() - begun
+            pictures += len(call[1])
+            if progress is not None:
+                progress(_in_words(records[-1:]), pictures, schedule.epochs * count)
         state.swap_averages()
         answers, validating = trainer.classify(validation)
         record = EpochRecord(
@@ -249,7 +257,8 @@ def fit(
             CheckpointRecord(epochs=tuple(records), best_epoch=best, gradient_norms=norms),
             state.arrays(),
         )
-        epoch_done(epoch, record)
+        if epoch_done is not None:
+            epoch_done(epoch, record)
     state.restore_best()
     return Fit(tuple(records), best, state.kept["start"], state.kept["best"], norms)
 
@@ -477,6 +486,14 @@ def cross_entropies(
     chosen: npt.NDArray[np.float64] = shifted[np.arange(len(labels)), labels]
     losses: npt.NDArray[np.float64] = np.log(np.exp(shifted).sum(1)) - chosen
     return losses
+
+
+def _in_words(last: Sequence[EpochRecord]) -> str:
+    return "".join(
+        f": {epoch.images_per_second:.0f} images/s, validation loss {epoch.validation_loss:.3f}, "
+        f"top-1 {epoch.validation_accuracy:.1%}"
+        for epoch in last
+    )
 
 
 def _finite(value: float) -> float:

@@ -13,7 +13,16 @@ from scipy.optimize import minimize_scalar
 
 from edgekit.fitting.augment import Augmentation
 from edgekit.fitting.checkpoints import Checkpoints
-from edgekit.fitting.loop import AVERAGING, Schedule, Trainer, cross_entropy, enough_epochs, fit
+from edgekit.fitting.loop import (
+    AVERAGING,
+    EpochDone,
+    Progress,
+    Schedule,
+    Trainer,
+    cross_entropy,
+    enough_epochs,
+    fit,
+)
 from edgekit.fitting.pictures import Pictures, compiled
 from edgekit.network import keras_model, ranges as range_table
 from edgekit.network.forward import logits_function, quantize, run
@@ -129,8 +138,8 @@ def quantize_model(
     checkpoints: Checkpoints,
     shelf: Shelf,
     say: Callable[[str], None],
-    progress: Callable[[str, int, int], None],
-    epoch_done: Callable[[int, int, EpochRecord], None],
+    progress: Progress,
+    epoch_done: EpochDone | None = None,
 ) -> QuantizedModelRecord:
     """Makes the int8 candidates and picks the one that ships.
 
@@ -147,9 +156,9 @@ def quantize_model(
         checkpoints: Keeps the finished epochs of quantization-aware training.
         shelf: Where the activations of the frozen part are kept.
         say: Called with one line per candidate.
-        progress: Called with (what, done, in all) while calibrating and measuring layers.
-        epoch_done: Called with (epoch, epochs at most, record) after each epoch of
-            quantization-aware training.
+        progress: Called with (what, done, in all) while calibrating, training and measuring layers.
+        epoch_done: Called with (epoch, record) after each epoch of quantization-aware training,
+            when it is kept.
 
     Raises:
         SpecError: If `plan.keep_float` names a node that the network does not have.
@@ -175,7 +184,7 @@ def quantize_model(
         if plan.qat_epochs:
             tuned, learned, epochs = _train(
                 nodes, unfrozen, weights, full, tuple(kept), train, validation, plan,
-                checkpoints, shelf, epoch_done,
+                checkpoints, shelf, progress, epoch_done,
             )  # fmt: skip
             made.append(_answered("qat", nodes, tuned, learned, kept, validation, epochs))
         return made
@@ -303,7 +312,7 @@ def _more_to_keep(
     answers: Trials,
     kept: tuple[str, ...],
     good_enough: Callable[[Logits], bool],
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> tuple[str, ...]:
     """Returns the nodes that, in float32 as well, make calibrated int8 good enough.
 
@@ -352,7 +361,8 @@ def _train(
     plan: Plan,
     checkpoints: Checkpoints,
     shelf: Shelf,
-    epoch_done: Callable[[int, int, EpochRecord], None],
+    progress: Progress,
+    epoch_done: EpochDone | None,
 ) -> tuple[Arrays, RangeTable, tuple[EpochRecord, ...]]:
     prefix_nodes, tail_nodes = split(nodes, unfrozen)
     names = boundary(prefix_nodes, tail_nodes)
@@ -392,7 +402,8 @@ def _train(
         patience=math.ceil(plan.qat_patience * epochs / plan.qat_epochs),
         seed=plan.seed,
         checkpoints=replace(checkpoints, key=key),
-        epoch_done=lambda epoch, record: epoch_done(epoch, epochs, record),
+        epoch_done=epoch_done,
+        progress=lambda last, *seen: progress(f"quantization-aware training{last}", *seen),
     )
     tuned, learned = qat.unwrap(tail, tail_nodes, spans)
     trained = {**weights, **tuned}

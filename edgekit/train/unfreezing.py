@@ -23,6 +23,7 @@ from edgekit.fitting.feed import Feed
 from edgekit.fitting.loop import (
     AVERAGING,
     Fit,
+    Progress,
     Schedule,
     Trainer,
     cross_entropies,
@@ -213,7 +214,8 @@ def train(
     *,
     keeping: Keeping,
     say: Say,
-    epoch_done: EpochTold,
+    progress: Progress,
+    epoch_done: EpochTold | None = None,
 ) -> FloatModelRecord:
     """Fine-tunes the network and writes `weights.npz` (float32, `layer/variable`) into `folder`.
 
@@ -226,8 +228,10 @@ def train(
         keeping: Keeps every finished phase and epoch, so that an interrupted run continues behind
             the last, and the activations of the frozen part.
         say: Called with one line when a phase ends.
+        progress: Called with (what trains, pictures seen, pictures of the phase) as steps are
+            taken.
         epoch_done: Called with (what trains, epoch in the phase, epochs of the phase, record) after
-            every epoch.
+            every epoch, when it is kept.
 
     Raises:
         SpecError: If the starting weights or the fixed cut do not exist.
@@ -247,7 +251,7 @@ def train(
         every = max(1, len(train_pictures.images) // _STATISTICS_PICTURES)
         shown = train_pictures.images[::every].astype(np.float32)
         keras_model.take_statistics(model, train_pictures.normalize(shown))
-    run = _Run(model, train_pictures, validation, plan, keeping, say, epoch_done)
+    run = _Run(model, train_pictures, validation, plan, keeping, say, progress, epoch_done)
     shipped = run.go()
     arrays = {**run.start, **shipped.weights()}
     keras_model.assign(model, arrays)
@@ -285,7 +289,8 @@ class _Run:
         plan: Plan,
         keeping: Keeping,
         say: Say,
-        epoch_done: EpochTold,
+        progress: Progress,
+        epoch_done: EpochTold | None,
     ) -> None:
         self._model = model
         self._train = train_pictures
@@ -293,6 +298,7 @@ class _Run:
         self._plan = plan
         self._keeping = keeping
         self._say = say
+        self._progress = progress
         self._epoch_done = epoch_done
         self._nodes = mobilenet_v2(plan.alpha)
         self._previous = ""
@@ -544,7 +550,8 @@ class _Run:
         what = _name(purpose, cut.name)
 
         def done(epoch: int, record: EpochRecord) -> None:
-            self._epoch_done(what, epoch, schedule.epochs, record)
+            if self._epoch_done is not None:
+                self._epoch_done(what, epoch, schedule.epochs, record)
 
         result = fit(
             trainer,
@@ -555,6 +562,7 @@ class _Run:
             seed=plan.seed,
             checkpoints=Checkpoints(self._keeping.store, replace(key, stage=EPOCH_STAGE)),
             epoch_done=done,
+            progress=lambda last, *seen: self._progress(f"training {what}{last}", *seen),
         )
         trained = tail.arrays()
         judged_by = _part(feeds["validation"], side.judge).labels

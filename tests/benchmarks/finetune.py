@@ -350,6 +350,7 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
             Path(folder),
             keeping=Keeping(store, key, shelf),
             say=say,
+            progress=lambda *_: None,
             epoch_done=epoch_done,
         )
         seconds = time.perf_counter() - started

@@ -102,7 +102,6 @@ def fitted(
         patience=schedule.epochs,
         seed=1,
         checkpoints=checkpoints(folder),
-        epoch_done=lambda _epoch, _record: None,
     )
 
 
@@ -146,6 +145,7 @@ class Run:
     tail: Untyped = field(default_factory=linear)
     seen: list[EpochRecord] = field(default_factory=list)
     variables: list[list[np.ndarray]] = field(default_factory=list)
+    told: list[tuple[str, int, int]] = field(default_factory=list)
 
     def validation(self) -> Pictures:
         """Returns pictures of which a tenth has a wrong label: being too sure costs there."""
@@ -191,6 +191,7 @@ class Run:
             seed=seed,
             checkpoints=saved,
             epoch_done=done,
+            progress=lambda *told: self.told.append(told),
         )
 
     def validation_loss(self) -> float:
@@ -411,6 +412,22 @@ def test_the_pictures_on_disk_are_left_as_they_were(tmp_path: Path) -> None:
     assert [hashlib.sha256(file.read_bytes()).digest() for file in files] == before
 
 
+def test_a_long_epoch_shows_how_far_it_has_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgekit.fitting.loop._CALL_BYTES", 1)  # one batch in a call
+    run = Run(tmp_path)
+    first, _ = run.go(Schedule(1e-2, 2, 1)).epochs
+    assert [(seen, of) for _, seen, of in run.told] == [
+        (seen, 80) for seen in (16, 32, 40, 56, 72, 80)
+    ]
+    # In the second epoch with the curve up to the first.
+    words = [told for told, _, _ in run.told]
+    assert words[:3] == [""] * 3
+    assert f"validation loss {first.validation_loss:.3f}, top-1" in words[3]
+    assert words[3:] == words[3:4] * 3
+
+
 def test_every_epoch_reads_every_row_of_its_own_view_once(tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.go(Schedule(0.1, 4, 1))
@@ -596,7 +613,6 @@ def test_nothing_is_left_of_a_phase_before(tmp_path: Path) -> None:
             patience=9,
             seed=1,
             checkpoints=checkpoints(tmp_path / place),
-            epoch_done=lambda _epoch, _record: None,
         ).logits
 
     def from_zero(place: str, schedule: Schedule) -> npt.NDArray[np.float32]:

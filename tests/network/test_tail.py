@@ -395,7 +395,6 @@ def test_each_step_drops_what_follows_from_its_number_on_any_number_of_cores(
             patience=2,
             seed=5,
             checkpoints=checkpoints(tmp_path / place),
-            epoch_done=lambda _epoch, _record: None,
         )
         return tail.arrays()[f"{LOGITS}/kernel"]
 

@@ -393,7 +393,7 @@ class Training:
     computed: list[str] = field(default_factory=list)
 
     def go(self, stop_after: int | None = None) -> Quantized:
-        def done(epoch: int, _epochs: int, _record: Untyped) -> None:
+        def done(epoch: int, _record: Untyped) -> None:
             self.told.append(epoch)
             if epoch == stop_after:
                 raise InterruptionError

@@ -515,7 +515,7 @@ def test_a_run_that_is_interrupted_behind_every_epoch_comes_to_the_same(
         try:
             record = train(
                 *pictures, len(CLASSES), plan, tmp_path, keeping=place,
-                say=lambda _line: None, epoch_done=interrupt,
+                say=lambda _line: None, progress=lambda *_: None, epoch_done=interrupt,
             )  # fmt: skip
         except InterruptionError:
             assert len(done) == before + 1
