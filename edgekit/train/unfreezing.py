@@ -327,9 +327,9 @@ class _Run:
         self._makes_own_views = plan.augmentation is not None and few < min(
             plan.views, final.epochs
         )
-        cuts = self._cuts
-        if plan.strategy == "fixed" and self._makes_own_views:
-            cuts = (self._head,)
+        alone = plan.strategy == "fixed" and self._makes_own_views
+        cuts = (self._head,) if alone else self._cuts
+        self._read_again = len(cuts) > 1  # what the head reads, by the phases behind it
         shelf = keeping.shelf
         self._whole = _Side(self._frozen(train_pictures, validation, shelf, cuts, few))
 
@@ -542,8 +542,8 @@ class _Run:
         before = {**self.start, **(start.weights() if start else {})}
         rows = len(side.frozen.train.labels) if side.learn is None else len(side.learn)
         schedule = plan.schedule(purpose, rows, peak)
-        more = purpose == "trial" or (purpose == "head" and bool(self._further))
-        feeds = side.frozen.feeds(self._place(cut), epochs=schedule.epochs, again=more)
+        again = purpose == "trial" or (purpose == "head" and self._read_again)
+        feeds = side.frozen.feeds(self._place(cut), epochs=schedule.epochs, again=again)
         self._foretell(purpose, cut, side.frozen, rows, schedule.epochs)
         tail, trainer = self._trainer(cut, feeds["train"])
         tail.start(before)

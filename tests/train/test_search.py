@@ -231,6 +231,12 @@ def test_the_final_training_sees_more_views_than_the_comparison(
     ]  # fmt: skip
     fixed = replace(train_plan, trial_epochs=1, epochs=2)
     assert [phase.prefix.views for phase in fine_tune(fixed).record.phases] == [1, 2]
+    # What each reads once is stored by none.
+    once = fine_tune(replace(train_plan, trial_epochs=2, head_epochs=2, epochs=3, views=3))
+    assert [(phase.prefix.views, phase.prefix.views_stored) for phase in once.record.phases] == [
+        (2, 0),
+        (3, 0),
+    ]
     # Twin: a final training of one epoch has no use for a second view.
     for one in (replace(plan, epochs=1), replace(fixed, epochs=1)):
         assert {phase.prefix.views for phase in fine_tune(one).record.phases} == {1}
