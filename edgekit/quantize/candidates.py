@@ -576,7 +576,7 @@ def _reason(
         return "only post-training int8 was asked for (quantize.qat_epochs = 0)"
     losses = _losses(made, validation)
     shown = "; ".join(
-        f"{item.name}: {losses[item.name]:.4f}, "
+        f"{item.name}: loss {losses[item.name]:.4f}, "
         f"top-1 {(item.logits.argmax(1) == validation.labels).mean():.2%}"
         for item in made
     )

@@ -109,7 +109,7 @@ def test_the_record_is_of_the_answers_of_the_file(
 def test_the_lower_validation_loss_ships(quantized: Quantized) -> None:
     reason = quantized.record.reason
     losses = {
-        c.name: float(re.search(rf"{c.name}: (\d\.\d{{4}}), top-1", reason)[1])
+        c.name: float(re.search(rf"{c.name}: loss (\d\.\d{{4}}), top-1", reason)[1])
         for c in quantized.record.candidates
     }
     assert quantized.record.shipped == min(losses, key=lambda name: losses[name])
