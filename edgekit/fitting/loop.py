@@ -237,7 +237,7 @@ def fit(
             stepping += time.monotonic() - begun
             pictures += len(call[1])
             if progress is not None:
-                progress(_in_words(records[-1:]), pictures, schedule.epochs * count)
+                progress(_last_in_words(records), pictures, schedule.epochs * count)
         state.swap_averages()
         answers, validating = trainer.classify(validation)
         record = EpochRecord(
@@ -488,11 +488,13 @@ def cross_entropies(
     return losses
 
 
-def _in_words(last: Sequence[EpochRecord]) -> str:
-    return "".join(
-        f": {epoch.images_per_second:.0f} images/s, validation loss {epoch.validation_loss:.3f}, "
-        f"top-1 {epoch.validation_accuracy:.1%}"
-        for epoch in last
+def _last_in_words(epochs: Sequence[EpochRecord]) -> str:
+    if not epochs:
+        return ""
+    last = epochs[-1]
+    return (
+        f": {last.images_per_second:.0f} images/s, validation loss {last.validation_loss:.3f}, "
+        f"top-1 {last.validation_accuracy:.1%}"
     )
 
 

@@ -61,7 +61,8 @@ from edgekit.store import canonical
 
 Logits = npt.NDArray[np.float32]
 _TEACHER = "teacher"
-# Without a bound, candidates that are right everywhere would all come to a loss of 0.
+# Without a bound, candidates that are right everywhere would all come to a loss of 0. Where it lies
+# is a convention, not measured.
 _LOG_TEMPERATURES = (-math.log(8), math.log(8))
 # Steps to the peak of the learning rate.
 _WARMUP_STEPS = 20
@@ -288,7 +289,7 @@ def _losses(made: Sequence[_Made], validation: Pictures) -> dict[Candidate, floa
 
 
 def tempered(logits: Logits, labels: npt.NDArray[np.int32]) -> float:
-    """Returns the cross-entropy at the temperature where it is lowest.
+    """Returns the mean cross-entropy, in nats, at the temperature from 1/8 to 8 where it is lowest.
 
     A network that was trained with smoothed labels says every answer with too little confidence,
     and quantization-aware training, which sees the labels as they are, undoes that: its loss falls

@@ -120,6 +120,11 @@ class Plan:
     views: int
     seed: int
 
+    @property
+    def few_views(self) -> int:
+        """Views of each training picture that the head and the trials see."""
+        return min(self.views, self.trial_epochs)
+
     def schedule(self, purpose: Purpose, rows: int, peak: float) -> Schedule:
         """Returns the schedule of a phase.
 
@@ -322,7 +327,7 @@ class _Run:
         self._cuts = (self._head, *self._further)
         # Before the final training a few views do; where it sees more of them, it makes them at its
         # own cut alone.
-        few = min(plan.views, plan.trial_epochs) if self._further else plan.views
+        few = plan.few_views if self._further else plan.views
         final = plan.schedule("final", len(train_pictures.labels), plan.learning_rate)
         self._makes_own_views = plan.augmentation is not None and few < min(
             plan.views, final.epochs
@@ -437,8 +442,7 @@ class _Run:
         images = np.concatenate([pictures.images for pictures in both])
         together = Pictures(images, labels, self._train.preprocess)
         shelf = replace(self._keeping.shelf, data=f"{self._keeping.shelf.data} and validation")
-        views = min(self._plan.views, self._plan.trial_epochs)
-        frozen = self._frozen(together, together, shelf, self._cuts, views)
+        frozen = self._frozen(together, together, shelf, self._cuts, self._plan.few_views)
         every = np.arange(len(labels))
         return tuple(
             _Side(frozen, number, np.setdiff1d(every, rows), rows)
