@@ -49,7 +49,7 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-_CODE = {"data": 2, "train": 8, "quantize": 14, "export": 7, "validate": 4}
+_CODE = {"data": 2, "train": 9, "quantize": 15, "export": 7, "validate": 4}
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
 

@@ -117,6 +117,10 @@ class DatasetRecord(Record):
 class EpochRecord(Record):
     """One epoch of training: mean losses (natural log) and top-1 accuracies from 0 to 1.
 
+    The validation loss, here and in every other record, is the cross-entropy at the temperature
+    where it is lowest, see `fitting.losses.validation_losses`; the training loss is what the steps
+    minimize, smoothed labels included.
+
     Where the mean of the weights is validated (see `fitting.loop.fit`), what concerns training is
     of the weights themselves.
 
@@ -253,7 +257,7 @@ class FloatModelRecord(Record):
         chosen_because: Why the cut was chosen, in words.
         warnings: What a user should know about the training, in words.
         validation_accuracy: Top-1 on the validation split with the restored weights.
-        validation_loss: Cross-entropy on the validation split with the restored weights.
+        validation_loss: Loss on the validation split with the restored weights.
         stopped_because: Why the comparison ended, in words.
         weights_sha256: Digest of the file that the backbone started from. Defaults to None: from
             random weights.

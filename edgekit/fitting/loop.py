@@ -14,6 +14,7 @@ from edgekit.errors import TrainingError
 from edgekit.fitting import cores
 from edgekit.fitting.checkpoints import Checkpoints
 from edgekit.fitting.feed import Feed
+from edgekit.fitting.losses import validation_losses
 from edgekit.fitting.pictures import EVALUATED_ROWS
 from edgekit.records import CheckpointRecord, EpochRecord
 
@@ -198,7 +199,7 @@ def fit(
     Args:
         trainer: What trains; of its optimizer nothing is left of a phase before.
         train: What to learn from.
-        validation: Its cross-entropy picks the epoch and stops the phase.
+        validation: Its loss, see `validation_losses`, picks the epoch and stops the phase.
         schedule: Learning rate of every step, and the largest number of epochs.
         patience: Epochs without a lower validation loss before the phase stops.
         seed: Seed of the recipe; order and view follow from it and the number of the epoch.
@@ -243,7 +244,7 @@ def fit(
         record = EpochRecord(
             train_loss=_finite(totals[0] / count),
             train_accuracy=totals[1] / count,
-            validation_loss=_finite(cross_entropy(answers, validation.labels)),
+            validation_loss=_finite(validation_losses(answers, validation.labels).mean()),
             validation_accuracy=float((answers.argmax(1) == validation.labels).mean()),
             seconds=stepping + validating,
             images_per_second=count / stepping,
@@ -470,22 +471,6 @@ def epoch_order(
         rows = (first[:, None] + np.arange(_BLOCK_ROWS)).ravel()
         windows.append(random.permutation(rows[rows < count]))
     return np.concatenate(windows)
-
-
-def cross_entropy(logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]) -> float:
-    """Returns the mean natural-log cross-entropy of logits (n, k) against labels (n,)."""
-    return float(cross_entropies(logits, labels).mean())
-
-
-def cross_entropies(
-    logits: npt.NDArray[np.float32], labels: npt.NDArray[np.int32]
-) -> npt.NDArray[np.float64]:
-    """Returns the natural-log cross-entropy of each row of logits (n, k), float64 (n,)."""
-    with np.errstate(invalid="ignore"):  # infinite logits give NaN, which the caller refuses
-        shifted = logits.astype(np.float64) - logits.max(1, keepdims=True)
-    chosen: npt.NDArray[np.float64] = shifted[np.arange(len(labels)), labels]
-    losses: npt.NDArray[np.float64] = np.log(np.exp(shifted).sum(1)) - chosen
-    return losses
 
 
 def _last_in_words(epochs: Sequence[EpochRecord]) -> str:

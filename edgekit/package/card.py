@@ -244,7 +244,8 @@ def _training(report: RunReport) -> str:
         f"{_weights(report)}: a new head first, then the network behind a cut. "
         f"Kept: {escaped(model.chosen_because)}.\n\n"
         f"<details><summary>Learning curve</summary>\n\n{_table(header, rows)}\n\n</details>\n\n"
-        "Train loss is smoothed cross-entropy on varied pictures; validation loss is not.\n"
+        "Train loss is smoothed cross-entropy on varied pictures; validation loss is neither, and "
+        "is taken at the temperature at which it is lowest.\n"
         f"\nQuantization: {escaped(report.quantized.reason)}.\n{warnings}"
     ).rstrip()
 

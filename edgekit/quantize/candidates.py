@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
-from scipy.optimize import minimize_scalar
 
 from edgekit.fitting.augment import Augmentation
 from edgekit.fitting.checkpoints import Checkpoints
@@ -19,10 +18,10 @@ from edgekit.fitting.loop import (
     Progress,
     Schedule,
     Trainer,
-    cross_entropy,
     enough_epochs,
     fit,
 )
+from edgekit.fitting.losses import validation_losses
 from edgekit.fitting.pictures import Pictures, compiled
 from edgekit.network import keras_model, ranges as range_table
 from edgekit.network.forward import logits_function, quantize, run
@@ -61,9 +60,6 @@ from edgekit.store import canonical
 
 Logits = npt.NDArray[np.float32]
 _TEACHER = "teacher"
-# Without a bound, candidates that are right everywhere would all come to a loss of 0. Where it lies
-# is a convention, not measured.
-_LOG_TEMPERATURES = (-math.log(8), math.log(8))
 # Steps to the peak of the learning rate.
 _WARMUP_STEPS = 20
 
@@ -126,6 +122,10 @@ class _Made:
     kept: Mapping[str, str]
     logits: Logits
     epochs: tuple[EpochRecord, ...]
+
+    def loss(self, validation: Pictures) -> float:
+        """Returns its mean loss on the validation split, see `validation_losses`."""
+        return float(validation_losses(self.logits, validation.labels).mean())
 
 
 def quantize_model(
@@ -206,7 +206,8 @@ def quantize_model(
         return float(100 * (right[0] - right[1]))
 
     def best(made: Sequence[_Made]) -> _Made:
-        name = choice(_losses(made, validation), {it.name: dropped(it.logits) for it in made}, most)
+        losses = {it.name: it.loss(validation) for it in made}
+        name = choice(losses, {it.name: dropped(it.logits) for it in made}, most)
         return next(item for item in made if item.name == name)
 
     kept_because = ""
@@ -275,37 +276,13 @@ def choice(
     """Returns which candidate ships: that of the lowest loss, far less noisy than the accuracy.
 
     Args:
-        losses: Cross-entropy of each candidate on the validation split, see `tempered`.
+        losses: Cross-entropy of each candidate on the validation split, see `validation_losses`.
         drops: Top-1 accuracy that it loses there, in percentage points.
         max_drop: Most that it may lose; only candidates that keep to it are looked at, unless none
             does. None for any.
     """
     met = [name for name in losses if max_drop is None or drops[name] <= max_drop]
     return min(met or losses, key=lambda name: losses[name])
-
-
-def _losses(made: Sequence[_Made], validation: Pictures) -> dict[Candidate, float]:
-    return {item.name: tempered(item.logits, validation.labels) for item in made}
-
-
-def tempered(logits: Logits, labels: npt.NDArray[np.int32]) -> float:
-    """Returns the mean cross-entropy, in nats, at the temperature from 1/8 to 8 where it is lowest.
-
-    A network that was trained with smoothed labels says every answer with too little confidence,
-    and quantization-aware training, which sees the labels as they are, undoes that: its loss falls
-    although no answer changes. Divided by its own best temperature (Guo et al., arXiv:1706.04599,
-    section 4.2), each candidate is judged by what it tells apart.
-
-    Args:
-        logits: Float32 (n, classes).
-        labels: Int32 (n,).
-    """
-
-    def loss(log_temperature: float) -> float:
-        return cross_entropy(logits / np.float32(np.exp(log_temperature)), labels)
-
-    found = minimize_scalar(loss, bounds=_LOG_TEMPERATURES, method="bounded")
-    return float(min(found.fun, loss(0.0)))
 
 
 def _more_to_keep(
@@ -562,7 +539,7 @@ def _record(
     return CandidateRecord(
         name=item.name,
         validation_accuracy=float((answers == validation.labels).mean()),
-        validation_loss=cross_entropy(item.logits, validation.labels),
+        validation_loss=item.loss(validation),
         agreement_with_float=float((answers == float_logits.argmax(1)).mean()),
         layers=tuple(layers),
         epochs=item.epochs,
@@ -575,7 +552,7 @@ def _reason(
     """Returns in words why a candidate ships."""
     if len(made) == 1:
         return "only post-training int8 was asked for (quantize.qat_epochs = 0)"
-    losses = _losses(made, validation)
+    losses = {item.name: item.loss(validation) for item in made}
     shown = "; ".join(
         f"{item.name}: loss {losses[item.name]:.4f}, "
         f"top-1 {(item.logits.argmax(1) == validation.labels).mean():.2%}"
@@ -587,7 +564,4 @@ def _reason(
             f"{shipped.name} keeps to quantize.max_drop = {max_drop:g} on the validation split, "
             f"{lower} does not ({shown})"
         )
-    return (
-        f"{shipped.name} has the lower loss on the validation split, each at its best temperature "
-        f"({shown})"
-    )
+    return f"{shipped.name} has the lower loss on the validation split ({shown})"

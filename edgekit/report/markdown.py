@@ -166,7 +166,8 @@ def _curve(report: RunReport) -> str:
             *_phases(model),
             "",
             "Train loss is smoothed cross-entropy on augmented pictures, by the weights themselves;"
-            " validation loss is neither smoothed nor augmented, by the mean of the weights.",
+            " validation loss is neither smoothed nor augmented, by the mean of the weights, and at"
+            " the temperature at which it is lowest.",
             "",
             f"- Strategy {model.strategy}.",
             f"- Stopped: {model.stopped_because}.",

@@ -26,10 +26,10 @@ from edgekit.fitting.loop import (
     Progress,
     Schedule,
     Trainer,
-    cross_entropies,
     enough_epochs,
     fit,
 )
+from edgekit.fitting.losses import validation_losses
 from edgekit.fitting.pictures import Pictures
 from edgekit.network import keras_model
 from edgekit.network.graph import LOGITS, Arrays, fold, mobilenet_v2, split
@@ -195,8 +195,8 @@ class _Phase:
 
     @cached_property
     def losses(self) -> npt.NDArray[np.float64]:
-        """Losses of those pictures, float64 (n,), in nats."""
-        return cross_entropies(self.logits, self.labels)
+        """Losses of those pictures, float64 (n,), in nats, see `validation_losses`."""
+        return validation_losses(self.logits, self.labels)
 
     def weights(self) -> Arrays:
         """Returns the variables that it trained, as its best epoch left them."""
@@ -579,7 +579,7 @@ class _Run:
                 trainable_parameters=sum(value.size for value in trained.values()),
                 training_pictures=rows,
                 learning_rate=peak,
-                start_loss=float(cross_entropies(result.start, judged_by).mean()),
+                start_loss=float(validation_losses(result.start, judged_by).mean()),
                 epochs=result.epochs,
                 best_epoch=result.best_epoch,
                 gradient_norms=_by_block(result, tail.names()),

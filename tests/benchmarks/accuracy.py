@@ -454,7 +454,6 @@ def plain(options: argparse.Namespace, seed: int, cut: str, rate: float) -> Row:
             tf_keras.losses.CategoricalCrossentropy(
                 from_logits=True, label_smoothing=spec.label_smoothing
             ),
-            metrics=[tf_keras.metrics.CategoricalCrossentropy("plain", from_logits=True)],
         )
         begun = time.perf_counter()
         loss, best_epoch = _best_epoch(model, mean, data, epochs)
@@ -508,12 +507,15 @@ def _changes(augment: Any, seed: int) -> list[Any]:
 
 def _best_epoch(model: Any, mean: "_Mean", data: "_Data", epochs: int) -> tuple[float, int]:
     """Trains, leaves the mean of the weights of the best epoch in place; returns its loss."""
+    from edgekit.fitting.losses import validation_losses
+
     mean.start(model.trainable_variables)
     lowest, best, weights = math.inf, 0, model.get_weights()
     for epoch in range(epochs):
         model.fit(data.train, epochs=1, verbose=0)
         mean.swap()
-        loss = model.evaluate(data.validation, verbose=0, return_dict=True)["plain"]
+        logits = model.predict(data.validation, verbose=0)
+        loss = float(validation_losses(logits, data.labels["validation"]).mean())
         if loss < lowest:
             lowest, best, weights = loss, epoch, model.get_weights()
         mean.swap()

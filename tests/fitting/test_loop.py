@@ -24,12 +24,12 @@ from edgekit.fitting.loop import (  # noqa: E402
     Fit,
     Schedule,
     Trainer,
-    cross_entropy,
     enough_epochs,
     epoch_order,
     fit,
     learning_rate,
 )
+from edgekit.fitting.losses import cross_entropies, validation_losses  # noqa: E402
 from edgekit.fitting.pictures import Pictures, compiled  # noqa: E402
 from edgekit.network.graph import INPUT  # noqa: E402
 from edgekit.prefix.frozen import CutFeed, activations_of, plan_storage  # noqa: E402
@@ -196,7 +196,7 @@ class Run:
 
     def validation_loss(self) -> float:
         validation = self.validation()
-        return cross_entropy(compiled(self.tail, validation)(), validation.labels)
+        return float(validation_losses(compiled(self.tail, validation)(), validation.labels).mean())
 
 
 def test_the_loss_falls_on_pictures_that_can_be_told_apart(tmp_path: Path) -> None:
@@ -226,12 +226,14 @@ def test_the_training_loss_is_the_mean_over_the_changed_pictures(tmp_path: Path)
     logits = run.tail([images], training=False).numpy()
     (epoch,) = result.epochs
     # float32 sums of 40 rows.
-    expected = cross_entropy(logits, run.train.labels)
+    expected = cross_entropies(logits, run.train.labels).mean()
     assert epoch.train_loss == pytest.approx(expected, rel=1e-5)
     assert epoch.train_accuracy == (logits.argmax(1) == run.train.labels).mean()
     # Twin: the pictures of another view.
     others = run.tail([run.train.feed.read(1, np.arange(40))[0]], training=False).numpy()
-    assert epoch.train_loss != pytest.approx(cross_entropy(others, run.train.labels), rel=1e-5)
+    assert epoch.train_loss != pytest.approx(
+        cross_entropies(others, run.train.labels).mean(), rel=1e-5
+    )
 
 
 def test_the_best_epoch_is_restored(tmp_path: Path) -> None:
@@ -450,7 +452,7 @@ def test_the_logits_are_those_before_the_first_step_and_of_the_best_epoch(tmp_pa
     labels = run.validation().labels
     assert result.start.dtype == result.logits.dtype == np.float32
     assert not result.start.any()  # the model starts from zeros
-    assert cross_entropy(result.logits, labels) == result.epochs[1].validation_loss
+    assert validation_losses(result.logits, labels).mean() == result.epochs[1].validation_loss
     assert result.logits == pytest.approx(compiled(run.tail, run.validation())(), rel=1e-6)
 
 
@@ -654,7 +656,7 @@ def test_a_batch_that_is_cut_among_cores_takes_the_same_step(
 @pytest.mark.parametrize("averaging", [0.5, AVERAGING])
 def test_the_mean_of_the_variables_is_validated_and_left(tmp_path: Path, averaging: float) -> None:
     adam = pytest.importorskip("tf_keras").optimizers.Adam
-    run, schedule = Run(tmp_path, batch_size=4), Schedule(0.05, 2, 3)
+    run, schedule = Run(tmp_path, batch_size=4), Schedule(0.02, 2, 3)
     result, rates = run.go(schedule, averaging=averaging), rates_of(schedule, 10)
     assert result.best_epoch == 1
 
@@ -670,8 +672,8 @@ def test_the_mean_of_the_variables_is_validated_and_left(tmp_path: Path, averagi
         for mine, theirs in zip(run.variables[-1], by_keras(run, rates, adam())[0], strict=True)
     ) <= 1e-5  # fmt: skip
     # Twins: the variables themselves, another decay, and of 20 steps a mean with their start in it.
-    assert off(by_keras(run, rates, adam())[0]) > 1e-3
-    assert off(by_keras(run, rates, adam(), averaging - 0.3)[0]) > 1e-3
+    assert off(by_keras(run, rates, adam())[0]) > 1e-4
+    assert off(by_keras(run, rates, adam(), averaging - 0.3)[0]) > 1e-4
     if averaging > 0.9:
         assert off(by_keras(run, rates, adam(), averaging, start=1)[0]) > 1e-2
 
@@ -733,20 +735,3 @@ def test_a_few_pictures_get_more_epochs(
     epochs: int, steps: float, rows: int, expected: int
 ) -> None:
     assert enough_epochs(epochs, steps, rows, batch_size=16) == expected
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_cross_entropy_is_that_of_the_definition(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    logits = random.normal(0, 5, (50, 4)).astype(np.float32)
-    labels = random.integers(0, 4, 50).astype(np.int32)
-    odds = np.exp(logits.astype(np.float64))
-    expected = -np.log(odds[np.arange(50), labels] / odds.sum(1)).mean()
-    # float64 throughout: 1e-12 is four orders above its rounding.
-    assert cross_entropy(logits, labels) == pytest.approx(expected, rel=1e-12)
-    assert cross_entropy(logits, np.roll(labels, 1)) != pytest.approx(expected, rel=1e-3)
-    # Logits that are not finite give no number, and no warning either.
-    assert np.isnan(cross_entropy(np.array([[np.inf, 0.0]], np.float32), np.zeros(1, np.int32)))
-    # Logits far beyond the range of exp() are no trouble.
-    huge = np.array([[3e38, 0.0]], np.float32)
-    assert cross_entropy(huge, np.zeros(1, np.int32)) == 0.0

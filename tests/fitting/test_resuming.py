@@ -26,7 +26,7 @@ from edgekit.prefix.level import Level  # noqa: E402
 SIDE, FEATURES = 8, 48
 POOLED = "global_average_pool"
 WOBBLY = Augmentation(flip=True, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1)
-# 42 rows in batches of 4: eleven steps an epoch. From the third epoch on the head is too sure.
+# 42 rows in batches of 4: eleven steps an epoch. From the third epoch on it learns by heart.
 SCHEDULE = Schedule(peak=1e-2, epochs=4, warmup_steps=11)
 KEY = StageKey("train-epoch", 1, {"number": 3}, {"data": "d"}, (), 5)
 EPOCH = EpochRecord(
@@ -57,7 +57,7 @@ def feeds(root: Path) -> tuple[CutFeed, CutFeed]:
     train, validation = (
         Pictures(*coloured(count, seed, SIDE), contract) for count, seed in ((42, 1), (30, 2))
     )
-    validation.labels[:5] = (validation.labels[:5] + 1) % 3  # being too sure costs there
+    train.labels[:18] = (train.labels[:18] + 1) % 3  # learned by heart, these do harm
     place = shelf(root)
     made = activations_of(
         level,

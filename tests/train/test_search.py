@@ -34,7 +34,13 @@ from edgekit.network import keras_model  # noqa: E402
 from edgekit.train.unfreezing import TRIAL_PICTURES, train  # noqa: E402
 
 FineTune = Callable[[Untyped], Trained]
-SHORT = {"unfreeze_from": None, "head_epochs": 1, "trial_epochs": 1, "epochs": 1}
+SHORT = {
+    "unfreeze_from": None,
+    "head_epochs": 1,
+    "trial_epochs": 1,
+    "epochs": 1,
+    "learning_rate": 2e-3,
+}
 COMPARED = {**SHORT, "strategy": "progressive", "unfreeze_until": "block_16_expand", "patience": 9}
 
 
@@ -65,8 +71,7 @@ def fallen(fine_tune: FineTune, train_plan: Untyped) -> Trained:
     """
     plan = replace(
         train_plan,
-        **{**COMPARED, "unfreeze_until": "Conv_1", "trial_epochs": 16},
-        learning_rate=0.4,
+        **{**COMPARED, "unfreeze_until": "Conv_1", "trial_epochs": 16, "learning_rate": 0.4},
     )
     return fine_tune(plan)
 
@@ -92,7 +97,7 @@ def test_the_head_is_trained_then_each_cut_tried_and_the_best_trained(compared: 
         ("head", "head"), ("trial", "Conv_1"), ("trial", "block_16_expand"), ("final", "Conv_1"),
     ]  # fmt: skip
     assert {phase.fold for phase in record.phases} == {None}
-    assert [phase.learning_rate for phase in record.phases] == [1e-2, 1e-3, 1e-3, 1e-3]
+    assert [phase.learning_rate for phase in record.phases] == [1e-2, 2e-3, 2e-3, 2e-3]
     assert {phase.training_pictures for phase in record.phases} == {48}
     assert record.strategy.startswith("progressive: ")
     wrong = 24 - round(record.phases[0].epochs[0].validation_accuracy * 24)
@@ -273,7 +278,7 @@ def test_a_limit_at_the_head_leaves_the_head_alone(
 def test_the_head_ships_where_no_rate_keeps_the_loss_finite(
     fine_tune: FineTune, train_plan: Untyped
 ) -> None:
-    plan = replace(train_plan, **{**COMPARED, "unfreeze_until": "Conv_1"}, learning_rate=1e38)
+    plan = replace(train_plan, **{**COMPARED, "unfreeze_until": "Conv_1", "learning_rate": 1e38})
     record = fine_tune(plan).record
     assert [(phase.purpose, phase.cut) for phase in record.phases] == [("head", "head")]
     assert record.stopped_because == "the loss of training from Conv_1 did not stay finite"
@@ -386,7 +391,7 @@ def test_the_head_ships_if_the_final_training_stays_worse(fallen: Trained) -> No
 
 def test_a_loss_that_stops_being_finite_is_calmed(fine_tune: FineTune, train_plan: Untyped) -> None:
     # Above 1e33 the loss of a batch of such logits overflows float32, at a sixteenth it does not.
-    plan = replace(train_plan, **{**COMPARED, "unfreeze_until": "Conv_1"}, learning_rate=4e33)
+    plan = replace(train_plan, **{**COMPARED, "unfreeze_until": "Conv_1", "learning_rate": 4e33})
     result = fine_tune(plan)
     record = result.record
     assert (record.cut, record.shipped_phase) == ("head", 0)
