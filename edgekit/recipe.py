@@ -115,6 +115,8 @@ class ModelSpec(Spec):
         return value
 
 
+# Where defaults below are compared by validation loss, it is the cross-entropy as it is, not at the
+# best temperature (`fitting.losses.validation_losses`), unless that is said.
 class AugmentSpec(Spec):
     """How training pictures are varied."""
 

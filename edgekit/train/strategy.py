@@ -19,7 +19,7 @@ MOST_CROSS_VALIDATED = 2000
 FOLDS = 3
 # How many standard errors a trial must be above another to count as worse: 95 % of a normal
 # distribution lie within two. With one, the mri pictures (alpha 0.35, 96 px, seed 1) were trained
-# from block_16, to a validation loss of 0.44; from block_6 it is 0.25.
+# from block_16, to a validation cross-entropy of 0.44; from block_6 it is 0.25.
 _ERRORS = 2.0
 
 
@@ -106,7 +106,7 @@ def choose(trials: Sequence[Trial]) -> tuple[int, tuple[CutScore, ...], str]:
     """Returns which cut to train from, the curve of loss and cost, and why.
 
     The most that can be unfrozen without being `worse` than the lowest loss. Trials are short, and
-    the more is unfrozen, the more longer training brings: validation loss of the waste pictures
+    the more is unfrozen, the more longer training brings: cross-entropy of the waste pictures
     (alpha 0.35, 96 px, seed 1) from block_13, 10, 6 and 3 was 0.66, 0.66, 0.64 and 0.68 behind 150
     steps, and 0.54, 0.51, 0.45 and 0.48 behind 600. So a tie is one for the longer run to win. What
     is unfrozen costs time in training only: the file that ships has one size.
