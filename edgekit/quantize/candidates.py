@@ -113,6 +113,7 @@ class _Made:
         full: Its grids if every node were int8.
         kept: Why nodes compute in float32, by their names.
         logits: Its answers.
+        loss: Their mean loss, see `validation_losses`.
         epochs: Of quantization-aware training.
     """
 
@@ -121,11 +122,8 @@ class _Made:
     full: RangeTable
     kept: Mapping[str, str]
     logits: Logits
+    loss: float
     epochs: tuple[EpochRecord, ...]
-
-    def loss(self, validation: Pictures) -> float:
-        """Returns its mean loss on the validation split, see `validation_losses`."""
-        return float(validation_losses(self.logits, validation.labels).mean())
 
 
 def quantize_model(
@@ -206,7 +204,7 @@ def quantize_model(
         return float(100 * (right[0] - right[1]))
 
     def best(made: Sequence[_Made]) -> _Made:
-        losses = {it.name: it.loss(validation) for it in made}
+        losses = {it.name: it.loss for it in made}
         name = choice(losses, {it.name: dropped(it.logits) for it in made}, most)
         return next(item for item in made if item.name == name)
 
@@ -266,8 +264,10 @@ def _answered(
     stored = validation.answered(
         lambda pixels: answer([validation.normalize(pixels.astype(np.float32))])[0]
     )
-    logits = _on_grid(stored.astype(np.float32), table.activations.get(LOGITS))
-    return _Made(name, weights, full, kept, logits.numpy().reshape(len(stored), -1), epochs)
+    on_grid = _on_grid(stored.astype(np.float32), table.activations.get(LOGITS))
+    logits = on_grid.numpy().reshape(len(stored), -1)
+    loss = float(validation_losses(logits, validation.labels).mean())
+    return _Made(name, weights, full, kept, logits, loss, epochs)
 
 
 def choice(
@@ -276,7 +276,7 @@ def choice(
     """Returns which candidate ships: that of the lowest loss, far less noisy than the accuracy.
 
     Args:
-        losses: Cross-entropy of each candidate on the validation split, see `validation_losses`.
+        losses: Loss of each candidate on the validation split, see `validation_losses`.
         drops: Top-1 accuracy that it loses there, in percentage points.
         max_drop: Most that it may lose; only candidates that keep to it are looked at, unless none
             does. None for any.
@@ -539,7 +539,7 @@ def _record(
     return CandidateRecord(
         name=item.name,
         validation_accuracy=float((answers == validation.labels).mean()),
-        validation_loss=item.loss(validation),
+        validation_loss=item.loss,
         agreement_with_float=float((answers == float_logits.argmax(1)).mean()),
         layers=tuple(layers),
         epochs=item.epochs,
@@ -552,7 +552,7 @@ def _reason(
     """Returns in words why a candidate ships."""
     if len(made) == 1:
         return "only post-training int8 was asked for (quantize.qat_epochs = 0)"
-    losses = {item.name: item.loss(validation) for item in made}
+    losses = {item.name: item.loss for item in made}
     shown = "; ".join(
         f"{item.name}: loss {losses[item.name]:.4f}, "
         f"top-1 {(item.logits.argmax(1) == validation.labels).mean():.2%}"

@@ -36,8 +36,8 @@ from edgekit.prefix.frozen import CutFeed, activations_of, plan_storage  # noqa:
 from edgekit.prefix.level import Compute, Level  # noqa: E402
 
 SIDE = 8
-# Of the linear model on 40 pictures in batches of 16: it becomes too sure from the third epoch on.
-TOO_SURE = Schedule(peak=0.3, epochs=6, warmup_steps=1)
+# Of the linear model on 40 pictures in batches of 16: it overfits from the third epoch on.
+OVERFITTING = Schedule(peak=0.3, epochs=6, warmup_steps=1)
 WOBBLY = Augmentation(flip=True, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1)
 
 
@@ -238,7 +238,7 @@ def test_the_training_loss_is_the_mean_over_the_changed_pictures(tmp_path: Path)
 
 def test_the_best_epoch_is_restored(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    result = run.go(TOO_SURE)
+    result = run.go(OVERFITTING)
     losses = [record.validation_loss for record in result.epochs]
     assert result.best_epoch == int(np.argmin(losses)) == 1
     assert losses[-1] > losses[1]
@@ -252,7 +252,7 @@ def test_the_best_epoch_is_restored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("patience", "epochs"), [(1, 3), (2, 4), (9, 6)])
 def test_it_stops_when_the_loss_stops_falling(tmp_path: Path, patience: int, epochs: int) -> None:
-    result = Run(tmp_path).go(TOO_SURE, patience=patience)
+    result = Run(tmp_path).go(OVERFITTING, patience=patience)
     assert result.best_epoch == 1
     assert len(result.epochs) == epochs
 
@@ -448,7 +448,7 @@ def test_every_epoch_reads_every_row_of_its_own_view_once(tmp_path: Path) -> Non
 
 def test_the_logits_are_those_before_the_first_step_and_of_the_best_epoch(tmp_path: Path) -> None:
     run = Run(tmp_path)
-    result = run.go(TOO_SURE)
+    result = run.go(OVERFITTING)
     labels = run.validation().labels
     assert result.start.dtype == result.logits.dtype == np.float32
     assert not result.start.any()  # the model starts from zeros
@@ -656,7 +656,7 @@ def test_a_batch_that_is_cut_among_cores_takes_the_same_step(
 @pytest.mark.parametrize("averaging", [0.5, AVERAGING])
 def test_the_mean_of_the_variables_is_validated_and_left(tmp_path: Path, averaging: float) -> None:
     adam = pytest.importorskip("tf_keras").optimizers.Adam
-    run, schedule = Run(tmp_path, batch_size=4), Schedule(0.02, 2, 3)
+    run, schedule = Run(tmp_path, batch_size=4), Schedule(0.025, 2, 3)
     result, rates = run.go(schedule, averaging=averaging), rates_of(schedule, 10)
     assert result.best_epoch == 1
 
@@ -672,8 +672,8 @@ def test_the_mean_of_the_variables_is_validated_and_left(tmp_path: Path, averagi
         for mine, theirs in zip(run.variables[-1], by_keras(run, rates, adam())[0], strict=True)
     ) <= 1e-5  # fmt: skip
     # Twins: the variables themselves, another decay, and of 20 steps a mean with their start in it.
-    assert off(by_keras(run, rates, adam())[0]) > 1e-4
-    assert off(by_keras(run, rates, adam(), averaging - 0.3)[0]) > 1e-4
+    assert off(by_keras(run, rates, adam())[0]) > 1e-3
+    assert off(by_keras(run, rates, adam(), averaging - 0.3)[0]) > 1e-3
     if averaging > 0.9:
         assert off(by_keras(run, rates, adam(), averaging, start=1)[0]) > 1e-2
 

@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from tiny_network import Untyped
 
 from edgekit.fitting.losses import cross_entropies, validation_losses
-from tests.conftest import Untyped
 
 
 @pytest.mark.parametrize("seed", range(3))
