@@ -247,20 +247,27 @@ def test_the_schedule_goes_on_where_it_was(tmp_path: Path, quiet: Outcome) -> No
 
 @pytest.mark.slow
 def test_everything_in_a_checkpoint_counts(tmp_path: Path, quiet: Outcome) -> None:
-    """Twin of the tests above: with one array altered the run does not end the same."""
+    """Twin of the tests above: with one part altered the run does not end the same."""
     run = Run(tmp_path)
     with pytest.raises(InterruptionError):
         run.go(stop_after=0)
     stored = run.checkpoints().latest(4)
     assert stored is not None
-    # Kernel, bias, two moments and the mean of each, and the number of steps; the best epoch is
-    # still to come.
-    counting = [name for name in stored.arrays if name.startswith("now/")]
-    assert len(counting) == 9
-    for name in (*counting, "logits/start"):
-        other = Run(tmp_path / name)
-        changed = {**stored.arrays, name: stored.arrays[name] + stored.arrays[name].dtype.type(1)}
-        other.checkpoints().save(stored.record, changed)
+    # Kernel and bias, two moments and the mean of each, in turn, and the number of steps; the best
+    # epoch is still to come.
+    sizes = [*(4 * [4 * 3 * FEATURES, 4 * 3]), 4]
+    ends = np.cumsum(sizes)
+    assert stored.arrays["now"].shape == (ends[-1],)
+    types = [*(8 * [np.float32]), np.int32]
+    changes: Untyped = [
+        ("now", slice(end - size, end), kind)
+        for end, size, kind in zip(ends, sizes, types, strict=True)
+    ]
+    for number, (name, part, kind) in enumerate([*changes, ("logits/start", ..., np.float32)]):
+        altered = stored.arrays[name].copy()
+        altered[part].view(kind)[:] += 1
+        other = Run(tmp_path / str(number))
+        other.checkpoints().save(stored.record, {**stored.arrays, name: altered})
         result = other.go()
         assert other.told == [1, 2, 3]
         with pytest.raises(AssertionError):
