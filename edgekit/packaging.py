@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -29,11 +29,11 @@ from edgekit.package.goldens import golden_files
 from edgekit.package.manifest import NAME, Manifest, manifest_of
 from edgekit.package.signing import SIGNATURE_NAME, sign
 from edgekit.package.verification import SCRIPT
-from edgekit.pipeline import ARTIFACTS
-from edgekit.records import Artifact, RunReport, Status, Verdict, input_codes
+from edgekit.pipeline import ARTIFACTS, STORE
+from edgekit.records import Artifact, DatasetRecord, RunReport, Status, Verdict, input_codes
 from edgekit.report import read_report
-from edgekit.store import file_digest, write_atomically
-from edgekit.target import PackageKind, Target, load_target
+from edgekit.store import file_digest, finished, write_atomically
+from edgekit.target import PackageKind, Target
 
 PACKAGES = "packages"
 # 16 to 32 pictures; one of every class where there are so many.
@@ -93,6 +93,14 @@ class _Picture:
     label: int
     content: bytes
     turned: bool
+    pixels: npt.NDArray[np.uint8]
+
+
+class _TestPicture(NamedTuple):
+    """A row of the test split: path below the data folder, label, decoded pixels."""
+
+    name: str
+    label: int
     pixels: npt.NDArray[np.uint8]
 
 
@@ -162,15 +170,15 @@ def _judged(report: RunReport, wanted: Wanted) -> tuple[Target, Verdict]:
         SpecError: If the run did not judge for it, or the file missed a budget.
         IntegrityError: If the file is another one now.
     """
-    loaded = [load_target(name) for name in report.recipe["targets"]]
-    names = [target.name for target in loaded]
-    if wanted.target not in names:
+    judged = {str(asked["name"]): asked for asked in report.targets}
+    if wanted.target not in judged:
         raise SpecError(
             f"--for {wanted.target}, which {wanted.run} was not judged for",
-            f"one of {', '.join(names)}",
+            f"one of {', '.join(judged)}",
             f"run again with --target {wanted.target}",
         )
-    target = loaded[names.index(wanted.target)]
+    # Not its file, which may say something else by now.
+    target = Target.model_validate_json(json.dumps(judged[wanted.target]))
     verdict = next(v for v in report.validation.verdicts if v.target == wanted.target)
     if verdict.status == Status.MISS and not wanted.allow_miss:
         missed = ", ".join(c.name for c in verdict.checks if c.status == Status.MISS)
@@ -279,16 +287,17 @@ def _usable(report: RunReport, run: Path) -> list[_Picture]:
     """
     root, contract = Path(report.recipe["data"]["path"]), report.export.preprocess
     usable: list[_Picture] = []
-    for name, label in _in_turns(_test_pictures(report, run)):
+    for row in _in_turns(_test_pictures(report, run)):
         if len(usable) == 2 * MOST_PICTURES:
             break
         try:
-            content = (root / name).read_bytes()
+            content = (root / row.name).read_bytes()
             seen = pixels(content, contract)
         except (OSError, UnreadableError):
             continue
-        if len(content) <= LARGEST_PICTURE_BYTES:
-            usable.append(_Picture(Path(name).suffix.lower(), label, content, False, seen))
+        # A file that is another picture by now is none that the run judged.
+        if len(content) <= LARGEST_PICTURE_BYTES and np.array_equal(seen, row.pixels):
+            usable.append(_Picture(Path(row.name).suffix.lower(), row.label, content, False, seen))
     if usable:
         first = usable[0]
         turned = _turned(first.content)
@@ -296,30 +305,40 @@ def _usable(report: RunReport, run: Path) -> list[_Picture]:
     return usable
 
 
-def _in_turns(pictures: list[tuple[str, int]]) -> list[tuple[str, int]]:
+def _in_turns(pictures: list[_TestPicture]) -> list[_TestPicture]:
     """Returns the pictures in another order: the first of every class, the second of every one."""
     by_class = [
-        [picture for picture in pictures if picture[1] == label]
-        for label in sorted({label for _, label in pictures})
+        [picture for picture in pictures if picture.label == label]
+        for label in sorted({picture.label for picture in pictures})
     ]
     rounds = itertools.zip_longest(*by_class)
     return [picture for turn in rounds for picture in turn if picture is not None]
 
 
-def _test_pictures(report: RunReport, run: Path) -> list[tuple[str, int]]:
-    """Returns path below the data folder and label of every test picture.
+def _test_pictures(report: RunReport, run: Path) -> list[_TestPicture]:
+    """Returns every test picture of the run's data stage, verified.
 
     Raises:
         SpecError: If the run folder no longer holds its data stage.
+        IntegrityError: If it is damaged.
     """
-    for path in sorted((run / ".store" / "data").glob("*/record.json")):
-        record: dict[str, Any] = json.loads(path.read_bytes())
-        if record["record"]["digest"] == report.dataset.digest:
-            names = json.loads((path.parent / "test.files.json").read_bytes())
-            labels = np.load(path.parent / "test.labels.npy").tolist()
-            return list(zip(names, labels, strict=True))
+    problems = []
+    for stored in finished(run / STORE, "data", DatasetRecord):
+        if isinstance(stored, str):
+            problems.append(stored)
+        elif stored.record.digest == report.dataset.digest:
+            names = json.loads((stored.folder / "test.files.json").read_bytes())
+            labels = np.load(stored.folder / "test.labels.npy").tolist()
+            images = np.load(stored.folder / "test.images.npy", mmap_mode="r")
+            return [_TestPicture(*row) for row in zip(names, labels, images, strict=True)]
+    if problems:
+        raise IntegrityError(
+            problems[0],
+            "the data stage as it was stored",
+            "run again; what is damaged is made again, the rest is reused",
+        )
     raise SpecError(
-        f"{run}: the data stage of its report is not in .store",
+        f"{run}: the data stage of its report is not in {STORE}",
         "the folder of the run as edgekit left it",
         "run again; finished stages are reused",
     )

@@ -6,18 +6,19 @@ import shlex
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 import edgekit
+from edgekit.code_version import code_version
 from edgekit.errors import SpecError
 from edgekit.network.graph import check_names, mobilenet_v2
 from edgekit.network.native_log import load_tensorflow
 from edgekit.network.pretrained import weight_file
-from edgekit.recipe import Recipe, TrainSpec
+from edgekit.recipe import Recipe
 from edgekit.records import (
     DatasetRecord,
     ExportRecord,
@@ -49,7 +50,15 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-_CODE = {"data": 2, "train": 9, "quantize": 15, "export": 7, "validate": 4}
+# Where the work of each stage begins; its version follows from the sources from there on.
+ENTRIES: dict[Stage, tuple[str, ...]] = {
+    "data": ("edgekit.data.scan.scan", "edgekit.data.decode.decode"),
+    "train": ("edgekit.train.unfreezing.train",),
+    "quantize": ("edgekit.quantize.candidates.quantize_model",),
+    "export": ("edgekit.export.files.export_files",),
+    "validate": ("edgekit.validate.judging.judge",),
+}
+STORE = ".store"
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
 
@@ -77,25 +86,27 @@ class _Run:
     times: list[StageTime] = field(default_factory=list)
     peak_memory_bytes: int = 0
 
+    def key(
+        self, stage: Stage, params: dict[str, Any], inputs: dict[str, str], tools: tuple[str, ...]
+    ) -> StageKey:
+        """Returns the key of a stage of this run."""
+        version = code_version(*ENTRIES[stage])
+        return StageKey(stage, version, params, inputs, tools, self.recipe.seed)
+
     def stage(
         self,
-        stage: Stage,
+        key: StageKey,
         record_type: type[R],
         make: Callable[[Path], R],
-        *,
-        params: dict[str, Any],
-        inputs: dict[str, str],
-        tools: tuple[str, ...],
         still_good: Callable[[R], bool] = lambda _: True,
     ) -> Stored[R]:
         """Reuses or makes one stage, tells which, and remembers what it took."""
-        key = StageKey(stage, _CODE[stage], params, inputs, tools, self.recipe.seed)
         stored = self.store.build(key, record_type, make, still_good)
         cost = stored.cost
-        self.times.append(StageTime(stage=stage, seconds=cost.seconds, reused=stored.reused))
+        self.times.append(StageTime(stage=key.stage, seconds=cost.seconds, reused=stored.reused))
         self.peak_memory_bytes = max(self.peak_memory_bytes, cost.peak_memory_bytes)
         done = "unchanged, reused" if stored.reused else f"done in {cost.seconds:.1f} s"
-        self.telling.say(f"{stage}: {done}")
+        self.telling.say(f"{key.stage}: {done}")
         return stored
 
 
@@ -144,7 +155,7 @@ def run(
         from edgekit.devices.transports import reached
 
         devices = reached(targets, telling.say)
-    store = Store(out / ".store", telling.say)
+    store = Store(out / STORE, telling.say)
     with store.locked():
         state = _Run(recipe, store, telling)
         if recipe.model.weights != "imagenet":
@@ -169,8 +180,9 @@ def run(
             return None
         validation = _validate(state, dataset, exported, targets, devices)
         return _report(
-            state, out, command, notes, dataset, float_model, quantized, exported, validation
-        )
+            state, targets, out, command, notes,
+            dataset, float_model, quantized, exported, validation,
+        )  # fmt: skip
 
 
 def _preprocess(recipe: Recipe) -> Preprocess:
@@ -186,12 +198,14 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
 
     spec, contract = state.recipe.data, _preprocess(state.recipe)
     scanned = scan(spec.path, lambda done, total: state.telling.progress("reading", done, total))
-    limits: dict[str, Any] = {
-        "validation_fraction": spec.validation_fraction,
-        "test_fraction": spec.test_fraction,
-        "min_images_per_class": spec.min_images_per_class,
-        "max_bad_fraction": spec.max_bad_fraction,
-    }
+    # The files count by their digest, and what becomes of a picture by the contract.
+    asked = spec.model_dump(mode="json", exclude={"path", "crop", "resize"})
+    key = state.key(
+        "data",
+        {**asked, "preprocess": contract.model_dump(mode="json")},
+        {"files": scanned.digest},
+        ("pillow", "numpy"),
+    )
 
     def make(folder: Path) -> DatasetRecord:
         started = time.monotonic()
@@ -200,23 +214,9 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
             rate = done / (time.monotonic() - started)
             state.telling.progress(f"decoding: {rate:.0f} images/s", done, total)
 
-        return decode(
-            scanned,
-            contract,
-            folder,
-            **limits,
-            seed=state.recipe.seed,
-            progress=decoded,
-        )
+        return decode(scanned, contract, spec, folder, seed=state.recipe.seed, progress=decoded)
 
-    stored = state.stage(
-        "data",
-        DatasetRecord,
-        make,
-        params={**limits, "preprocess": contract.model_dump(mode="json")},
-        inputs={"files": scanned.digest},
-        tools=("pillow", "numpy"),
-    )
+    stored = state.stage(key, DatasetRecord, make)
     record = stored.record
     sizes = ", ".join(f"{split.count} {name}" for name, split in record.splits.items())
     rate = "" if stored.reused else f", decoded at {record.images_per_second:.0f} images/s"
@@ -229,60 +229,39 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
 
 
 def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelRecord]:
-    recipe, spec = state.recipe, state.recipe.train
-    weights = weight_file(recipe.model.weights, recipe.model.alpha, recipe.model.input_size_px)
-    # Where activations are stored changes no result.
-    params = {
-        "model": recipe.model.model_dump(mode="json", exclude={"weights"}),
-        "train": spec.model_dump(mode="json", exclude={"activations_budget_bytes"}),
-    }
+    spec = state.recipe.train
+    model = state.recipe.model
+    weights = weight_file(model.weights, model.alpha, model.input_size_px)
     weights_sha256 = file_digest(weights) if weights else None
-    inputs = {"data": dataset.digest, "weights": weights_sha256 or "none"}
-    tools = ("tensorflow", "tf_keras", "ai-edge-litert", "opencv-python-headless", "numpy")
+    key = state.key(
+        "train",
+        {
+            "model": model.model_dump(mode="json", exclude={"weights"}),
+            # Where activations are stored changes no result.
+            "train": spec.model_dump(mode="json", exclude={"activations_budget_bytes"}),
+        },
+        {"data": dataset.digest, "weights": weights_sha256 or "none"},
+        ("tensorflow", "tf_keras", "ai-edge-litert", "opencv-python-headless", "numpy"),
+    )
 
     def make(folder: Path) -> FloatModelRecord:
         load_tensorflow()
-        from edgekit.fitting.pictures import Pictures
-        from edgekit.train.unfreezing import Keeping, Plan, train
-
-        contract = dataset.record.preprocess
-        plan = Plan(
-            alpha=recipe.model.alpha,
-            dropout=recipe.model.dropout,
-            weights=str(weights or "none"),
-            batch_size=spec.batch_size,
-            head_epochs=spec.head_epochs,
-            head_learning_rate=spec.head_learning_rate,
-            trial_epochs=spec.trial_epochs,
-            epochs=spec.epochs,
-            min_steps=spec.min_steps,
-            learning_rate=spec.learning_rate,
-            warmup_steps=spec.warmup_steps,
-            granularity=spec.granularity,
-            strategy=spec.strategy,
-            unfreeze_from=spec.unfreeze_from,
-            unfreeze_until=spec.unfreeze_until,
-            patience=spec.patience,
-            label_smoothing=spec.label_smoothing,
-            augmentation=_augmentation(spec),
-            views=spec.views,
-            seed=recipe.seed,
-        )
-        key = StageKey("train", _CODE["train"], params, inputs, tools, recipe.seed)
+        from edgekit.train.unfreezing import Keeping, train
 
         trained = train(
-            Pictures.load(dataset.folder, "train", contract),
-            Pictures.load(dataset.folder, "validation", contract),
+            *_pictures(dataset),
             len(dataset.record.class_names),
-            plan,
+            model.model_copy(update={"weights": str(weights or "none")}),
+            spec,
             folder,
+            seed=state.recipe.seed,
             keeping=Keeping(state.store, key, _shelf(state, dataset)),
             say=state.telling.say,
             progress=state.telling.progress,
         )
         return trained.model_copy(update={"weights_sha256": weights_sha256})
 
-    stored = state.stage("train", FloatModelRecord, make, params=params, inputs=inputs, tools=tools)
+    stored = state.stage(key, FloatModelRecord, make)
     state.store.discard("train-*")  # its phases and epochs
     if not stored.reused:  # else they may be those of an interrupted quantization
         state.store.discard("activations-*")
@@ -301,74 +280,56 @@ def _shelf(state: _Run, dataset: Stored[DatasetRecord]) -> Any:
     )
 
 
-def _augmentation(spec: TrainSpec) -> Any:
-    from edgekit.fitting.augment import Augmentation
+def _pictures(dataset: Stored[DatasetRecord]) -> tuple[Any, Any]:
+    """Returns the training and the validation pictures."""
+    from edgekit.fitting.pictures import Pictures
 
-    if not spec.augment.enabled:
-        return None
-    return Augmentation(**spec.augment.model_dump(exclude={"enabled"}))
+    contract = dataset.record.preprocess
+    train, validation = (
+        Pictures.load(dataset.folder, split, contract) for split in ("train", "validation")
+    )
+    return train, validation
 
 
 def _quantize(
     state: _Run, dataset: Stored[DatasetRecord], float_model: Stored[FloatModelRecord]
 ) -> Stored[QuantizedModelRecord]:
-    recipe, spec = state.recipe, state.recipe.quantize
-    shared = recipe.train.model_dump(mode="json", include={"batch_size", "augment", "views"})
-    # In proportion to those of the final training.
-    least_steps = recipe.train.min_steps * spec.qat_epochs / recipe.train.epochs
-    params = {**spec.model_dump(mode="json"), **shared, "qat_min_steps": least_steps}
-    inputs = {"data": dataset.digest, "train": float_model.digest}
-    tools = (
-        "tensorflow",
-        "tf_keras",
-        "tensorflow-model-optimization",
-        "ai-edge-litert",
-        "opencv-python-headless",
-        "numpy",
+    recipe = state.recipe
+    key = state.key(
+        "quantize",
+        # The training's own wishes count by its digest.
+        recipe.quantize.model_dump(mode="json"),
+        {"data": dataset.digest, "train": float_model.digest},
+        (
+            "tensorflow",
+            "tf_keras",
+            "tensorflow-model-optimization",
+            "ai-edge-litert",
+            "opencv-python-headless",
+            "numpy",
+        ),
     )
 
     def make(folder: Path) -> QuantizedModelRecord:
         load_tensorflow()
         from edgekit.fitting.checkpoints import Checkpoints
-        from edgekit.fitting.pictures import Pictures
-        from edgekit.quantize.candidates import Plan, quantize_model
-
-        contract = dataset.record.preprocess
-        plan = Plan(
-            qat_epochs=spec.qat_epochs,
-            qat_min_steps=least_steps,
-            qat_learning_rate=spec.qat_learning_rate,
-            qat_patience=spec.qat_patience,
-            temperature=spec.temperature,
-            calibration_images=spec.calibration_images,
-            calibration=None if spec.calibration == "auto" else spec.calibration,
-            granularity=spec.granularity,
-            keep_float=spec.keep_float,
-            max_drop=spec.max_drop,
-            batch_size=recipe.train.batch_size,
-            augmentation=_augmentation(recipe.train),
-            views=recipe.train.views,
-            seed=recipe.seed,
-        )
-
-        key = StageKey("quantize-epoch", _CODE["quantize"], params, inputs, tools, recipe.seed)
+        from edgekit.quantize.candidates import quantize_model
 
         return quantize_model(
             float_model.record,
             _arrays(float_model.folder / "weights.npz"),
-            Pictures.load(dataset.folder, "train", contract),
-            Pictures.load(dataset.folder, "validation", contract),
-            plan,
+            *_pictures(dataset),
+            recipe.quantize,
+            recipe.train,
             folder,
-            checkpoints=Checkpoints(state.store, key),
+            seed=recipe.seed,
+            checkpoints=Checkpoints(state.store, replace(key, stage="quantize-epoch")),
             shelf=_shelf(state, dataset),
             say=state.telling.say,
             progress=state.telling.progress,
         )
 
-    stored = state.stage(
-        "quantize", QuantizedModelRecord, make, params=params, inputs=inputs, tools=tools
-    )
+    stored = state.stage(key, QuantizedModelRecord, make)
     for stage in ("quantize-*", "activations-*"):
         state.store.discard(stage)
     state.telling.say(f"int8: {stored.record.reason}")
@@ -386,11 +347,16 @@ def _export(
 ) -> Stored[ExportRecord]:
     specs = (target.artifact for target in targets)
     asked = sorted({(spec.format, spec.variant, spec.io, spec.batch) for spec in specs})
+    key = state.key(
+        "export",
+        {"files": asked, "class_names": dataset.record.class_names},
+        {"data": dataset.digest, "quantize": quantized.digest},
+        ("tensorflow", "onnx", "tf2onnx", "ai-edge-litert", "onnxruntime"),
+    )
 
     def make(folder: Path) -> ExportRecord:
         load_tensorflow()
         from edgekit.export.files import STANDARD, Int8, Request, Sources, export_files
-        from edgekit.fitting.pictures import Pictures
         from edgekit.network.ranges import read
 
         sources = Sources(
@@ -407,12 +373,10 @@ def _export(
         )
         wanted = (Request(file, variant, io, batch=batch) for file, variant, io, batch in asked)
         requests = dict.fromkeys((*STANDARD, *wanted, *sources.comparisons))
-        contract = dataset.record.preprocess
         return export_files(
             float_model.record,
             sources,
-            Pictures.load(dataset.folder, "train", contract),
-            Pictures.load(dataset.folder, "validation", contract),
+            *_pictures(dataset),
             dataset.record.class_names,
             tuple(requests),
             folder,
@@ -421,14 +385,7 @@ def _export(
             ),
         )
 
-    return state.stage(
-        "export",
-        ExportRecord,
-        make,
-        params={"files": asked, "class_names": dataset.record.class_names},
-        inputs={"data": dataset.digest, "quantize": quantized.digest},
-        tools=("tensorflow", "onnx", "tf2onnx", "ai-edge-litert", "onnxruntime"),
-    )
+    return state.stage(key, ExportRecord, make)
 
 
 def _validate(
@@ -444,6 +401,17 @@ def _validate(
     from edgekit.validate.on_device import Measuring
 
     spec = state.recipe.validation
+    key = state.key(
+        "validate",
+        {
+            "targets": [target.model_dump(mode="json") for target in targets],
+            "measuring": spec.model_dump(mode="json"),
+            "machine": this_machine(),
+            "devices": devices,
+        },
+        {"data": dataset.digest, "export": exported.digest},
+        ("ai-edge-litert", "onnxruntime", "tflite-micro", "ethos-u-vela"),
+    )
 
     def make(_folder: Path) -> ValidationRecord:
         return judge(
@@ -462,20 +430,7 @@ def _validate(
             progress=state.telling.progress,
         )
 
-    return state.stage(
-        "validate",
-        ValidationRecord,
-        make,
-        params={
-            "targets": [target.model_dump(mode="json") for target in targets],
-            "measuring": spec.model_dump(mode="json"),
-            "machine": this_machine(),
-            "devices": devices,
-        },
-        inputs={"data": dataset.digest, "export": exported.digest},
-        tools=("ai-edge-litert", "onnxruntime", "tflite-micro", "ethos-u-vela"),
-        still_good=_latency_is_decided,
-    )
+    return state.stage(key, ValidationRecord, make, _latency_is_decided)
 
 
 def _latency_is_decided(record: ValidationRecord) -> bool:
@@ -505,7 +460,8 @@ def publish(exported: Stored[ExportRecord], out: Path) -> None:
         (out / MARKDOWN_NAME).unlink(missing_ok=True)
     fresh = out / f".{ARTIFACTS}.new"
     shutil.rmtree(fresh, ignore_errors=True)
-    shutil.copytree(exported.folder, fresh, ignore=shutil.ignore_patterns("record.json"))
+    fresh.mkdir()
+    exported.copy_to(fresh)
     (fresh / ARTIFACTS_RECORD).write_text(exported.record.model_dump_json(indent=1))
     shutil.rmtree(folder, ignore_errors=True)
     fresh.rename(folder)
@@ -540,6 +496,7 @@ def _notes_after_data(dataset: DatasetRecord, targets: tuple[Target, ...]) -> tu
 
 def _report(
     state: _Run,
+    targets: tuple[Target, ...],
     out: Path,
     command: tuple[str, ...],
     notes: tuple[str, ...],
@@ -559,6 +516,7 @@ def _report(
         packages={name: tool_version(name) for name in PACKAGES},
         recipe=recipe,
         recipe_sha256=hashlib.sha256(canonical(recipe)).hexdigest(),
+        targets=tuple(target.model_dump(mode="json") for target in targets),
         dataset=dataset.record,
         float_model=float_model.record,
         quantized=quantized.record,

@@ -773,6 +773,8 @@ class RunReport(Record):
         packages: Versions of the packages that matter.
         recipe: The recipe as it was used.
         recipe_sha256: Digest of its canonical JSON.
+        targets: The targets as they were judged, options of the command line included; fields of
+            `edgekit.target.Target`.
         dataset: The data.
         float_model: Training.
         quantized: Quantization.
@@ -783,13 +785,14 @@ class RunReport(Record):
         peak_memory_bytes: Largest resident set of the process that made any of the stages.
     """
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     edgekit_version: str
     command: str
     machine: str
     packages: dict[str, str]
     recipe: dict[str, Any]
     recipe_sha256: str
+    targets: tuple[dict[str, Any], ...]
     dataset: DatasetRecord
     float_model: FloatModelRecord
     quantized: QuantizedModelRecord

@@ -6,6 +6,8 @@
 
 The key of a stage is the sha256 of everything its result depends on; the digest of a stored stage
 is the sha256 of that key and of all blob digests, and is what later stages put into their keys.
+
+What a record does not name is not part of a result, and neither is what a link leads to.
 """
 
 import contextlib
@@ -15,6 +17,7 @@ import json
 import os
 import resource
 import shutil
+import stat
 import sys
 import tempfile
 import time
@@ -23,17 +26,21 @@ from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, BinaryIO, Generic, TypeVar
 
 from filelock import FileLock, Timeout
 
-from edgekit.errors import SpecError
+from edgekit.errors import IntegrityError, SpecError
 from edgekit.records import Record
 
 R = TypeVar("R", bound=Record)
-_SCHEMA = 3
+_SCHEMA = 4
 _RECORD = "record.json"
+# A record of a million skipped files takes some 200 MB.
+_LARGEST_RECORD_BYTES = 512 * 1024**2
 _LITTLE_BYTES = 1_000_000
+_CHUNK_BYTES = 1024**2
+_DRAFT = ".draft-"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -43,7 +50,7 @@ class StageKey:
 
     Args:
         stage: Name of the stage.
-        code: Version of the stage's code; raise it when the result would change.
+        code: Version of the stage's code, see `edgekit.code_version`.
         params: The parameters that this stage uses, and no others; JSON values.
         inputs: Digests of what it reads, by name; never paths or times.
         tools: Packages whose version matters.
@@ -51,7 +58,7 @@ class StageKey:
     """
 
     stage: str
-    code: int
+    code: str
     params: Mapping[str, Any]
     inputs: Mapping[str, str]
     tools: tuple[str, ...]
@@ -60,7 +67,7 @@ class StageKey:
     @property
     def digest(self) -> str:
         """sha256 of the canonical JSON of all fields, with the installed version of each tool."""
-        return hashlib.sha256(canonical({"schema": _SCHEMA, **self.described()})).hexdigest()
+        return _key_digest(self.described())
 
     def described(self) -> dict[str, Any]:
         """Returns the fields as JSON values."""
@@ -84,13 +91,43 @@ class Cost:
 
 @dataclass(frozen=True)
 class Stored(Generic[R]):
-    """A verified stage result: its record, the folder of its blobs, its digest."""
+    """A verified stage result.
+
+    Args:
+        record: Its record.
+        folder: Where its blobs lie.
+        blobs: sha256 of every blob by its name, a relative path.
+        digest: Its digest.
+        reused: Whether it was there already.
+        cost: What making it took.
+    """
 
     record: R
     folder: Path
+    blobs: Mapping[str, str]
     digest: str
     reused: bool
     cost: Cost = field(compare=False)
+
+    def copy_to(self, folder: Path) -> None:
+        """Copies the blobs, and nothing else that lies beside them, into another folder.
+
+        Raises:
+            IntegrityError: If one is no longer what was verified.
+        """
+        for name, expected in self.blobs.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with _opened(self.folder, name) as blob, (folder / name).open("wb") as copy:
+                    found = _sha256(blob, copy)
+            except _DamagedError as error:
+                found = str(error)
+            if found != expected:
+                raise IntegrityError(
+                    f"{self.folder / name}: {found}",
+                    f"sha256 {expected}",
+                    "something else writes there; end it and run again",
+                )
 
 
 def canonical(value: Any) -> bytes:
@@ -171,6 +208,12 @@ class Store:
                 "one edgekit per run folder",
                 "wait for it to end, or give another folder with --out",
             ) from None
+        except OSError as error:
+            raise SpecError(
+                f"cannot lock {lock.lock_file}: {error.strerror or error}",
+                "a run folder that can be written to",
+                "give another folder with --out",
+            ) from error
         try:
             yield
         finally:
@@ -179,25 +222,20 @@ class Store:
     def get(self, key: StageKey, record_type: type[R]) -> Stored[R] | None:
         """Returns the stored result of a stage, or None when there is none that verifies.
 
-        Every blob's size and sha256 are recomputed; a result that does not match is moved to
-        `quarantine/`, named in one line, and treated as absent.
+        See `finished`; a result that does not match is moved to `quarantine/`, named in one line,
+        and treated as absent.
+
+        Raises:
+            SpecError: If it cannot be moved.
         """
         folder = self.root / key.stage / key.digest
-        if not folder.is_dir():
+        if not os.path.lexists(folder):
             return None
         try:
-            entry = json.loads((folder / _RECORD).read_bytes())
-            sealed = entry.pop("sha256") == hashlib.sha256(canonical(entry)).hexdigest()
-            record = record_type.model_validate_json(json.dumps(entry["record"]))
-            blobs, cost = dict(entry["blobs"]), Cost(**entry["cost"])
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as err:
-            problem: str | None = f"{_RECORD} cannot be read ({err.__class__.__name__})"
-        else:
-            problem = _damage(folder, blobs) if sealed else f"{_RECORD} has been altered"
-        if problem is not None:
-            self._set_aside(folder, problem)
+            return _verified(folder, record_type)
+        except _DamagedError as error:
+            self._set_aside(folder, str(error))
             return None
-        return Stored(record, folder, _digest(key, blobs), True, cost)
 
     def free_bytes(self) -> int:
         """Returns the bytes that are free where the store lies."""
@@ -264,7 +302,7 @@ class Store:
         try:
             parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(parent)
-            draft = Path(tempfile.mkdtemp(dir=parent, prefix=".draft-"))
+            draft = Path(tempfile.mkdtemp(dir=parent, prefix=_DRAFT))
             record = make(draft)
             cost = Cost(time.monotonic() - started, _peak_memory_bytes())
             return self._commit(key, draft, record, cost, durable)
@@ -308,36 +346,145 @@ class Store:
         draft.rename(final)
         if durable:
             _sync(final.parent)
-        return Stored(record, final, _digest(key, blobs), False, cost)
+        digests = {name: blob["sha256"] for name, blob in blobs.items()}
+        return Stored(record, final, digests, _digest(key.digest, digests), False, cost)
 
     def _set_aside(self, folder: Path, problem: str) -> None:
         quarantine = self.root / "quarantine"
-        quarantine.mkdir(exist_ok=True)
-        target = Path(tempfile.mkdtemp(dir=quarantine, prefix=f"{folder.parent.name}-"))
-        folder.rename(target / folder.name)
+        try:
+            quarantine.mkdir(exist_ok=True)
+            target = Path(tempfile.mkdtemp(dir=quarantine, prefix=f"{folder.parent.name}-"))
+            folder.rename(target / folder.name)
+        except OSError as error:
+            raise SpecError(
+                f"{folder} is damaged ({problem}) and cannot be moved to {quarantine}: "
+                f"{error.strerror or error}",
+                "a run folder that can be written to",
+                f"delete {folder}, or give another folder with --out",
+            ) from error
         self._say(f"stored {folder.parent.name} result is damaged and is made again: {problem}")
 
 
-def _damage(folder: Path, blobs: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Returns what is wrong with the blobs, or None."""
-    for name, expected in blobs.items():
-        path = folder / name
-        if path.is_symlink() or not path.is_file():
-            return f"{name} is missing"
-        if path.stat().st_size != expected["size_bytes"]:
-            return f"{name} has {path.stat().st_size} bytes, expected {expected['size_bytes']}"
+class _DamagedError(Exception):
+    """A stored result, or a file of it, that is not as it was stored; says how."""
+
+
+def finished(root: Path, stage: str, record_type: type[R]) -> Iterator[Stored[R] | str]:
+    """Yields every result of a stage: verified, or in words what is wrong with it.
+
+    A result verifies if its record is whole, lies under the key that it was made for, and every
+    blob that it names is a regular file of the recorded size and sha256. Nothing is changed.
+
+    Args:
+        root: Folder of the store.
+        stage: Name of the stage.
+        record_type: Type of its record.
+    """
+    for folder in sorted(root.glob(f"{stage}/*")):
+        if folder.name.startswith(_DRAFT):
+            continue
         try:
-            found = file_digest(path)
+            yield _verified(folder, record_type)
+        except _DamagedError as error:
+            yield f"{folder}: {error}"
+
+
+def _verified(folder: Path, record_type: type[R]) -> Stored[R]:
+    """Returns the result that lies in a folder, see `finished`.
+
+    Raises:
+        _DamagedError: If it does not verify.
+    """
+    content = _content(folder, _RECORD)
+    try:
+        entry = json.loads(content)
+        seal = entry.pop("sha256")
+        key, blobs = _key_digest(entry["key"]), dict(entry["blobs"])
+        stage, cost = entry["key"]["stage"], Cost(**entry["cost"])
+        sealed = seal == hashlib.sha256(canonical(entry)).hexdigest()
+        record = record_type.model_validate_json(json.dumps(entry["record"]))
+        expected = {n: (str(blob["sha256"]), blob["size_bytes"]) for n, blob in blobs.items()}
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise _DamagedError(f"{_RECORD} cannot be read ({error.__class__.__name__})") from error
+    if not sealed:
+        raise _DamagedError(f"{_RECORD} has been altered")
+    if (stage, key) != (folder.parent.name, folder.name):
+        raise _DamagedError(f"{_RECORD} is that of {stage}/{key[:12]}")
+    for name, (sha256, size_bytes) in expected.items():
+        with _opened(folder, name) as blob:
+            size = os.fstat(blob.fileno()).st_size
+            if size != size_bytes:
+                raise _DamagedError(f"{name} has {size} bytes, expected {size_bytes}")
+            found = _sha256(blob)
+        if found != sha256:
+            raise _DamagedError(f"{name} has sha256 {found[:12]}, expected {sha256[:12]}")
+    digests = {name: sha256 for name, (sha256, _) in expected.items()}
+    return Stored(record, folder, digests, _digest(key, digests), True, cost)
+
+
+def _content(folder: Path, name: str) -> bytes:
+    with _opened(folder, name) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        if size > _LARGEST_RECORD_BYTES:
+            raise _DamagedError(f"{name} has {size} bytes, expected {_LARGEST_RECORD_BYTES}")
+        try:
+            return stream.read()
         except OSError as error:
-            return f"{name} cannot be read ({error.strerror})"
-        if found != expected["sha256"]:
-            return f"{name} has sha256 {found[:12]}, expected {expected['sha256'][:12]}"
-    return None
+            raise _DamagedError(f"{name} cannot be read ({error.strerror})") from error
 
 
-def _digest(key: StageKey, blobs: Mapping[str, Mapping[str, Any]]) -> str:
-    digests = {name: blob["sha256"] for name, blob in blobs.items()}
-    return hashlib.sha256(canonical({"key": key.digest, "blobs": digests})).hexdigest()
+@contextlib.contextmanager
+def _opened(folder: Path, name: str) -> Iterator[BinaryIO]:
+    """Opens a regular file below a folder, without following a link or waiting for a pipe.
+
+    Raises:
+        _DamagedError: If it is no such file, or cannot be opened.
+    """
+    *above, last = name.split("/")
+    if not {"", ".", ".."}.isdisjoint((*above, last)):
+        raise _DamagedError(f"{name!r} is no name of a file in it")
+    with contextlib.ExitStack() as stack:
+
+        def opened(part: str, flags: int, within: int | None) -> int:
+            try:
+                return os.open(part, flags | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=within)
+            except FileNotFoundError as error:
+                raise _DamagedError(f"{name} is missing") from error
+            except OSError as error:
+                raise _DamagedError(f"{name} cannot be read ({error.strerror})") from error
+
+        within = None
+        for part in (str(folder), *above):
+            within = opened(part, os.O_RDONLY | os.O_DIRECTORY, within)
+            stack.callback(os.close, within)
+        handle = opened(last, os.O_RDONLY, within)
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise _DamagedError(f"{name} is not a regular file")
+        yield stack.enter_context(os.fdopen(handle, "rb"))
+
+
+def _sha256(stream: BinaryIO, copy: BinaryIO | None = None) -> str:
+    """Returns the sha256 of what is left of a file; writes it to another one, too, if asked."""
+    found = hashlib.sha256()
+    try:
+        while chunk := stream.read(_CHUNK_BYTES):
+            found.update(chunk)
+            if copy is not None:
+                copy.write(chunk)
+    except OSError as error:
+        if copy is not None:
+            raise  # it is the copy that cannot be written
+        raise _DamagedError(f"a blob cannot be read ({error.strerror})") from error
+    return found.hexdigest()
+
+
+def _key_digest(described: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical({"schema": _SCHEMA, **described})).hexdigest()
+
+
+def _digest(key: str, blobs: Mapping[str, str]) -> str:
+    return hashlib.sha256(canonical({"key": key, "blobs": blobs})).hexdigest()
 
 
 def _peak_memory_bytes() -> int:
@@ -348,5 +495,5 @@ def _peak_memory_bytes() -> int:
 
 def _remove_leftovers(parent: Path) -> None:
     """Deletes drafts of killed processes; the run lock guarantees that none is alive."""
-    for draft in parent.glob(".draft-*"):
+    for draft in parent.glob(f"{_DRAFT}*"):
         shutil.rmtree(draft, ignore_errors=True)

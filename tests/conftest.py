@@ -20,7 +20,9 @@ from tiny_network import (
     Arrays,
     Exported,
     Network,
+    QuantizeAsked,
     Quantized,
+    TrainAsked,
     Trained,
     Untyped,
     arrays_in,
@@ -30,6 +32,7 @@ from tiny_network import (
     tune,
 )
 
+from edgekit.recipe import AugmentSpec, ModelSpec, QuantizeSpec, TrainSpec
 from edgekit.records import Preprocess
 
 PROVES = "proves"
@@ -180,31 +183,25 @@ def pictures(contract: Preprocess, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 @pytest.fixture(scope="session")
-def train_plan(starting_weights: Path) -> Untyped:
+def train_plan(starting_weights: Path) -> TrainAsked:
     """Returns a plan of two short phases: the head, then all from block_16_project on."""
-    from edgekit.fitting.augment import Augmentation
-    from edgekit.train.unfreezing import Plan
-
-    return Plan(
-        alpha=ALPHA,
-        dropout=0.1,
-        weights=str(starting_weights),
-        batch_size=16,
-        head_epochs=2,
-        head_learning_rate=1e-2,
-        trial_epochs=2,
-        epochs=3,
-        min_steps=0,
-        learning_rate=1e-3,
-        warmup_steps=2,
-        granularity="block",
-        strategy="fixed",
-        unfreeze_from="block_16_project",
-        unfreeze_until=None,
-        patience=1,
-        label_smoothing=0.1,
-        augmentation=Augmentation(flip=True, shift=0.05, zoom=0.05, brightness=0.05, contrast=0.05),
-        views=2,
+    return TrainAsked(
+        TrainSpec(
+            batch_size=16,
+            head_epochs=2,
+            head_learning_rate=1e-2,
+            trial_epochs=2,
+            epochs=3,
+            min_steps=0,
+            learning_rate=1e-3,
+            warmup_steps=2,
+            granularity="block",
+            unfreeze_from="block_16_project",
+            patience=1,
+            augment=AugmentSpec(flip=True, shift=0.05, zoom=0.05, brightness=0.05, contrast=0.05),
+            views=2,
+        ),
+        ModelSpec(alpha=ALPHA, dropout=0.1, weights=str(starting_weights)),
         seed=5,
     )
 
@@ -215,36 +212,22 @@ def fine_tune(
 ) -> Callable[[Untyped], Trained]:
     """Returns a function that runs the train stage with a plan."""
 
-    def run(plan: Untyped) -> Trained:
+    def run(plan: TrainAsked) -> Trained:
         return tune(plan, pictures, tmp_path_factory.mktemp("train"))
 
     return run
 
 
 @pytest.fixture(scope="session")
-def trained(fine_tune: Callable[[Untyped], Trained], train_plan: Untyped) -> Trained:
+def trained(fine_tune: Callable[[Untyped], Trained], train_plan: TrainAsked) -> Trained:
     return fine_tune(train_plan)
 
 
 @pytest.fixture(scope="session")
-def quantize_plan() -> Untyped:
-    pytest.importorskip("tensorflow")
-    from edgekit.quantize.candidates import Plan
-
-    return Plan(
-        qat_epochs=2,
-        qat_learning_rate=3e-4,
-        qat_min_steps=0,
-        qat_patience=5,
-        temperature=2.0,
-        calibration_images=36,
-        calibration=None,
-        granularity="channel",
-        keep_float=(),
-        max_drop=None,
-        batch_size=16,
-        augmentation=None,
-        views=1,
+def quantize_plan() -> QuantizeAsked:
+    return QuantizeAsked(
+        QuantizeSpec(qat_epochs=2, qat_learning_rate=3e-4, calibration_images=36),
+        TrainSpec(batch_size=16, min_steps=0, augment=AugmentSpec(enabled=False), views=1),
         seed=5,
     )
 
@@ -259,14 +242,16 @@ def quantize_it(
     """
     from edgekit.quantize.candidates import quantize_model
 
-    def run(plan: Untyped, of: Trained = trained, splits: Untyped = pictures) -> Quantized:
+    def run(plan: QuantizeAsked, of: Trained = trained, splits: Untyped = pictures) -> Quantized:
         folder = tmp_path_factory.mktemp("quantize")
         record = quantize_model(
             of.record,
             of.arrays,
             *splits,
-            plan,
+            plan.spec,
+            plan.training,
             folder,
+            seed=plan.seed,
             checkpoints=checkpoints(folder / "store"),
             shelf=shelf(folder / "store"),
             say=lambda _line: None,
@@ -278,7 +263,9 @@ def quantize_it(
 
 
 @pytest.fixture(scope="session")
-def quantized(quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped) -> Quantized:
+def quantized(
+    quantize_it: Callable[[Untyped], Quantized], quantize_plan: QuantizeAsked
+) -> Quantized:
     return quantize_it(quantize_plan)
 
 

@@ -16,7 +16,7 @@ import edgekit
 
 PACKAGE = Path(edgekit.__file__).parent
 
-_BASE = "errors spec records"
+_BASE = "errors spec records code_version"
 _ASKED = "recipe target"
 _MACHINES = "runner runtimes devices estimate"
 _NETWORKS = "network fitting prefix"
@@ -30,6 +30,7 @@ _UNTIL_PIPELINES = f"{_UNTIL_STAGES} {_STAGES} report"
 ALLOWED = {
     "root": "",
     "errors": "",
+    "code_version": "",
     "spec": "errors",
     "records": "errors spec",
     "recipe": _BASE,

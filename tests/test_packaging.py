@@ -9,7 +9,9 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 pytest.importorskip("tensorflow")
 
@@ -22,6 +24,7 @@ from edgekit.package.manifest import Manifest
 from edgekit.package.verification import verify
 from edgekit.packaging import Packaged, Wanted, package
 from edgekit.store import file_digest
+from edgekit.target import load_target, target_text
 
 KINDS = {"host-litert": "linux", "host-onnxruntime": "linux", "pixel-8": "android",
          "cortex-m7": "micro"}  # fmt: skip
@@ -35,7 +38,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         size_px=64, workers=1,
     )  # fmt: skip
     recipe = write_recipe(folder / "recipe.toml", folder / "pictures", qat_epochs=0)
-    done = run(recipe, folder / "out")
+    (folder / "board.toml").write_text(target_text("host-litert").replace("host-litert", "board"))
+    recipe.write_text(recipe.read_text().replace("targets = [", 'targets = ["board.toml", '))
+    done = run(recipe, folder / "out", "--latency-budget-ms", "5000")
     assert done.returncode in (0, 4, 5), done.stderr
     return folder / "out"
 
@@ -181,6 +186,92 @@ def test_a_file_that_was_not_judged_is_not_packaged(finished: Path, tmp_path: Pa
         package(Wanted(finished, "pixel-9"), print)
     with pytest.raises(SpecError, match="--name"):
         package(Wanted(finished, "host-litert", name="No Name", allow_miss=True), print)
+
+
+def test_the_target_is_packaged_as_it_was_judged(finished: Path, tmp_path: Path) -> None:
+    board = finished.parent / "board.toml"
+    text = board.read_text()
+    assert load_target(str(board)).runtime.threads == 1
+    board.write_text(text.replace("threads = 1", "threads = 4"))
+    try:
+        assert load_target(str(board)).runtime.threads == 4  # and so it would be judged from now on
+        made = package(Wanted(finished, "board", tmp_path, allow_miss=True), print)
+        board.unlink()
+        again = package(Wanted(finished, "board", tmp_path / "gone", allow_miss=True), print)
+    finally:
+        board.write_text(text)
+    assert again.sha256 == made.sha256
+    contract = (made.folder / "linux" / "cpp" / "contract.h").read_text()
+    assert "kThreads = 1;" in contract
+    assert "at most 5000 ms" in (made.folder / "MODEL_CARD.md").read_text()  # of the option
+
+
+def damage_labels(stage: Path) -> None:
+    labels = np.load(stage / "test.labels.npy")
+    np.save(stage / "test.labels.npy", labels[::-1])
+
+
+STORE_DAMAGES: tuple[tuple[Callable[[Path], object], str], ...] = (
+    (damage_labels, "test.labels.npy has sha256"),
+    (lambda stage: (stage / "record.json").write_bytes(b""), "record.json cannot be read"),
+    (lambda stage: (stage / "record.json").write_bytes(b"[]"), "record.json cannot be read"),
+    (lambda stage: (stage / "test.files.json").unlink(), "test.files.json is missing"),
+    (lambda stage: fifo(stage / "record.json"), "record.json is not a regular file"),
+    (lambda stage: link(stage / "test.labels.npy"), "test.labels.npy cannot be read"),
+)
+
+
+def fifo(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def link(path: Path) -> None:
+    path.rename(path.with_name("elsewhere"))
+    path.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize(("damage", "said"), STORE_DAMAGES)
+def test_pictures_and_labels_of_goldens_are_verified(
+    finished: Path, tmp_path: Path, damage: Callable[[Path], object], said: str
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (stage,) = (out / ".store" / "data").iterdir()
+    damage(stage)
+    with pytest.raises(IntegrityError) as caught:
+        package(Wanted(out, "host-litert", allow_miss=True), print)
+    assert said in caught.value.received
+
+
+def test_a_damaged_store_is_a_sentence_on_the_command_line(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    (stage,) = (out / ".store" / "data").iterdir()
+    damage_labels(stage)
+    done = edgekit("package", str(out), "--for", "host-litert", "--allow-miss")
+    assert done.returncode == 6
+    assert "test.labels.npy has sha256" in done.stderr
+    assert "run again; what is damaged is made again" in " ".join(done.stderr.split())
+    shutil.rmtree(out / ".store")
+    done = edgekit("package", str(out), "--for", "host-litert", "--allow-miss")
+    assert done.returncode == 2
+    assert "the data stage of its report is not in .store" in " ".join(done.stderr.split())
+
+
+def test_a_picture_that_changed_since_is_no_golden(finished: Path, tmp_path: Path) -> None:
+    pictures, away = finished.parent / "pictures", finished.parent / "away"
+    shutil.copytree(pictures, away)
+    said: list[str] = []
+    try:
+        for path in filter(Path.is_file, pictures.rglob("*")):
+            with Image.open(path) as opened:
+                ImageOps.invert(opened.convert("RGB")).save(path)
+        package(Wanted(finished, "host-litert", tmp_path, allow_miss=True), said.append)
+    finally:
+        shutil.rmtree(pictures)
+        away.rename(pictures)
+    assert any(line.startswith("host-litert: 0 golden pictures, where 16") for line in said)
 
 
 def test_what_missed_its_budget_is_packaged_only_if_asked(finished: Path, tmp_path: Path) -> None:

@@ -288,6 +288,42 @@ def test_damaged_blob_is_named_and_rebuilt_to_the_same_bytes(
     assert {a["path"]: a["sha256"] for a in record["artifacts"]} == digests(out)
 
 
+def test_what_no_record_names_is_not_published(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    recipe, out, _ = first
+    other = tmp_path / "out"
+    shutil.copytree(out, other)
+    secret = tmp_path / "secret"
+    secret.write_text("not for others")
+    (export,) = (other / ".store" / "export").iterdir()
+    (export / "notes.txt").symlink_to(secret)
+    (export / "more.tflite").write_bytes(b"more")
+    done = run(recipe, other, "--until", "export")
+    assert done.returncode == 0, done.stderr
+    assert "export: unchanged, reused" in done.stderr
+    names = {path.name for path in (other / "artifacts").iterdir()}
+    assert names == {path.name for path in (out / "artifacts").iterdir()}
+
+
+@pytest.mark.slow
+def test_a_verdict_without_the_budget_does_not_stand_for_one_with_it(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    recipe, out, _ = first
+    other = tmp_path / "out"
+    shutil.copytree(out, other)
+    (without,) = (other / ".store" / "validate").iterdir()
+    run(recipe, other, "--latency-budget-ms", "0.001")
+    (budgeted,) = set(without.parent.iterdir()) - {without}
+    shutil.copy(without / "record.json", budgeted / "record.json")
+    done = run(recipe, other, "--latency-budget-ms", "0.001")
+    said = f"made again: record.json is that of validate/{without.name[:12]}"
+    assert said in " ".join(done.stderr.split())
+    assert done.returncode == 4
+    assert "latency MISS" in done.stdout
+
+
 @pytest.mark.slow
 def test_exported_file_is_judged_again_without_any_option(
     first: tuple[Path, Path, subprocess.CompletedProcess[str]], pictures: Path

@@ -1,9 +1,11 @@
 """The store: what is reused, what is set aside, and what a killed process leaves behind."""
 
+import hashlib
 import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from edgekit.errors import SpecError
+from edgekit.errors import IntegrityError, SpecError
 from edgekit.records import SkippedFile
 from edgekit.store import (
     StageKey,
@@ -21,11 +23,12 @@ from edgekit.store import (
     Stored,
     canonical,
     file_digest,
+    finished,
     tool_version,
     write_atomically,
 )
 
-KEY = StageKey("train", 1, {"rate": 0.1}, {"data": "d1"}, ("numpy",), 7)
+KEY = StageKey("train", "1", {"rate": 0.1}, {"data": "d1"}, ("numpy",), 7)
 BLOBS = {"weights.npz": bytes(range(256)) * 20, "deep/curve.json": b"[1, 2]", "empty": b""}
 RECORD = SkippedFile(path="a", reason="b")
 
@@ -95,7 +98,7 @@ def test_the_digest_of_a_result_follows_key_and_blobs(store: Store, tmp_path: Pa
     "other",
     [
         replace(KEY, stage="quantize"),
-        replace(KEY, code=2),
+        replace(KEY, code="2"),
         replace(KEY, params={"rate": 0.2}),
         replace(KEY, params={"rate": 0.1, "more": None}),
         replace(KEY, params={"rates": 0.1}),
@@ -192,9 +195,9 @@ DAMAGES: list[tuple[str, Callable[[Path], None], str]] = [
         for damage, words in [
             (grow, r"has \d+ bytes, expected \d+"),
             (delete, "is missing"),
-            (link, "is missing"),
-            (folder_instead, "is missing"),
-            (pipe, "is missing"),
+            (link, r"cannot be read \(Too many levels of symbolic links\)"),
+            (folder_instead, "is not a regular file"),
+            (pipe, "is not a regular file"),
         ]
     ),
 ]
@@ -249,7 +252,117 @@ def test_a_record_that_is_garbage(store: Store, said: list[str], content: bytes)
 def test_a_record_that_is_gone(store: Store, said: list[str]) -> None:
     first = store.build(KEY, SkippedFile, make)
     (first.folder / "record.json").unlink()
-    check_rebuilt(store, said, first, r"record\.json cannot be read \(FileNotFoundError\)")
+    check_rebuilt(store, said, first, r"record\.json is missing")
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (pipe, "is not a regular file"),
+        (folder_instead, "is not a regular file"),
+        (link, r"cannot be read \(Too many levels of symbolic links\)"),
+    ],
+)
+def test_a_record_that_is_no_regular_file(
+    store: Store, said: list[str], damage: Callable[[Path], None], words: str
+) -> None:
+    first = store.build(KEY, SkippedFile, make)
+    damage(first.folder / "record.json")
+    check_rebuilt(store, said, first, rf"record\.json {words}")
+
+
+@pytest.mark.parametrize("other", [replace(KEY, seed=8), replace(KEY, stage="quantize")])
+def test_the_whole_result_of_another_key_is_not_taken(
+    store: Store, said: list[str], other: StageKey
+) -> None:
+    first = store.build(KEY, SkippedFile, make)
+    theirs = store.build(other, SkippedFile, make)
+    # Twin: it verifies where it belongs.
+    assert store.get(other, SkippedFile) == replace(theirs, reused=True)
+    shutil.rmtree(first.folder)
+    shutil.copytree(theirs.folder, first.folder)
+    words = rf"record\.json is that of {other.stage}/{other.digest[:12]}"
+    check_rebuilt(store, said, first, words)
+
+
+@pytest.mark.parametrize("inner", [".", "deep"])
+def test_a_folder_that_is_a_link_is_not_followed(
+    store: Store, said: list[str], tmp_path: Path, inner: str
+) -> None:
+    first = store.build(KEY, SkippedFile, make)
+    folder = first.folder / inner
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    assert (first.folder / "deep" / "curve.json").read_bytes() == BLOBS["deep/curve.json"]
+    check_rebuilt(store, said, first, r"[a-z/.]+ cannot be read \(Not a directory\)")
+
+
+@pytest.mark.parametrize("name", ["../../outside", "/etc/hostname", "deep//curve.json", "./empty"])
+def test_a_record_that_names_what_lies_elsewhere(store: Store, said: list[str], name: str) -> None:
+    first = store.build(KEY, SkippedFile, make)
+    (store.root / "outside").write_bytes(b"")
+    path = first.folder / "record.json"
+    entry = json.loads(path.read_bytes())
+    entry["blobs"][name] = entry["blobs"].pop("empty")
+    del entry["sha256"]
+    entry["sha256"] = hashlib.sha256(canonical(entry)).hexdigest()  # as whoever forges it would
+    path.write_text(json.dumps(entry))
+    check_rebuilt(store, said, first, rf"'{re.escape(name)}' is no name of a file in it")
+
+
+def test_what_no_record_names_is_no_part_of_a_result(store: Store, tmp_path: Path) -> None:
+    first = store.build(KEY, SkippedFile, make)
+    secret = tmp_path / "secret"
+    secret.write_text("not for others")
+    (first.folder / "notes").symlink_to(secret)
+    (first.folder / "more").write_text("more")
+    os.mkfifo(first.folder / "pipe")
+    assert store.get(KEY, SkippedFile) == replace(first, reused=True)
+    copy = tmp_path / "copy"
+    first.copy_to(copy)
+    copied = {path.relative_to(copy).as_posix(): path for path in copy.rglob("*")}
+    assert copied.keys() == {*BLOBS, "deep"}
+    assert {name: copied[name].read_bytes() for name in BLOBS} == BLOBS
+
+
+def test_a_copy_is_of_what_was_verified(store: Store, tmp_path: Path) -> None:
+    first = store.build(KEY, SkippedFile, make)
+    flip(first.folder / "weights.npz")
+    with pytest.raises(IntegrityError, match="sha256"):
+        first.copy_to(tmp_path / "copy")
+    link(first.folder / "weights.npz")
+    with pytest.raises(IntegrityError, match="symbolic links"):
+        first.copy_to(tmp_path / "other")
+
+
+def test_finished_results_are_listed_and_left_alone(store: Store, said: list[str]) -> None:
+    good = store.build(KEY, SkippedFile, make)
+    bad = store.build(replace(KEY, seed=8), SkippedFile, make)
+    flip(bad.folder / "weights.npz")
+    (store.root / "train" / ".draft-x").mkdir()
+    found = list(finished(store.root, "train", SkippedFile))
+    assert replace(good, reused=True) in found
+    (problem,) = [item for item in found if isinstance(item, str)]
+    assert problem.startswith(f"{bad.folder}: weights.npz has sha256 ")
+    assert len(found) == 2
+    assert bad.folder.is_dir()
+    assert said == []
+    assert list(finished(store.root, "export", SkippedFile)) == []
+
+
+def test_a_quarantine_that_cannot_be_written_is_said(store: Store) -> None:
+    first = store.build(KEY, SkippedFile, make)
+    flip(first.folder / "weights.npz")
+    (store.root / "quarantine").write_text("in the way")
+    with pytest.raises(SpecError, match=r"is damaged .* and cannot be moved") as caught:
+        store.get(KEY, SkippedFile)
+    assert f"delete {first.folder}" in caught.value.remedy
+
+
+def test_a_lock_that_cannot_be_taken_is_said(store: Store) -> None:
+    (store.root / "lock").mkdir()
+    with pytest.raises(SpecError, match=r"cannot lock .*lock: Is a directory"), store.locked():
+        pytest.fail("locked")
 
 
 @pytest.mark.parametrize(

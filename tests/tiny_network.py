@@ -4,15 +4,16 @@ The fixtures of `conftest` make the objects. Nothing here imports TensorFlow.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from tiny_models import opened
 
 from edgekit.network.ranges import read
+from edgekit.recipe import ModelSpec, QuantizeSpec, TrainSpec
 from edgekit.records import (
     ExportRecord,
     FloatModelRecord,
@@ -30,6 +31,38 @@ Network: TypeAlias = Callable[[float, int], Untyped]
 ALPHA = 0.35
 SIZE_PX = 48
 CLASSES = ("blue", "green", "red")
+
+
+@dataclass(frozen=True)
+class TrainAsked:
+    """What a recipe asks of the train stage."""
+
+    spec: TrainSpec
+    model: ModelSpec
+    seed: int
+
+
+@dataclass(frozen=True)
+class QuantizeAsked:
+    """What a recipe asks of the quantize stage."""
+
+    spec: QuantizeSpec
+    training: TrainSpec
+    seed: int
+
+
+AskedT = TypeVar("AskedT", TrainAsked, QuantizeAsked)
+
+
+def but(asked: AskedT, **changes: Any) -> AskedT:
+    """Returns what is asked with some fields changed, also to what a recipe may not hold."""
+    for name, value in changes.items():
+        if name == "seed":
+            asked = replace(asked, seed=value)
+            continue
+        place = next(p for p, spec in vars(asked).items() if hasattr(spec, name))
+        asked = replace(asked, **{place: getattr(asked, place).model_copy(update={name: value})})
+    return asked
 
 
 @dataclass(frozen=True)
@@ -117,7 +150,7 @@ def checkpoints(root: Path) -> Untyped:
     """Returns checkpoints in a real store."""
     from edgekit.fitting.checkpoints import Checkpoints
 
-    return Checkpoints(Store(root, lambda _line: None), StageKey("epoch", 1, {}, {}, (), 0))
+    return Checkpoints(Store(root, lambda _line: None), StageKey("epoch", "1", {}, {}, (), 0))
 
 
 def changed(trained: Trained) -> set[str]:
@@ -145,10 +178,10 @@ def keeping(root: Path, say: Callable[[str], None], budget_bytes: int = 10**9) -
     from edgekit.train.unfreezing import Keeping
 
     place = shelf(root, say, budget_bytes)
-    return Keeping(place.store, StageKey("train", 1, {}, {}, (), 0), place)
+    return Keeping(place.store, StageKey("train", "1", {}, {}, (), 0), place)
 
 
-def tune(plan: Untyped, pictures: Untyped, folder: Path, budget_bytes: int = 10**9) -> Trained:
+def tune(plan: TrainAsked, pictures: Untyped, folder: Path, budget_bytes: int = 10**9) -> Trained:
     """Runs the train stage with a plan, pictures and room for activations."""
     from edgekit.train.unfreezing import train
 
@@ -157,11 +190,13 @@ def tune(plan: Untyped, pictures: Untyped, folder: Path, budget_bytes: int = 10*
     record = train(
         *pictures,
         len(CLASSES),
-        plan,
+        plan.model,
+        plan.spec,
         folder,
+        seed=plan.seed,
         keeping=keeping(folder / "store", said.append, budget_bytes),
         say=said.append,
         progress=lambda _what, _done, _total: None,
     )
-    start = arrays_in(Path(plan.weights))
+    start = arrays_in(Path(plan.model.weights))
     return Trained(folder, record, arrays_in(folder / "weights.npz"), start, tuple(said))

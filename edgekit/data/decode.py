@@ -17,6 +17,7 @@ from edgekit.data.picture import Fingerprint, UnreadableError, read
 from edgekit.data.scan import SPLITS, Progress, Scan, Source, printable
 from edgekit.data.split import Decoded, assign, check, count, refuse_conflicts
 from edgekit.errors import DataError
+from edgekit.recipe import DataSpec
 from edgekit.records import DatasetRecord, Preprocess, SkippedFile, SplitName, SplitRecord
 
 _CHUNK = 64
@@ -29,12 +30,9 @@ _IMBALANCED = 2
 def decode(
     scanned: Scan,
     preprocess: Preprocess,
+    spec: DataSpec,
     folder: Path,
     *,
-    validation_fraction: float,
-    test_fraction: float,
-    min_images_per_class: int,
-    max_bad_fraction: float,
     seed: int,
     progress: Progress,
 ) -> DatasetRecord:
@@ -43,12 +41,10 @@ def decode(
     Args:
         scanned: The files.
         preprocess: Size, crop, filter and channel order.
+        spec: What the recipe asks for: shares of the splits when edgekit splits, and what refuses
+            the data.
         folder: Receives `<split>.images.npy` (uint8, (n, h, w, 3)), `<split>.labels.npy` (int32,
             (n,)) and `<split>.files.json` (relative paths), rows in scan order.
-        validation_fraction: Share for validation when edgekit splits.
-        test_fraction: Share for test when edgekit splits.
-        min_images_per_class: Fewest training pictures a class may have.
-        max_bad_fraction: Largest share of files that may be skipped as damaged.
         seed: Seed of the split.
         progress: Called with (pictures done, pictures in all).
 
@@ -60,17 +56,18 @@ def decode(
     started = time.monotonic()
     decoded, skipped = _decode_all(scanned, preprocess, pixels_path, progress)
     rate = len(scanned.sources) / (time.monotonic() - started)
-    _refuse_many(decoded, (*scanned.skipped, *skipped), max_bad_fraction)
-    splits, merged = assign(
-        decoded, validation_fraction=validation_fraction, test_fraction=test_fraction, seed=seed
-    )
+    _refuse_many(decoded, (*scanned.skipped, *skipped), spec.max_bad_fraction)
+    fractions = {
+        "validation_fraction": spec.validation_fraction,
+        "test_fraction": spec.test_fraction,
+    }
+    splits, merged = assign(decoded, **fractions, seed=seed)
     check(
         decoded,
         splits,
         scanned.class_names,
-        min_images_per_class=min_images_per_class,
-        validation_fraction=validation_fraction,
-        test_fraction=test_fraction,
+        min_images_per_class=spec.min_images_per_class,
+        **fractions,
     )
     pixels = np.load(pixels_path, mmap_mode="r")
     for split in SPLITS:

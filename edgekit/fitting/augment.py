@@ -8,28 +8,11 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.recipe import AugmentSpec
+
 _VALUES = np.arange(256, dtype=np.float32)
 # Pictures are spread over the cores by `fitting.cores`, each whole.
 cv2.setNumThreads(1)
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How far pictures are changed; all zero and no flip means not at all.
-
-    Args:
-        flip: Whether half of the pictures are mirrored left to right.
-        shift: Largest shift in each direction, as a fraction of the side.
-        zoom: Largest relative change of size, drawn for both axes together.
-        brightness: Largest additive change, as a fraction of the full range of 255.
-        contrast: Largest relative change of the distance from mid-grey.
-    """
-
-    flip: bool
-    shift: float
-    zoom: float
-    brightness: float
-    contrast: float
 
 
 @dataclass(frozen=True)
@@ -50,8 +33,13 @@ class Draws:
     lift: npt.NDArray[np.float32]
 
 
+def changes_of(spec: AugmentSpec) -> AugmentSpec | None:
+    """Returns how far pictures are changed, or None if they are not."""
+    return spec if spec.enabled else None
+
+
 def draw(
-    augmentation: Augmentation, *, count: int, size_px: tuple[int, int], seed: int, view: int
+    augmentation: AugmentSpec, *, count: int, size_px: tuple[int, int], seed: int, view: int
 ) -> Draws:
     """Returns the parameters of all rows of a view; row i depends on (seed, view, i) only."""
     random = np.random.default_rng((seed, view, 0xA6))

@@ -12,7 +12,6 @@ from edgekit.records import CheckpointRecord
 from edgekit.store import StageKey, Store
 
 _ARRAYS = "state.npz"
-_LAYOUT = 2  # of the arrays; a checkpoint of another one is not looked at
 
 
 @dataclass(frozen=True)
@@ -58,4 +57,4 @@ class Checkpoints:
             self.store.remove(self._after(epoch - 1))
 
     def _after(self, epoch: int) -> StageKey:
-        return replace(self.key, params={**self.key.params, "epoch": epoch, "layout": _LAYOUT})
+        return replace(self.key, params={**self.key.params, "epoch": epoch})

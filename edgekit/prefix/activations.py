@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.code_version import code_version
 from edgekit.errors import SpecError
 from edgekit.fitting import cores
-from edgekit.fitting.augment import Augmentation, Draws, changed, draw
+from edgekit.fitting.augment import Draws, changed, draw
 from edgekit.fitting.pictures import Pictures
 from edgekit.network.graph import INPUT
 from edgekit.prefix.inference import BATCH_ROWS
 from edgekit.prefix.level import Level, bytes_per_row
+from edgekit.recipe import AugmentSpec
 from edgekit.records import ShardRecord
 from edgekit.store import StageKey, Store
 
 STAGE = "activations"
-_CODE = 2
 _SHARD_ROWS = 1024
 # Between two chunks the cores wait for one another, and the display is told.
 _CHUNK_ROWS = 256
@@ -84,7 +85,7 @@ class Activations:
         split: str,
         level: Level | None,
         *,
-        augmentation: Augmentation | None,
+        augmentation: AugmentSpec | None,
         views: int,
         seed: int,
         shelf: Shelf,
@@ -275,11 +276,11 @@ class Activations:
         return values
 
     def _key(self, view: int, rows: Rows) -> StageKey:
-        changes = asdict(self._augmentation) if self._augmentation else None
+        changes = self._augmentation.model_dump(mode="json") if self._augmentation else None
         name, digest = (self.level.name, self.level.digest) if self.level else ("", "")
         return StageKey(
             f"{STAGE}-{name}",
-            _CODE,
+            code_version(f"{__name__}.Activations"),
             {
                 "split": self._split,
                 "first_row": int(rows[0]),

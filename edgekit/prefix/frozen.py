@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.fitting import cores
-from edgekit.fitting.augment import Augmentation
 from edgekit.fitting.pictures import Pictures
 from edgekit.network.graph import INPUT, Arrays, Node, output_shapes
 from edgekit.prefix.activations import STAGE, Activations, Rows, Shelf
 from edgekit.prefix.level import Level, Tensors, bytes_per_row, check, entering, level_to
+from edgekit.recipe import AugmentSpec
 from edgekit.records import PrefixRecord, SplitName
 
 CHECKED_PICTURES = 8
@@ -100,7 +100,7 @@ class Frozen:
         *,
         train: Pictures,
         validation: Pictures,
-        augmentation: Augmentation | None,
+        augmentation: AugmentSpec | None,
         views: int,
         seed: int,
         shelf: Shelf,
@@ -214,7 +214,7 @@ def activations_of(
     *,
     train: Pictures,
     validation: Pictures,
-    augmentation: Augmentation | None,
+    augmentation: AugmentSpec | None,
     views: int,
     seed: int,
     shelf: Shelf,

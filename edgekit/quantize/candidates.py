@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 
-from edgekit.fitting.augment import Augmentation
+from edgekit.fitting.augment import changes_of
 from edgekit.fitting.checkpoints import Checkpoints
 from edgekit.fitting.loop import (
     AVERAGING,
@@ -44,13 +44,12 @@ from edgekit.prefix.level import Level, level_digest
 from edgekit.quantize import qat
 from edgekit.quantize.calibration import calibrate, representative_rows, warnings_about
 from edgekit.quantize.sensitivity import Trials, fewest_to_keep, sensitivity
+from edgekit.recipe import QuantizeSpec, TrainSpec
 from edgekit.records import (
-    CalibrationMethod,
     Candidate,
     CandidateRecord,
     EpochRecord,
     FloatModelRecord,
-    Granularity,
     LayerQuantization,
     QuantizedModelRecord,
     RangeTable,
@@ -62,45 +61,6 @@ Logits = npt.NDArray[np.float32]
 _TEACHER = "teacher"
 # Steps to the peak of the learning rate.
 _WARMUP_STEPS = 20
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything the quantize stage reads from the recipe.
-
-    Args:
-        qat_epochs: Most epochs; 0 makes the post-training candidate only.
-        qat_min_steps: Fewest steps; the epochs are raised to that, and the patience with them.
-        qat_learning_rate: Adam's learning rate at the start; falls to zero along a cosine.
-        qat_patience: Epochs without a lower validation loss before training stops.
-        temperature: Softening of both outputs in the distillation loss.
-        calibration_images: Training pictures that set the ranges.
-        calibration: How, or None for the best method of each tensor.
-        granularity: One grid for each output channel of a kernel, or one for the whole kernel.
-        keep_float: Nodes that compute in float32.
-        max_drop: Most top-1 accuracy that int8 may lose on the validation split, in percentage
-            points; where it loses more, nodes are kept in float32 until calibrated int8 does not,
-            and training starts again. None for as it comes.
-        batch_size: Pictures per step.
-        augmentation: Random changes of training pictures, or None.
-        views: Differently changed versions of each training picture.
-        seed: Seed of the recipe.
-    """
-
-    qat_epochs: int
-    qat_min_steps: float
-    qat_learning_rate: float
-    qat_patience: int
-    temperature: float
-    calibration_images: int
-    calibration: CalibrationMethod | None
-    granularity: Granularity
-    keep_float: tuple[str, ...]
-    max_drop: float | None
-    batch_size: int
-    augmentation: Augmentation | None
-    views: int
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -131,9 +91,11 @@ def quantize_model(
     arrays: Arrays,
     train: Pictures,
     validation: Pictures,
-    plan: Plan,
+    spec: QuantizeSpec,
+    training: TrainSpec,
     folder: Path,
     *,
+    seed: int,
     checkpoints: Checkpoints,
     shelf: Shelf,
     say: Callable[[str], None],
@@ -150,8 +112,11 @@ def quantize_model(
         arrays: Its float arrays, `layer/variable`.
         train: Pictures for calibration and quantization-aware training.
         validation: Pictures that decide which candidate ships.
-        plan: What the recipe asks for.
+        spec: What the recipe asks for.
+        training: How the float model was trained: quantization-aware training sees the same views
+            in batches of the same size, and takes `min_steps` in proportion to its epochs.
         folder: Where the files go.
+        seed: Seed of the recipe.
         checkpoints: Keeps the finished epochs of quantization-aware training.
         shelf: Where the activations of the frozen part are kept.
         say: Called with one line per candidate.
@@ -160,43 +125,45 @@ def quantize_model(
             when it is kept.
 
     Raises:
-        SpecError: If `plan.keep_float` names a node that the network does not have.
+        SpecError: If `spec.keep_float` names a node that the network does not have.
         TrainingError: If the loss stops being finite.
     """
-    keras_model.make_deterministic(plan.seed)
+    keras_model.make_deterministic(seed)
     nodes = mobilenet_v2(float_model.alpha)
-    check_names(nodes, plan.keep_float, "quantize.keep_float")
+    check_names(nodes, spec.keep_float, "quantize.keep_float")
     weights = fold(nodes, arrays)
-    rows = representative_rows(train.labels, plan.calibration_images, plan.seed)
+    rows = representative_rows(train.labels, spec.calibration_images, seed)
     warnings = warnings_about(train, rows)
     for warning in warnings:
         say(f"warning: {warning}")
+    method = None if spec.calibration == "auto" else spec.calibration
     found = calibrate(
-        nodes, weights, train, rows, lambda *done: progress("calibrating", *done), plan.calibration
+        nodes, weights, train, rows, lambda *done: progress("calibrating", *done), method
     )
-    full = table_of(nodes, weights, found, plan.granularity)
+    full = table_of(nodes, weights, found, spec.granularity)
     float_logits = compiled(logits_function(nodes, weights), validation)()
     unfrozen = frozenset(float_model.unfrozen_layers)
 
     def candidates(kept: Mapping[str, str]) -> list[_Made]:
         made = [_answered("ptq", nodes, weights, full, kept, validation, ())]
-        if plan.qat_epochs:
+        if spec.qat_epochs:
             tuned, learned, epochs = _train(
-                nodes, unfrozen, weights, full, tuple(kept), train, validation, plan,
+                nodes, unfrozen, weights, full, tuple(kept), train, validation, spec,
+                training, seed,
                 checkpoints, shelf, progress, epoch_done,
             )  # fmt: skip
             made.append(_answered("qat", nodes, tuned, learned, kept, validation, epochs))
         return made
 
-    kept = dict.fromkeys(plan.keep_float, "named in quantize.keep_float")
+    kept = dict.fromkeys(spec.keep_float, "named in quantize.keep_float")
     made = candidates(kept)
     chosen = Pictures(train.images[rows.held_out], train.labels[rows.held_out], train.preprocess)
     # Of the calibrated network: training behind int8 layers answers worse behind float32 ones.
     trials = Trials(nodes, weights, full, chosen)
     costs = sensitivity(
-        trials, plan.keep_float, lambda *done: progress("measuring each layer in int8", *done)
+        trials, spec.keep_float, lambda *done: progress("measuring each layer in int8", *done)
     )
-    most = plan.max_drop
+    most = spec.max_drop
 
     def dropped(logits: Logits) -> float:
         """Returns the top-1 accuracy lost, in percentage points."""
@@ -336,7 +303,9 @@ def _train(
     kept: tuple[str, ...],
     train: Pictures,
     validation: Pictures,
-    plan: Plan,
+    spec: QuantizeSpec,
+    training: TrainSpec,
+    seed: int,
     checkpoints: Checkpoints,
     shelf: Shelf,
     progress: Progress,
@@ -351,34 +320,36 @@ def _train(
         level,
         train=train,
         validation=validation,
-        augmentation=plan.augmentation,
-        views=plan.views,
-        seed=plan.seed,
+        augmentation=changes_of(training.augment),
+        views=training.views,
+        seed=seed,
         shelf=shelf,
     )
-    epochs = enough_epochs(plan.qat_epochs, plan.qat_min_steps, len(train.labels), plan.batch_size)
+    # In proportion to those of the final training.
+    steps = training.min_steps * spec.qat_epochs / training.epochs
+    epochs = enough_epochs(spec.qat_epochs, steps, len(train.labels), training.batch_size)
     plan_storage(made, epochs=epochs, again=False, shelf=shelf)
     entering = tuple(level.outputs)
     feeds = {split: CutFeed(activations, entering) for split, activations in made.items()}
     shapes = feeds["train"].shapes
     spans = table.activations
-    tail = qat.wrap(tail_nodes, names, shapes[: len(names)], weights, table, plan.granularity)
+    tail = qat.wrap(tail_nodes, names, shapes[: len(names)], weights, table, spec.granularity)
     trainer = Trainer(
         _OnGrid(tail, [spans.get(name) for name in names]),
         tail.trainable_variables,
         len(names),
-        _distillation(plan.temperature),
+        _distillation(spec.temperature),
         feeds["train"],
-        batch_size=plan.batch_size,
+        batch_size=training.batch_size,
         averaging=AVERAGING,
     )
     result = fit(
         trainer,
         feeds["train"],
         feeds["validation"],
-        schedule=Schedule(plan.qat_learning_rate, epochs, _WARMUP_STEPS),
-        patience=math.ceil(plan.qat_patience * epochs / plan.qat_epochs),
-        seed=plan.seed,
+        schedule=Schedule(spec.qat_learning_rate, epochs, _WARMUP_STEPS),
+        patience=math.ceil(spec.qat_patience * epochs / spec.qat_epochs),
+        seed=seed,
         checkpoints=replace(checkpoints, key=key),
         epoch_done=epoch_done,
         progress=lambda last, *seen: progress(f"quantization-aware training{last}", *seen),
@@ -387,7 +358,7 @@ def _train(
     trained = {**weights, **tuned}
     return (
         trained,
-        table_of(nodes, trained, {**full.activations, **learned}, plan.granularity),
+        table_of(nodes, trained, {**full.activations, **learned}, spec.granularity),
         result.epochs,
     )
 

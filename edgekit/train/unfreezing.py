@@ -17,7 +17,7 @@ import numpy.typing as npt
 import tensorflow as tf
 
 from edgekit.errors import ConversionError, TrainingError
-from edgekit.fitting.augment import Augmentation
+from edgekit.fitting.augment import changes_of
 from edgekit.fitting.checkpoints import Checkpoints
 from edgekit.fitting.feed import Feed
 from edgekit.fitting.loop import (
@@ -37,14 +37,14 @@ from edgekit.network.tail import Tail
 from edgekit.prefix.activations import Shelf
 from edgekit.prefix.frozen import CHECKED_PICTURES, CutFeed, Frozen, describe
 from edgekit.prefix.level import CLOSE
+from edgekit.recipe import ModelSpec, TrainSpec
 from edgekit.records import CutScore, EpochRecord, FloatModelRecord, PhaseRecord, Purpose
 from edgekit.store import StageKey, Store
-from edgekit.train.cuts import EARLIEST, HEAD, Cut, Granularity, block_of, fixed, progressive
+from edgekit.train.cuts import EARLIEST, HEAD, Cut, block_of, fixed, progressive
 from edgekit.train.folds import Part, Rows, folds, sample
 from edgekit.train.strategy import (
     FOLDS,
     Probe,
-    Strategy,
     Trial,
     choose,
     cross_validate,
@@ -69,76 +69,29 @@ _LONG_SECONDS = 120.0
 _CALMER, _MOST_CALMED = 4.0, 2
 
 
-@dataclass(frozen=True)
-class Plan:
-    """Everything the train stage reads from the recipe.
+def few_views(spec: TrainSpec) -> int:
+    """Returns the views of each training picture that the head and the trials see."""
+    return min(spec.views, spec.trial_epochs)
+
+
+def schedule(spec: TrainSpec, purpose: Purpose, rows: int, peak: float) -> Schedule:
+    """Returns the schedule of a phase.
+
+    Its epochs are raised so that the final training takes `min_steps` at least, and the other
+    phases in proportion; but a trial no more than one of `TRIAL_PICTURES` pictures takes.
 
     Args:
-        alpha: Width multiplier.
-        dropout: Fraction of pooled features dropped while training.
-        weights: Starting weights, see `keras_model.build`.
-        batch_size: Pictures per step.
-        head_epochs: Epochs of the head alone.
-        head_learning_rate: Its peak learning rate.
-        trial_epochs: Epochs of each cut in the comparison, over at most 1600 pictures.
-        epochs: Epochs of the final training.
-        min_steps: Least steps of the final training; its epochs are raised to that, and those of
-            the other phases in proportion, but a trial's to no more steps than one of 1600 pictures
-            takes.
-        learning_rate: Peak learning rate of trials and final training.
-        warmup_steps: Steps to the peak.
-        granularity: What one more trial unfreezes.
-        strategy: How far to unfreeze.
-        unfreeze_from: The cut of "fixed", or None.
-        unfreeze_until: The earliest cut that is compared; None for `cuts.EARLIEST`.
-        patience: Trials in a row that are worse than the best before the comparison ends.
-        label_smoothing: Share of the label's mass that is spread over all classes.
-        augmentation: Random changes of training pictures, or None.
-        views: Differently changed versions of each training picture; where more than the head
-            trains, the head and the trials see the first `trial_epochs` of them.
-        seed: Seed of the recipe.
+        spec: What the recipe asks for.
+        purpose: What the phase is for.
+        rows: Pictures of an epoch.
+        peak: Its peak learning rate.
     """
-
-    alpha: float
-    dropout: float
-    weights: str
-    batch_size: int
-    head_epochs: int
-    head_learning_rate: float
-    trial_epochs: int
-    epochs: int
-    min_steps: int
-    learning_rate: float
-    warmup_steps: int
-    granularity: Granularity
-    strategy: Strategy
-    unfreeze_from: int | str | None
-    unfreeze_until: int | str | None
-    patience: int
-    label_smoothing: float
-    augmentation: Augmentation | None
-    views: int
-    seed: int
-
-    @property
-    def few_views(self) -> int:
-        """Views of each training picture that the head and the trials see."""
-        return min(self.views, self.trial_epochs)
-
-    def schedule(self, purpose: Purpose, rows: int, peak: float) -> Schedule:
-        """Returns the schedule of a phase.
-
-        Args:
-            purpose: What the phase is for.
-            rows: Pictures of an epoch.
-            peak: Its peak learning rate.
-        """
-        asked = {"head": self.head_epochs, "trial": self.trial_epochs, "final": self.epochs}
-        steps = self.min_steps * asked[purpose] / self.epochs
-        if purpose == "trial":  # no more for a few hundred pictures than for a million
-            steps = min(steps, self.trial_epochs * TRIAL_PICTURES / self.batch_size)
-        epochs = enough_epochs(asked[purpose], steps, rows, self.batch_size)
-        return Schedule(peak, epochs, self.warmup_steps)
+    asked = {"head": spec.head_epochs, "trial": spec.trial_epochs, "final": spec.epochs}
+    steps = spec.min_steps * asked[purpose] / spec.epochs
+    if purpose == "trial":  # no more for a few hundred pictures than for a million
+        steps = min(steps, spec.trial_epochs * TRIAL_PICTURES / spec.batch_size)
+    epochs = enough_epochs(asked[purpose], steps, rows, spec.batch_size)
+    return Schedule(peak, epochs, spec.warmup_steps)
 
 
 @dataclass(frozen=True)
@@ -214,9 +167,11 @@ def train(
     train_pictures: Pictures,
     validation: Pictures,
     class_count: int,
-    plan: Plan,
+    model: ModelSpec,
+    spec: TrainSpec,
     folder: Path,
     *,
+    seed: int,
     keeping: Keeping,
     say: Say,
     progress: Progress,
@@ -228,8 +183,10 @@ def train(
         train_pictures: Pictures to learn from.
         validation: Pictures that decide every choice; the test split is never seen.
         class_count: Number of classes.
-        plan: What the recipe asks for.
+        model: The network that the recipe asks for; its weights are "none" or the path of a file.
+        spec: How it is to be trained.
         folder: Where the weights go.
+        seed: Seed of the recipe.
         keeping: Keeps every finished phase and epoch, so that an interrupted run continues behind
             the last, and the activations of the frozen part.
         say: Called with one line when a phase ends.
@@ -243,30 +200,32 @@ def train(
         TrainingError: If the loss of the head, or of the cut of "fixed", stops being finite.
         ConversionError: If the frozen part or the result answers otherwise than Keras's layers do.
     """
-    keras_model.make_deterministic(plan.seed)
+    keras_model.make_deterministic(seed)
     size = int(train_pictures.images.shape[1])
-    model = keras_model.build(
-        alpha=plan.alpha,
+    network = keras_model.build(
+        alpha=model.alpha,
         input_size_px=size,
         class_count=class_count,
-        weights=plan.weights,
-        seed=plan.seed,
+        weights=model.weights,
+        seed=seed,
     )
-    if plan.weights == "none":
+    if model.weights == "none":
         every = max(1, len(train_pictures.images) // _STATISTICS_PICTURES)
         shown = train_pictures.images[::every].astype(np.float32)
-        keras_model.take_statistics(model, train_pictures.normalize(shown))
-    run = _Run(model, train_pictures, validation, plan, keeping, say, progress, epoch_done)
+        keras_model.take_statistics(network, train_pictures.normalize(shown))
+    run = _Run(
+        network, train_pictures, validation, model, spec, seed, keeping, say, progress, epoch_done
+    )
     shipped = run.go()
     arrays = {**run.start, **shipped.weights()}
-    keras_model.assign(model, arrays)
-    _check(model, validation, shipped.logits)
+    keras_model.assign(network, arrays)
+    _check(network, validation, shipped.logits)
     np.savez(folder / _WEIGHTS, allow_pickle=False, **arrays)
     record = shipped.record
     best = record.epochs[record.best_epoch]
     unfrozen = run.cut_named(record.cut).unfrozen
     return FloatModelRecord(
-        alpha=plan.alpha,
+        alpha=model.alpha,
         input_size_px=size,
         class_count=class_count,
         cut=record.cut,
@@ -288,51 +247,53 @@ class _Run:
 
     def __init__(
         self,
-        model: Any,
+        network: Any,
         train_pictures: Pictures,
         validation: Pictures,
-        plan: Plan,
+        model: ModelSpec,
+        spec: TrainSpec,
+        seed: int,
         keeping: Keeping,
         say: Say,
         progress: Progress,
         epoch_done: EpochTold | None,
     ) -> None:
-        self._model = model
+        self._network = network
         self._train = train_pictures
         self._validation = validation
-        self._plan = plan
+        self._dropout = model.dropout
+        self._spec = spec
+        self._seed = seed
         self._keeping = keeping
         self._say = say
         self._progress = progress
         self._epoch_done = epoch_done
-        self._nodes = mobilenet_v2(plan.alpha)
+        self._nodes = mobilenet_v2(model.alpha)
         self._previous = ""
-        self.start = keras_model.arrays_of(model)
-        self.layers = [layer.name for layer in model.layers]
+        self.start = keras_model.arrays_of(network)
+        self.layers = [layer.name for layer in network.layers]
         self.phases: list[_Phase] = []
         self._traced: tuple[str, Tail, Trainer] | None = None  # of the last cut
         self.curve: tuple[CutScore, ...] = ()
         self.warnings: list[str] = []
         self.strategy = self.chosen_because = self.stopped_because = ""
         self._told_of_room = False
-        self._head, *further = progressive(self.layers, self._nodes, plan.granularity)
-        until = EARLIEST if plan.unfreeze_until is None else plan.unfreeze_until
+        self._head, *further = progressive(self.layers, self._nodes, spec.granularity)
+        until = EARLIEST if spec.unfreeze_until is None else spec.unfreeze_until
         last = fixed("train.unfreeze_until", until, self.layers, self._nodes)
         further = [cut for cut in further if cut.index >= last.index]
         self._last = last.name
-        if plan.unfreeze_from is not None:
+        if spec.unfreeze_from is not None:
             key = "train.unfreeze_from"
-            further = [fixed(key, plan.unfreeze_from, self.layers, self._nodes)]
-        self._further = () if plan.strategy == "head" else tuple(further)
+            further = [fixed(key, spec.unfreeze_from, self.layers, self._nodes)]
+        self._further = () if spec.strategy == "head" else tuple(further)
         self._cuts = (self._head, *self._further)
         # Before the final training a few views do; where it sees more of them, it makes them at its
         # own cut alone.
-        few = plan.few_views if self._further else plan.views
-        final = plan.schedule("final", len(train_pictures.labels), plan.learning_rate)
-        self._makes_own_views = plan.augmentation is not None and few < min(
-            plan.views, final.epochs
-        )
-        alone = plan.strategy == "fixed" and self._makes_own_views
+        few = few_views(spec) if self._further else spec.views
+        final = schedule(spec, "final", len(train_pictures.labels), spec.learning_rate)
+        self._makes_own_views = spec.augment.enabled and few < min(spec.views, final.epochs)
+        alone = spec.strategy == "fixed" and self._makes_own_views
         cuts = (self._head,) if alone else self._cuts
         self._read_again = len(cuts) > 1  # what the head reads, by the phases behind it
         shelf = keeping.shelf
@@ -347,11 +308,11 @@ class _Run:
             [self._place(cut) for cut in cuts],
             train=train,
             validation=judge,
-            augmentation=self._plan.augmentation,
+            augmentation=changes_of(self._spec.augment),
             views=views,
-            seed=self._plan.seed,
+            seed=self._seed,
             shelf=shelf,
-            reference=partial(keras_model.tensors_of, self._model, self._nodes),
+            reference=partial(keras_model.tensors_of, self._network, self._nodes),
         )
 
     def _place(self, cut: Cut) -> str:
@@ -364,13 +325,13 @@ class _Run:
 
     def go(self) -> _Phase:
         """Runs all phases and returns the one that ships."""
-        plan = self._plan
-        head = self._phase("head", self._head, plan.head_learning_rate, self._whole, None)
-        if plan.strategy in ("head", "fixed"):
+        spec = self._spec
+        head = self._phase("head", self._head, spec.head_learning_rate, self._whole, None)
+        if spec.strategy in ("head", "fixed"):
             cut = self._further[0] if self._further else self._head
             self.strategy = (
                 "head: feature extraction alone, as asked"
-                if plan.strategy == "head"
+                if spec.strategy == "head"
                 else f"fixed: from {cut.name}, as asked"
             )
             self.stopped_because = "no cuts were compared"
@@ -388,10 +349,10 @@ class _Run:
 
     def _compared(self, head: _Phase) -> Cut:
         """Compares the cuts from the output side on and returns the best."""
-        crossed, self.strategy = cross_validate(self._plan.strategy, self._probe(head))
+        crossed, self.strategy = cross_validate(self._spec.strategy, self._probe(head))
         self._say(f"strategy {self.strategy}")
         sides = self._folds() if crossed else (self._trial_side(),)
-        rate = self._plan.head_learning_rate
+        rate = self._spec.head_learning_rate
         heads = (
             [self._phase("trial", self._head, rate, side, None) for side in sides]
             if crossed
@@ -402,7 +363,7 @@ class _Run:
         self.stopped_because = f"{self._last} was reached (train.unfreeze_until)"
         for cut in self._further:
             tried = [
-                self._calmed("trial", cut, side, start, self._plan.learning_rate)
+                self._calmed("trial", cut, side, start, self._spec.learning_rate)
                 for side, start in zip(sides, heads, strict=True)
             ]
             phases = [phase for phase in tried if phase is not None]
@@ -411,7 +372,7 @@ class _Run:
                 break
             trials.append(_trial(cut.name, phases))
             misses = misses + 1 if worse(trials[-1], trials[lowest(trials)]) else 0
-            if misses >= self._plan.patience:
+            if misses >= self._spec.patience:
                 self.stopped_because = (
                     f"unfreezing from {cut.name} raised the validation loss by more than two "
                     "standard errors"
@@ -432,7 +393,7 @@ class _Run:
 
     def _trial_side(self) -> _Side:
         # Where nothing is kept, the rows of a trial alone are computed.
-        learn = sample(self._train.labels, TRIAL_PICTURES, self._plan.seed)
+        learn = sample(self._train.labels, TRIAL_PICTURES, self._seed)
         return replace(self._whole, learn=learn)
 
     def _folds(self) -> tuple[_Side, ...]:
@@ -442,24 +403,24 @@ class _Run:
         images = np.concatenate([pictures.images for pictures in both])
         together = Pictures(images, labels, self._train.preprocess)
         shelf = replace(self._keeping.shelf, data=f"{self._keeping.shelf.data} and validation")
-        frozen = self._frozen(together, together, shelf, self._cuts, self._plan.few_views)
+        frozen = self._frozen(together, together, shelf, self._cuts, few_views(self._spec))
         every = np.arange(len(labels))
         return tuple(
             _Side(frozen, number, np.setdiff1d(every, rows), rows)
-            for number, rows in enumerate(folds(labels, FOLDS, self._plan.seed))
+            for number, rows in enumerate(folds(labels, FOLDS, self._seed))
         )
 
     def _final(self, cut: Cut, head: _Phase) -> _Phase:
         """Trains from the chosen cut; the head alone ships if that makes the network worse."""
-        plan = self._plan
+        spec = self._spec
         tried = [p.record.learning_rate for p in self.phases if p.record.cut == cut.name]
-        rate = min([plan.learning_rate, *tried])
+        rate = min([spec.learning_rate, *tried])
         if self._makes_own_views:
             pictures, shelf = (self._train, self._validation), self._keeping.shelf
             # In its place: files that are mapped keep their room on the disk.
-            self._whole = _Side(self._frozen(*pictures, shelf, (cut,), plan.views))
+            self._whole = _Side(self._frozen(*pictures, shelf, (cut,), spec.views))
         found = self._calmed("final", cut, self._whole, head, rate)
-        fixed_cut = plan.strategy == "fixed"
+        fixed_cut = spec.strategy == "fixed"
         if found is not None and (fixed_cut or found.losses.mean() <= head.losses.mean()):
             return found
         what = (
@@ -542,28 +503,28 @@ class _Run:
         key: StageKey,
     ) -> tuple[PhaseRecord, npt.NDArray[np.float32], Arrays]:
         """Trains and returns the record, the logits and the weights."""
-        plan = self._plan
+        spec = self._spec
         before = {**self.start, **(start.weights() if start else {})}
         rows = len(side.frozen.train.labels) if side.learn is None else len(side.learn)
-        schedule = plan.schedule(purpose, rows, peak)
+        planned = schedule(spec, purpose, rows, peak)
         again = purpose == "trial" or (purpose == "head" and self._read_again)
-        feeds = side.frozen.feeds(self._place(cut), epochs=schedule.epochs, again=again)
-        self._foretell(purpose, cut, side.frozen, rows, schedule.epochs)
+        feeds = side.frozen.feeds(self._place(cut), epochs=planned.epochs, again=again)
+        self._foretell(purpose, cut, side.frozen, rows, planned.epochs)
         tail, trainer = self._trainer(cut, feeds["train"])
         tail.start(before)
         what = _name(purpose, cut.name)
 
         def done(epoch: int, record: EpochRecord) -> None:
             if self._epoch_done is not None:
-                self._epoch_done(what, epoch, schedule.epochs, record)
+                self._epoch_done(what, epoch, planned.epochs, record)
 
         result = fit(
             trainer,
             _part(feeds["train"], side.learn),
             _part(feeds["validation"], side.judge),
-            schedule=schedule,
-            patience=schedule.epochs,
-            seed=plan.seed,
+            schedule=planned,
+            patience=planned.epochs,
+            seed=self._seed,
             checkpoints=Checkpoints(self._keeping.store, replace(key, stage=EPOCH_STAGE)),
             epoch_done=done,
             progress=lambda last, *seen: self._progress(f"training {what}{last}", *seen),
@@ -595,17 +556,17 @@ class _Run:
             # Traced functions refer to themselves; uncollected they pile up cut after cut.
             self._traced = None
             gc.collect()
-            plan = self._plan
+            spec = self._spec
             nodes = split(self._nodes, cut.unfrozen)[1]
-            tail = Tail(nodes, like.names, self.start, dropout=plan.dropout, seed=plan.seed)
+            tail = Tail(nodes, like.names, self.start, dropout=self._dropout, seed=self._seed)
             trainer = Trainer(
                 tail,
                 tail.trained(),
                 len(like.names),
-                _smoothed_cross_entropy(plan.label_smoothing),
+                _smoothed_cross_entropy(spec.label_smoothing),
                 like,
-                batch_size=plan.batch_size,
-                noise=tail.noise if plan.dropout else None,
+                batch_size=spec.batch_size,
+                noise=tail.noise if self._dropout else None,
                 averaging=AVERAGING,
             )
             self._traced = cut.name, tail, trainer

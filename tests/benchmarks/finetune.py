@@ -297,37 +297,30 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
     load_tensorflow()
     import numpy as np
 
-    from edgekit.fitting.augment import Augmentation
     from edgekit.fitting.pictures import Pictures
     from edgekit.network import keras_model
     from edgekit.prefix.activations import Shelf
+    from edgekit.recipe import AugmentSpec, ModelSpec, TrainSpec
     from edgekit.store import StageKey, Store
-    from edgekit.train.unfreezing import Keeping, Plan, train
+    from edgekit.train.unfreezing import Keeping, train
 
     contract = _contract(options)
     (x, y), (vx, vy), (tx, ty) = _splits(options, case["times"])
     classes = int(y.max()) + 1
-    plan = Plan(
-        alpha=options.alpha,
-        dropout=0.2,
-        weights=options.weights,
+    model = ModelSpec(alpha=options.alpha, weights=options.weights)
+    spec = TrainSpec(
         batch_size=BATCH,
         head_epochs=case["head_epochs"],
         head_learning_rate=HEAD_RATE,
-        trial_epochs=1,
         epochs=case["epochs"],
         min_steps=0,
         learning_rate=RATE,
         warmup_steps=WARMUP_STEPS,
-        granularity="stage",
         strategy="fixed" if case["cut"] else "head",
         unfreeze_from=case["cut"],
-        unfreeze_until=None,
-        patience=1,
         label_smoothing=SMOOTHING,
-        augmentation=Augmentation(**CHANGES) if case["augment"] else None,
+        augment=AugmentSpec(enabled=case["augment"], **CHANGES),
         views=options.views if case["cut"] else min(2, options.views),
-        seed=seed,
     )
     marks: list[tuple[str, float]] = []
     curve: list[tuple[float, float]] = []
@@ -342,15 +335,17 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
     with tempfile.TemporaryDirectory(dir=options.cache) as folder:
         store = Store(Path(folder), say)
         shelf = Shelf(store, "pictures", 4_000_000_000, say, lambda *_: None)
-        key = StageKey("train", 1, {}, {}, (), seed)
+        key = StageKey("train", "1", {}, {}, (), seed)
         rate = _rate()
         started = time.perf_counter()
         record = train(
             Pictures(x, y, contract),
             Pictures(vx, vy, contract),
             classes,
-            plan,
+            model,
+            spec,
             Path(folder),
+            seed=seed,
             keeping=Keeping(store, key, shelf),
             say=say,
             progress=lambda *_: None,

@@ -15,6 +15,7 @@ from edgekit.data.decode import Folder, decode, read_folder
 from edgekit.data.picture import fit
 from edgekit.data.scan import SPLITS, scan
 from edgekit.errors import DataError
+from edgekit.recipe import DataSpec
 from edgekit.records import DatasetRecord, Preprocess
 
 CONTRACT = Preprocess(height_px=20, width_px=28)
@@ -62,11 +63,14 @@ def decoded(
     return decode(
         scan(root),
         CONTRACT,
+        DataSpec(
+            path=root,
+            validation_fraction=0.2,
+            test_fraction=0.2,
+            min_images_per_class=minimum,
+            max_bad_fraction=max_bad_fraction,
+        ),
         folder,
-        validation_fraction=0.2,
-        test_fraction=0.2,
-        min_images_per_class=minimum,
-        max_bad_fraction=max_bad_fraction,
         seed=seed,
         progress=progress,
     )

@@ -6,14 +6,15 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from edgekit.recipe import AugmentSpec
 from edgekit.records import Preprocess
 
 pytest.importorskip("cv2")
 
-from edgekit.fitting.augment import Augmentation, Draws, changed, draw
+from edgekit.fitting.augment import Draws, changed, draw
 
-STILL = Augmentation(flip=False, shift=0, zoom=0, brightness=0, contrast=0)
-LIVELY = Augmentation(flip=True, shift=0.2, zoom=0.3, brightness=0.2, contrast=0.4)
+STILL = AugmentSpec(flip=False, shift=0, zoom=0, brightness=0, contrast=0)
+LIVELY = AugmentSpec(flip=True, shift=0.2, zoom=0.3, brightness=0.2, contrast=0.4)
 HEIGHT, WIDTH = 12, 17
 
 
@@ -22,7 +23,7 @@ def some(count: int = 8) -> npt.NDArray[np.uint8]:
     return random.integers(0, 256, (count, HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
-def draws(augmentation: Augmentation, count: int = 8, seed: int = 1, view: int = 0) -> Draws:
+def draws(augmentation: AugmentSpec, count: int = 8, seed: int = 1, view: int = 0) -> Draws:
     return draw(augmentation, count=count, size_px=(HEIGHT, WIDTH), seed=seed, view=view)
 
 
@@ -49,13 +50,13 @@ def test_no_change_gives_the_same_pixels() -> None:
     images = some()
     assert np.array_equal(pixels_of(images, draws(STILL)), images)
     # Twin: a shift of up to a pixel is a change.
-    moved = Augmentation(flip=False, shift=1 / HEIGHT, zoom=0, brightness=0, contrast=0)
+    moved = AugmentSpec(flip=False, shift=1 / HEIGHT, zoom=0, brightness=0, contrast=0)
     assert not np.array_equal(pixels_of(images, draws(moved)), images)
 
 
 def test_a_flip_is_an_exact_mirror_of_half_of_the_pictures() -> None:
     images = some(200)
-    flipping = Augmentation(flip=True, shift=0, zoom=0, brightness=0, contrast=0)
+    flipping = AugmentSpec(flip=True, shift=0, zoom=0, brightness=0, contrast=0)
     result = pixels_of(images, draws(flipping, 200))
     same = (result == images).all((1, 2, 3))
     mirrored = (result == images[:, :, ::-1]).all((1, 2, 3))
@@ -97,7 +98,7 @@ def test_no_parameter_leaves_its_range(seed: int) -> None:
 
 
 def test_values_stay_in_the_range_of_a_pixel() -> None:
-    glaring = Augmentation(flip=True, shift=0.5, zoom=0.9, brightness=1, contrast=1)
+    glaring = AugmentSpec(flip=True, shift=0.5, zoom=0.9, brightness=1, contrast=1)
     result = pixels_of(some(64), draws(glaring, 64))
     assert result.dtype == np.float32
     assert (result.min(), result.max()) == (0, 255)
@@ -139,11 +140,11 @@ def by_definition(images: npt.NDArray[np.uint8], given: Draws) -> npt.NDArray[np
 
 
 # The last moves pictures by more than their side: the reflection is reflected again.
-WILD = Augmentation(flip=True, shift=1.5, zoom=0.9, brightness=0.3, contrast=0.2)
+WILD = LIVELY.model_copy(update={"shift": 1.5, "zoom": 0.9})
 
 
 @pytest.mark.parametrize("augmentation", [STILL, LIVELY, WILD], ids=["still", "lively", "wild"])
-def test_it_is_bilinear_and_rounded_to_whole_pixel_values(augmentation: Augmentation) -> None:
+def test_it_is_bilinear_and_rounded_to_whole_pixel_values(augmentation: AugmentSpec) -> None:
     images, given = some(100), draws(augmentation, 100)
     expected = by_definition(images, given)
 

@@ -13,12 +13,12 @@ import pytest
 from tiny_network import CLASSES, Untyped, checkpoints, coloured, shelf
 
 from edgekit.errors import TrainingError
+from edgekit.recipe import AugmentSpec
 from edgekit.records import EpochRecord, Preprocess
 
 tf = pytest.importorskip("tensorflow")
 
 from edgekit.fitting import cores, loop  # noqa: E402 - after the check for TensorFlow
-from edgekit.fitting.augment import Augmentation  # noqa: E402
 from edgekit.fitting.loop import (  # noqa: E402
     AVERAGING,
     Fit,
@@ -38,7 +38,7 @@ from edgekit.prefix.level import Compute, Level  # noqa: E402
 SIDE = 8
 # Of the linear model on 40 pictures in batches of 16: it overfits from the third epoch on.
 OVERFITTING = Schedule(peak=0.3, epochs=6, warmup_steps=1)
-WOBBLY = Augmentation(flip=True, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1)
+WOBBLY = AugmentSpec(flip=True, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1)
 
 
 def pictures(folder: Path, count: int, seed: int) -> Pictures:
@@ -53,7 +53,7 @@ def feeds(
     folder: Path,
     train: Pictures,
     validation: Pictures,
-    augmentation: Augmentation | None = WOBBLY,
+    augmentation: AugmentSpec | None = WOBBLY,
 ) -> tuple[CutFeed, CutFeed]:
     """Returns feeds of the pictures themselves, those of training in three versions."""
     made = activations_of(
@@ -141,7 +141,7 @@ class Run:
 
     folder: Path
     batch_size: int = 16  # 40 is no multiple: the last batch is smaller
-    augmentation: Augmentation | None = WOBBLY
+    augmentation: AugmentSpec | None = WOBBLY
     tail: Untyped = field(default_factory=linear)
     seen: list[EpochRecord] = field(default_factory=list)
     variables: list[list[np.ndarray]] = field(default_factory=list)

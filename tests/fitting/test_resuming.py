@@ -10,13 +10,13 @@ import pytest
 from tiny_network import Untyped, coloured, shelf
 
 from edgekit.network.graph import LOGITS, mobilenet_v2
+from edgekit.recipe import AugmentSpec
 from edgekit.records import CheckpointRecord, EpochRecord, Preprocess
 from edgekit.store import StageKey, Store
 
 tf = pytest.importorskip("tensorflow")
 
-from edgekit.fitting.augment import Augmentation  # noqa: E402 - after the check for TensorFlow
-from edgekit.fitting.checkpoints import Checkpoints  # noqa: E402
+from edgekit.fitting.checkpoints import Checkpoints  # noqa: E402 - after the check
 from edgekit.fitting.loop import Fit, Schedule, Trainer, fit  # noqa: E402
 from edgekit.fitting.pictures import Pictures  # noqa: E402
 from edgekit.network.tail import Tail  # noqa: E402
@@ -25,10 +25,10 @@ from edgekit.prefix.level import Level  # noqa: E402
 
 SIDE, FEATURES = 8, 48
 POOLED = "global_average_pool"
-WOBBLY = Augmentation(flip=True, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1)
+WOBBLY = AugmentSpec(flip=True, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1)
 # 42 rows in batches of 4: eleven steps an epoch. From the third epoch on it learns by heart.
 SCHEDULE = Schedule(peak=1e-2, epochs=4, warmup_steps=11)
-KEY = StageKey("train-epoch", 1, {"number": 3}, {"data": "d"}, (), 5)
+KEY = StageKey("train-epoch", "1", {"number": 3}, {"data": "d"}, (), 5)
 EPOCH = EpochRecord(
     train_loss=1.25,
     train_accuracy=0.5,

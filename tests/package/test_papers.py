@@ -151,6 +151,7 @@ def made(
             **recipe,
         },
         recipe_sha256=hashlib.sha256(b"recipe").hexdigest(),
+        targets=(load_target("pixel-8").model_dump(mode="json"),),
         dataset=DatasetRecord(
             class_names=labels, preprocess=PREPROCESS,
             splits={

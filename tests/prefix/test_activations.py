@@ -12,11 +12,12 @@ import pytest
 from tiny_network import ALPHA, SIZE_PX, Network, Untyped, coloured, shelf
 
 from edgekit.network.graph import INPUT, LOGITS, fold, mobilenet_v2
+from edgekit.recipe import AugmentSpec
 from edgekit.records import Preprocess
 
 pytest.importorskip("tensorflow")
 
-from edgekit.fitting.augment import Augmentation, changed, draw
+from edgekit.fitting.augment import changed, draw
 from edgekit.fitting.pictures import Pictures
 from edgekit.network import keras_model
 from edgekit.prefix.activations import Activations, Shelf
@@ -24,7 +25,7 @@ from edgekit.prefix.level import Level, bytes_per_row, entering, level_to
 
 SIDE = 4
 ROWS = 2100  # two full shards and a rest
-WOBBLY = Augmentation(flip=True, shift=0.2, zoom=0.2, brightness=0.1, contrast=0.2)
+WOBBLY = AugmentSpec(flip=True, shift=0.2, zoom=0.2, brightness=0.1, contrast=0.2)
 EVERY = np.arange(ROWS)
 NAMES = ("sums", "tops")
 
@@ -44,7 +45,7 @@ class Made:
     split: Pictures
     stored: frozenset[int] = frozenset({0, 1})
     views: int = 2
-    augmentation: Augmentation | None = WOBBLY
+    augmentation: AugmentSpec | None = WOBBLY
     seed: int = 5
     data: str = "pictures"
     digest: str = "digest"
@@ -260,7 +261,7 @@ def test_a_full_disk_ends_no_training(small_disk: Path, tmp_path: Path, split: P
     assert list(small_disk.glob("store/*/.draft-*")) == []
 
 
-OTHER = Augmentation(flip=True, shift=0.2, zoom=0.2, brightness=0.1, contrast=0.21)
+OTHER = AugmentSpec(flip=True, shift=0.2, zoom=0.2, brightness=0.1, contrast=0.21)
 
 
 @pytest.mark.parametrize(

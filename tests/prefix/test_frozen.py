@@ -1,29 +1,28 @@
 """The frozen part of a run: what enters at every cut, kept while it is of use and no longer."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings, strategies as some
-from tiny_network import ALPHA, SIZE_PX, Arrays, Network, Trained, Untyped, shelf
+from tiny_network import ALPHA, SIZE_PX, Arrays, Network, Trained, Untyped, but, shelf
 
 from edgekit.errors import ConversionError
 from edgekit.network.graph import INPUT, LOGITS, fold, mobilenet_v2
+from edgekit.recipe import AugmentSpec
 from edgekit.records import PrefixRecord, Preprocess
 
 pytest.importorskip("tensorflow")
 
-from edgekit.fitting.augment import Augmentation
 from edgekit.fitting.pictures import Pictures
 from edgekit.network import keras_model
 from edgekit.prefix.frozen import CutFeed, Frozen, activations_of, describe, plan_storage
 from edgekit.prefix.level import CLOSE, Level, entering
 
 NODES = mobilenet_v2(ALPHA)
-WOBBLY = Augmentation(flip=True, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1)
+WOBBLY = AugmentSpec(flip=True, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1)
 # From the head to the input. At 48 px what enters at the first four is smaller than a picture of
 # 6912 bytes (two tensors at each of the latter two), at the next two it is larger, and at the last
 # the picture itself enters.
@@ -444,7 +443,7 @@ def test_what_is_stored_does_not_follow_the_learning_rate(
         return {f"{shard.parent.name}/{shard.name}" for shard in found}
 
     other = fine_tune(
-        replace(
+        but(
             train_plan,
             head_learning_rate=2e-2,
             learning_rate=2e-3,

@@ -10,10 +10,12 @@ import pytest
 from tiny_network import (
     ALPHA,
     Network,
+    QuantizeAsked,
     Quantized,
     Trained,
     Untyped,
     arrays_in,
+    but,
     checkpoints,
     coloured,
     int8_file_logits,
@@ -23,12 +25,12 @@ from tiny_network import (
 from edgekit.errors import SpecError
 from edgekit.network.graph import INPUT, fold, mobilenet_v2, weighted
 from edgekit.network.ranges import keeping_float
+from edgekit.recipe import AugmentSpec
 from edgekit.records import Preprocess
 
 pytest.importorskip("tensorflow")
 
 from edgekit.fitting import cores
-from edgekit.fitting.augment import Augmentation
 from edgekit.fitting.losses import validation_losses
 from edgekit.fitting.pictures import Pictures, compiled
 from edgekit.network import keras_model
@@ -125,7 +127,7 @@ def test_the_lower_validation_loss_ships(quantized: Quantized) -> None:
 def test_training_that_did_harm_does_not_ship(
     quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped
 ) -> None:
-    spoiled = quantize_it(replace(quantize_plan, qat_epochs=1, qat_learning_rate=1.0))
+    spoiled = quantize_it(but(quantize_plan, qat_epochs=1, qat_learning_rate=1.0))
     ptq, qat = spoiled.record.candidates
     assert qat.validation_loss > ptq.validation_loss
     assert spoiled.record.shipped == "ptq"
@@ -136,7 +138,7 @@ def test_training_that_did_harm_does_not_ship(
 def test_without_epochs_there_is_one_candidate(
     quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped, quantized: Quantized
 ) -> None:
-    only = quantize_it(replace(quantize_plan, qat_epochs=0))
+    only = quantize_it(but(quantize_plan, qat_epochs=0))
     assert [candidate.name for candidate in only.record.candidates] == ["ptq"]
     assert only.record.shipped == "ptq"
     assert "qat_epochs = 0" in only.record.reason
@@ -154,7 +156,7 @@ def test_without_epochs_there_is_one_candidate(
 def test_one_grid_for_a_whole_kernel_is_simulated_as_such(
     quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped, quantized: Quantized
 ) -> None:
-    whole = quantize_it(replace(quantize_plan, granularity="tensor"))
+    whole = quantize_it(but(quantize_plan, granularity="tensor"))
     for name in ("ptq", "qat"):
         weights, table = whole.weights(name), whole.table(name)
         for node in weighted(NODES):
@@ -190,7 +192,7 @@ def test_every_width_size_and_cut_trains_and_ships(
     )
     contract = Preprocess(height_px=size_px, width_px=size_px)
     splits = [Pictures(*coloured(n, n, size_px), contract) for n in (24, 12)]
-    plan = replace(quantize_plan, qat_epochs=1, calibration_images=12, calibration="min-max")
+    plan = but(quantize_plan, qat_epochs=1, calibration_images=12, calibration="min-max")
     arrays = keras_model.arrays_of(network(alpha, size_px))
     made = quantize_it(plan, replace(trained, record=record, arrays=arrays), splits)
     for candidate in made.record.candidates:
@@ -213,7 +215,7 @@ def test_layers_can_be_kept_in_float_by_name(
     quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped, quantized: Quantized
 ) -> None:
     named = ("Conv1", "block_16_project", "Conv_1")
-    kept = quantize_it(replace(quantize_plan, keep_float=named))
+    kept = quantize_it(but(quantize_plan, keep_float=named))
     for candidate in kept.record.candidates:
         table = kept.table(candidate.name)
         assert table.kept_float == named
@@ -235,7 +237,7 @@ def test_layers_can_be_kept_in_float_by_name(
 def test_what_int8_costs_is_that_of_calibration_whatever_ships(
     quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped, quantized: Quantized
 ) -> None:
-    only = quantize_it(replace(quantize_plan, qat_epochs=0))
+    only = quantize_it(but(quantize_plan, qat_epochs=0))
     assert only.record.sensitivity == quantized.record.sensitivity
     assert [item.layer for item in only.record.sensitivity] == [node.name for node in NODES]
 
@@ -244,7 +246,7 @@ def test_a_name_that_no_layer_has_is_refused_with_the_nearest(
     quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped
 ) -> None:
     with pytest.raises(SpecError, match="block_16_projekt") as caught:
-        quantize_it(replace(quantize_plan, keep_float=("block_16_projekt",)))
+        quantize_it(but(quantize_plan, keep_float=("block_16_projekt",)))
     assert caught.value.remedy == "did you mean block_16_project?"
 
 
@@ -252,7 +254,7 @@ def test_a_name_that_no_layer_has_is_refused_with_the_nearest(
 def test_a_drop_that_is_met_keeps_nothing_and_says_so(
     quantize_it: Callable[[Untyped], Quantized], quantize_plan: Untyped
 ) -> None:
-    easy = quantize_it(replace(quantize_plan, qat_epochs=0, max_drop=99.0))
+    easy = quantize_it(but(quantize_plan, qat_epochs=0, max_drop=99.0))
     assert easy.table("ptq").kept_float == ()
     assert "max_drop = 99: no layer needs to stay float32" in easy.record.kept_because
 
@@ -260,7 +262,7 @@ def test_a_drop_that_is_met_keeps_nothing_and_says_so(
 @pytest.fixture(scope="module")
 def longer(fine_tune: Callable[[Untyped], Trained], train_plan: Untyped) -> Trained:
     """Returns a network that was trained for longer than the others: it has answers to lose."""
-    return fine_tune(replace(train_plan, head_epochs=6, epochs=6))
+    return fine_tune(but(train_plan, head_epochs=6, epochs=6))
 
 
 @pytest.fixture(scope="module")
@@ -271,12 +273,12 @@ def coarse_plan(
 
     It has one grid for a whole kernel and ranges of one picture, which a seed picks.
     """
-    plan = replace(quantize_plan, granularity="tensor", calibration_images=1)
+    plan = but(quantize_plan, granularity="tensor", calibration_images=1)
     for seed in range(8):
-        found = quantize_it(replace(plan, qat_epochs=0, seed=seed), longer)
+        found = quantize_it(but(plan, qat_epochs=0, seed=seed), longer)
         drop = longer.record.validation_accuracy - found.record.candidates[0].validation_accuracy
         if drop > 0.02:
-            return replace(plan, seed=seed)
+            return but(plan, seed=seed)
     pytest.fail("int8 is as good as float with every seed")
 
 
@@ -287,7 +289,7 @@ def test_a_drop_that_int8_exceeds_keeps_layers_until_it_does_not(
     quantize_it: Callable[..., Quantized],
     pictures: Untyped,
 ) -> None:
-    plan = replace(coarse_plan, qat_epochs=0)
+    plan = but(coarse_plan, qat_epochs=0)
     before = quantize_it(plan, longer)
     validation = pictures[1]
     folded = arrays_in(before.folder / "float.weights.npz")
@@ -295,7 +297,7 @@ def test_a_drop_that_int8_exceeds_keeps_layers_until_it_does_not(
     lost = 100 * (float(right.mean()) - before.record.candidates[0].validation_accuracy)
     assert lost > 2
     allowed = 0.6 * lost  # no whole number of pictures, so that rounding decides nothing
-    mended = quantize_it(replace(plan, max_drop=allowed), longer)
+    mended = quantize_it(but(plan, max_drop=allowed), longer)
     (candidate,) = mended.record.candidates
     kept = [layer for layer in candidate.layers if layer.how == "float"]
     assert 0 < len(kept) < len(NODES)
@@ -316,12 +318,12 @@ def test_training_starts_again_behind_the_layers_that_are_kept(
     longer: Trained, coarse_plan: Untyped, quantize_it: Callable[..., Quantized]
 ) -> None:
     # At such a rate training mends nothing.
-    plan = replace(coarse_plan, qat_epochs=1, qat_learning_rate=1e-7)
-    asked = quantize_it(replace(plan, max_drop=2.0), longer)
+    plan = but(coarse_plan, qat_epochs=1, qat_learning_rate=1e-7)
+    asked = quantize_it(but(plan, max_drop=2.0), longer)
     named = asked.table("qat").kept_float
     assert named
     # The same as if they had been named.
-    by_name = quantize_it(replace(plan, keep_float=named), longer)
+    by_name = quantize_it(but(plan, keep_float=named), longer)
     for name in ("ptq", "qat"):
         ours, theirs = asked.weights(name), by_name.weights(name)
         assert all(np.array_equal(ours[key], theirs[key]) for key in ours)
@@ -351,7 +353,7 @@ def test_a_candidate_that_keeps_to_the_drop_ships_before_one_of_a_lower_loss(
 def test_training_stops_when_the_loss_of_int8_stops_falling(
     quantize_it: Callable[..., Quantized], quantize_plan: Untyped
 ) -> None:
-    plan = replace(quantize_plan, qat_epochs=8, qat_learning_rate=1.0, qat_patience=1)
+    plan = but(quantize_plan, qat_epochs=8, qat_learning_rate=1.0, qat_patience=1)
     _, qat = quantize_it(plan).record.candidates
     losses = [epoch.validation_loss for epoch in qat.epochs]
     assert len(losses) < 8
@@ -368,7 +370,7 @@ class Training:
 
     trained: Trained
     pictures: Untyped
-    plan: Untyped
+    plan: QuantizeAsked
     root: Path
     budget_bytes: int = 10**9
     told: list[int] = field(default_factory=list)
@@ -387,8 +389,10 @@ class Training:
             self.trained.record,
             self.trained.arrays,
             *self.pictures,
-            self.plan,
+            self.plan.spec,
+            self.plan.training,
             folder,
+            seed=self.plan.seed,
             checkpoints=checkpoints(self.root / "store"),
             shelf=replace(place, progress=lambda what, _done, _total: self.computed.append(what)),
             say=lambda _line: None,
@@ -404,8 +408,8 @@ class Training:
 @pytest.fixture(scope="module")
 def wobbly_plan(quantize_plan: Untyped) -> Untyped:
     """Returns a plan with two views of which one is seen twice."""
-    wobbly = Augmentation(flip=True, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1)
-    return replace(quantize_plan, augmentation=wobbly, views=2, qat_epochs=3)
+    wobbly = AugmentSpec(flip=True, shift=0.1, zoom=0.1, brightness=0.1, contrast=0.1)
+    return but(quantize_plan, augment=wobbly, views=2, qat_epochs=3)
 
 
 def test_a_last_batch_with_fewer_pictures_than_cores_trains(
@@ -414,7 +418,7 @@ def test_a_last_batch_with_fewer_pictures_than_cores_trains(
     def loss(count: int, batch_size: int = 47) -> float:
         monkeypatch.setattr(cores, "COUNT", count)
         # Of 48 pictures one is left for a second batch.
-        made = quantize_it(replace(quantize_plan, batch_size=batch_size, qat_epochs=1))
+        made = quantize_it(but(quantize_plan, batch_size=batch_size, qat_epochs=1))
         return made.record.candidates[1].epochs[0].train_loss
 
     # Shares are summed in another order, and what they are taken from is rounded to int8.
@@ -471,7 +475,7 @@ def test_what_is_stored_changes_no_weight(
     check_same(result, stored.result)
     # Twin: pictures that are not changed.
     still = Training(
-        trained, pictures, replace(wobbly_plan, augmentation=None), tmp_path / "still"
+        trained, pictures, but(wobbly_plan, augment=AugmentSpec(enabled=False)), tmp_path / "still"
     ).go()
     with pytest.raises(AssertionError):
         check_same(still, stored.result)

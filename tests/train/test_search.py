@@ -15,6 +15,7 @@ from tiny_network import (
     Trained,
     Untyped,
     arrays_in,
+    but,
     changed,
     coloured,
     keeping,
@@ -24,6 +25,7 @@ from tiny_network import (
 
 from edgekit.errors import TrainingError
 from edgekit.network.graph import mobilenet_v2, weighted
+from edgekit.recipe import AugmentSpec
 from edgekit.records import PhaseRecord
 from edgekit.train.cuts import block_of
 
@@ -47,20 +49,20 @@ COMPARED = {**SHORT, "strategy": "progressive", "unfreeze_until": "block_16_expa
 @pytest.fixture(scope="module")
 def compared(fine_tune: FineTune, train_plan: Untyped) -> Trained:
     """Returns a comparison up to block_16_expand in which Conv_1 is the lowest by far."""
-    return fine_tune(replace(train_plan, **COMPARED))
+    return fine_tune(but(train_plan, **COMPARED))
 
 
 @pytest.fixture(scope="module")
 def crossed(fine_tune: FineTune, train_plan: Untyped) -> Trained:
     """Returns a comparison of the head and Conv_1 by cross-validation."""
-    plan = replace(train_plan, **SHORT, strategy="auto", unfreeze_until="Conv_1")
+    plan = but(train_plan, **SHORT, strategy="auto", unfreeze_until="Conv_1")
     return fine_tune(plan)
 
 
 @pytest.fixture(scope="module")
 def ruined(fine_tune: FineTune, train_plan: Untyped) -> Trained:
     """Returns a fixed cut whose training is ruined by its steps, however calm."""
-    return fine_tune(replace(train_plan, learning_rate=0.5))
+    return fine_tune(but(train_plan, learning_rate=0.5))
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +71,7 @@ def fallen(fine_tune: FineTune, train_plan: Untyped) -> Trained:
 
     Its trials are so much longer that they recover from steps that are far too large.
     """
-    plan = replace(
+    plan = but(
         train_plan,
         **{**COMPARED, "unfreeze_until": "Conv_1", "trial_epochs": 16, "learning_rate": 0.4},
     )
@@ -79,7 +81,7 @@ def fallen(fine_tune: FineTune, train_plan: Untyped) -> Trained:
 @pytest.fixture(scope="module")
 def whole(fine_tune: FineTune, train_plan: Untyped) -> Trained:
     """Returns the whole network unfrozen, with no activation left to store."""
-    return fine_tune(replace(train_plan, unfreeze_from="all", head_epochs=1, epochs=1))
+    return fine_tune(but(train_plan, unfreeze_from="all", head_epochs=1, epochs=1))
 
 
 def outline(phases: Sequence[PhaseRecord]) -> list[tuple[str, str]]:
@@ -187,19 +189,19 @@ def test_cross_validation_only_chooses_what_is_trained(compared: Trained, crosse
 def test_cross_validation_gives_the_same_bits_again(
     fine_tune: FineTune, train_plan: Untyped, crossed: Trained
 ) -> None:
-    plan = replace(train_plan, **SHORT, strategy="auto", unfreeze_until="Conv_1")
+    plan = but(train_plan, **SHORT, strategy="auto", unfreeze_until="Conv_1")
     again = fine_tune(plan)
     assert told(again.record) == told(crossed.record)
     assert all(np.array_equal(again.arrays[name], value) for name, value in crossed.arrays.items())
     # Twin: the folds of another seed.
-    other = fine_tune(replace(plan, seed=plan.seed + 1))
+    other = fine_tune(but(plan, seed=plan.seed + 1))
     assert told(other.record) != told(crossed.record)
 
 
 def test_a_comparison_ends_behind_a_trial_that_is_worse(
     fine_tune: FineTune, train_plan: Untyped, compared: Trained
 ) -> None:
-    plan = replace(train_plan, **{**COMPARED, "patience": 1, "unfreeze_until": "block_14_expand"})
+    plan = but(train_plan, **{**COMPARED, "patience": 1, "unfreeze_until": "block_14_expand"})
     record = fine_tune(plan).record
     # Conv_1 is better than the head, block_16_expand worse than it: block_15_expand is not tried.
     assert outline(record.phases) == outline(compared.record.phases)
@@ -216,9 +218,7 @@ def test_a_comparison_ends_behind_a_trial_that_is_worse(
 
 @pytest.mark.slow
 def test_a_comparison_goes_stage_by_stage(fine_tune: FineTune, train_plan: Untyped) -> None:
-    plan = replace(
-        train_plan, **{**COMPARED, "granularity": "stage", "unfreeze_until": None}, views=1
-    )
+    plan = but(train_plan, **{**COMPARED, "granularity": "stage", "unfreeze_until": None}, views=1)
     record = fine_tune(plan).record
     assert [score.cut for score in record.curve] == [
         "head", "block_16_expand", "block_13_expand", "block_10_expand", "block_6_expand",
@@ -229,21 +229,21 @@ def test_a_comparison_goes_stage_by_stage(fine_tune: FineTune, train_plan: Untyp
 def test_the_final_training_sees_more_views_than_the_comparison(
     fine_tune: FineTune, train_plan: Untyped
 ) -> None:
-    plan = replace(train_plan, **{**COMPARED, "unfreeze_until": "Conv_1", "epochs": 2})
+    plan = but(train_plan, **{**COMPARED, "unfreeze_until": "Conv_1", "epochs": 2})
     result = fine_tune(plan)
     assert [(phase.purpose, phase.prefix.views) for phase in result.record.phases] == [
         ("head", 1), ("trial", 1), ("final", 2),
     ]  # fmt: skip
-    fixed = replace(train_plan, trial_epochs=1, epochs=2)
+    fixed = but(train_plan, trial_epochs=1, epochs=2)
     assert [phase.prefix.views for phase in fine_tune(fixed).record.phases] == [1, 2]
     # What each reads once is stored by none.
-    once = fine_tune(replace(train_plan, trial_epochs=2, head_epochs=2, epochs=3, views=3))
+    once = fine_tune(but(train_plan, trial_epochs=2, head_epochs=2, epochs=3, views=3))
     assert [(phase.prefix.views, phase.prefix.views_stored) for phase in once.record.phases] == [
         (2, 0),
         (3, 0),
     ]
     # Twin: a final training of one epoch has no use for a second view.
-    for one in (replace(plan, epochs=1), replace(fixed, epochs=1)):
+    for one in (but(plan, epochs=1), but(fixed, epochs=1)):
         assert {phase.prefix.views for phase in fine_tune(one).record.phases} == {1}
 
 
@@ -251,7 +251,7 @@ def test_the_final_training_sees_more_views_than_the_comparison(
 def test_layers_may_be_unfrozen_one_at_a_time(
     fine_tune: FineTune, train_plan: Untyped, compared: Trained
 ) -> None:
-    plan = replace(
+    plan = but(
         train_plan, **{**COMPARED, "granularity": "layer", "unfreeze_until": "block_16_project"}
     )
     result = fine_tune(plan)
@@ -269,7 +269,7 @@ def test_layers_may_be_unfrozen_one_at_a_time(
 def test_a_limit_at_the_head_leaves_the_head_alone(
     fine_tune: FineTune, train_plan: Untyped
 ) -> None:
-    record = fine_tune(replace(train_plan, **{**COMPARED, "unfreeze_until": "head"})).record
+    record = fine_tune(but(train_plan, **{**COMPARED, "unfreeze_until": "head"})).record
     assert [(phase.purpose, phase.cut) for phase in record.phases] == [("head", "head")]
     assert [score.cut for score in record.curve] == ["head"]
     assert record.stopped_because == "head was reached (train.unfreeze_until)"
@@ -278,13 +278,13 @@ def test_a_limit_at_the_head_leaves_the_head_alone(
 def test_the_head_ships_where_no_rate_keeps_the_loss_finite(
     fine_tune: FineTune, train_plan: Untyped
 ) -> None:
-    plan = replace(train_plan, **{**COMPARED, "unfreeze_until": "Conv_1", "learning_rate": 1e38})
+    plan = but(train_plan, **{**COMPARED, "unfreeze_until": "Conv_1", "learning_rate": 1e38})
     record = fine_tune(plan).record
     assert [(phase.purpose, phase.cut) for phase in record.phases] == [("head", "head")]
     assert record.stopped_because == "the loss of training from Conv_1 did not stay finite"
     assert len(record.warnings) == 2
     # Twin: a cut that was asked for is not passed over in silence.
-    fixed = replace(train_plan, learning_rate=1e38)
+    fixed = but(train_plan, learning_rate=1e38)
     with pytest.raises(TrainingError, match="block_16_project did not stay finite"):
         fine_tune(fixed)
 
@@ -295,7 +295,7 @@ def test_trials_learn_from_a_sample_and_the_rest_from_all(
 ) -> None:
     count = TRIAL_PICTURES + 50
     many = Pictures(*coloured(count, seed=3), contract)
-    plan = replace(
+    plan = but(
         train_plan, **{**COMPARED, "unfreeze_until": "Conv_1"}, batch_size=64, views=1, min_steps=30
     )
     record = tune(plan, (many, pictures[1]), tmp_path / "many").record
@@ -320,7 +320,7 @@ def test_the_head_alone_is_trained_where_that_is_asked_for(
         {"strategy": "head", "unfreeze_from": None},
         {"strategy": "fixed", "unfreeze_from": "head"},
     ):
-        result = fine_tune(replace(train_plan, head_epochs=1, **changes))
+        result = fine_tune(but(train_plan, head_epochs=1, **changes))
         record = result.record
         assert outline(record.phases) == [("head", "head")]
         assert (record.cut, record.shipped_phase, record.curve) == ("head", 0, ())
@@ -391,7 +391,7 @@ def test_the_head_ships_if_the_final_training_stays_worse(fallen: Trained) -> No
 
 def test_a_loss_that_stops_being_finite_is_calmed(fine_tune: FineTune, train_plan: Untyped) -> None:
     # Above 1e33 the loss of a batch of such logits overflows float32, at a sixteenth it does not.
-    plan = replace(train_plan, **{**COMPARED, "unfreeze_until": "Conv_1", "learning_rate": 4e33})
+    plan = but(train_plan, **{**COMPARED, "unfreeze_until": "Conv_1", "learning_rate": 4e33})
     result = fine_tune(plan)
     record = result.record
     assert (record.cut, record.shipped_phase) == ("head", 0)
@@ -430,14 +430,14 @@ def test_the_gradient_norm_is_that_of_the_loss(
     fine_tune: FineTune, train_plan: Untyped, pictures: Untyped
 ) -> None:
     # One step of no length on all pictures, which nothing changes at random.
-    plan = replace(
+    plan = but(
         train_plan,
         head_epochs=1,
         epochs=1,
         head_learning_rate=1e-30,
         learning_rate=1e-30,
         batch_size=48,
-        augmentation=None,
+        augment=AugmentSpec(enabled=False),
         dropout=0.0,
     )
     result = fine_tune(plan)
@@ -473,7 +473,7 @@ def test_the_gradient_norm_is_that_of_the_loss(
 def test_another_view_is_another_epoch(
     fine_tune: FineTune, train_plan: Untyped, trained: Trained
 ) -> None:
-    plan = replace(train_plan, strategy="head", unfreeze_from=None, views=1)
+    plan = but(train_plan, strategy="head", unfreeze_from=None, views=1)
     result = fine_tune(plan)
     assert result.record.strategy == "head: feature extraction alone, as asked"
     (first, second), (same, other) = (
@@ -485,7 +485,8 @@ def test_another_view_is_another_epoch(
 
 
 def test_still_pictures_have_one_view(fine_tune: FineTune, train_plan: Untyped) -> None:
-    plan = replace(train_plan, strategy="head", unfreeze_from=None, augmentation=None, views=3)
+    still = AugmentSpec(enabled=False)
+    plan = but(train_plan, strategy="head", unfreeze_from=None, augment=still, views=3)
     prefix = fine_tune(plan).record.phases[0].prefix
     assert (prefix.views, prefix.views_stored, prefix.views_refused) == (1, 1, 0)
 
@@ -510,7 +511,7 @@ def test_a_run_that_is_interrupted_behind_every_epoch_comes_to_the_same(
     train_plan: Untyped,
     tmp_path: Path,
 ) -> None:
-    plan = replace(train_plan, **{**SHORT, "unfreeze_from": "Conv_1", **changes})
+    plan = but(train_plan, **{**SHORT, "unfreeze_from": "Conv_1", **changes})
     known = tune(plan, pictures, tmp_path / "known")
     assert sum(phase.purpose == "final" for phase in known.record.phases) == finals
     done: list[tuple[str, int, int]] = []
@@ -525,7 +526,8 @@ def test_a_run_that_is_interrupted_behind_every_epoch_comes_to_the_same(
         before = len(done)
         try:
             record = train(
-                *pictures, len(CLASSES), plan, tmp_path, keeping=place,
+                *pictures, len(CLASSES), plan.model, plan.spec, tmp_path, seed=plan.seed,
+                keeping=place,
                 say=lambda _line: None, progress=lambda *_: None, epoch_done=interrupt,
             )  # fmt: skip
         except InterruptionError:
@@ -570,7 +572,7 @@ def test_all_phases_share_one_pass_over_the_pictures(
 ) -> None:
     images = CountedImages(pictures[0].images)
     counted = Pictures(images, pictures[0].labels, pictures[0].preprocess)
-    plan = replace(train_plan, **COMPARED, views=1)
+    plan = but(train_plan, **COMPARED, views=1)
     result = tune(plan, (counted, pictures[1]), tmp_path / "counted")
     assert len(result.record.phases) == 4
     assert images.read == 48

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,18 +14,20 @@ from tiny_network import (
     Trained,
     Untyped,
     arrays_in,
+    but,
     changed,
     told,
 )
 
 from edgekit.network.graph import mobilenet_v2, weighted
+from edgekit.recipe import TrainSpec
 
 pytest.importorskip("tensorflow")
 
 from edgekit.fitting.losses import validation_losses
 from edgekit.fitting.pictures import compiled
 from edgekit.network import keras_model
-from edgekit.train.unfreezing import Plan
+from edgekit.train.unfreezing import schedule
 
 FineTune = Callable[[Untyped], Trained]
 
@@ -34,7 +35,7 @@ FineTune = Callable[[Untyped], Trained]
 @pytest.fixture(scope="module")
 def ruined(fine_tune: FineTune, train_plan: Untyped) -> Trained:
     """Returns a comparison in which the steps of every trial are far too large."""
-    plan = replace(
+    plan = but(
         train_plan,
         strategy="progressive",
         unfreeze_from=None,
@@ -177,7 +178,7 @@ def test_the_same_plan_gives_the_same_bits(
 def test_another_seed_gives_another_network(
     trained: Trained, fine_tune: FineTune, train_plan: Untyped
 ) -> None:
-    plan = replace(train_plan, seed=6, strategy="head", unfreeze_from=None, head_epochs=1)
+    plan = but(train_plan, seed=6, strategy="head", unfreeze_from=None, head_epochs=1)
     other = fine_tune(plan)
     assert [phase.cut for phase in other.record.phases] == ["head"]
     assert not np.array_equal(other.arrays["logits/kernel"], trained.arrays["logits/kernel"])
@@ -186,7 +187,7 @@ def test_another_seed_gives_another_network(
 def test_a_cut_inside_a_residual_block_trains_its_second_half(
     fine_tune: FineTune, train_plan: Untyped
 ) -> None:
-    plan = replace(train_plan, unfreeze_from="block_15_project", head_epochs=1, epochs=1)
+    plan = but(train_plan, unfreeze_from="block_15_project", head_epochs=1, epochs=1)
     result = fine_tune(plan)
     names = [node.name for node in weighted(mobilenet_v2(ALPHA))]
     expected = names[names.index("block_15_project") :]
@@ -195,12 +196,11 @@ def test_a_cut_inside_a_residual_block_trains_its_second_half(
 
 
 @pytest.fixture(scope="module")
-def long_plan(train_plan: Untyped) -> Plan:
+def long_plan(train_plan: Untyped) -> TrainSpec:
     """Returns a plan that asks for steps."""
-    plan: Plan = replace(
+    return but(
         train_plan, head_epochs=4, trial_epochs=2, epochs=8, batch_size=10, min_steps=400
-    )
-    return plan
+    ).spec
 
 
 @pytest.mark.parametrize(
@@ -218,24 +218,24 @@ def long_plan(train_plan: Untyped) -> Plan:
     ],
 )
 def test_few_pictures_raise_the_epochs_to_the_fewest_steps(
-    long_plan: Plan, rows: int, head: int, trial: int, final: int
+    long_plan: TrainSpec, rows: int, head: int, trial: int, final: int
 ) -> None:
-    found = [long_plan.schedule(p, rows, 1e-3).epochs for p in ("head", "trial", "final")]
+    found = [schedule(long_plan, p, rows, 1e-3).epochs for p in ("head", "trial", "final")]
     assert found == [head, trial, final]
     # Twin: no steps are asked for.
-    short = replace(long_plan, min_steps=0)
+    short = long_plan.model_copy(update={"min_steps": 0})
     assert [short.schedule(p, rows, 1e-3).epochs for p in ("head", "trial", "final")] == [4, 2, 8]
 
 
-def test_a_trial_of_few_pictures_takes_no_more_steps_than_one_of_many(long_plan: Plan) -> None:
-    plan = replace(long_plan, min_steps=4000)
+def test_a_trial_of_few_pictures_takes_no_more_steps_than_one_of_many(long_plan: TrainSpec) -> None:
+    plan = long_plan.model_copy(update={"min_steps": 4000})
     # In proportion it were 1000 steps; two epochs of 1600 pictures are 320.
-    assert plan.schedule("trial", 100, 1e-3).epochs == 32
-    assert plan.schedule("trial", 1600, 1e-3).epochs == 2
+    assert schedule(plan, "trial", 100, 1e-3).epochs == 32
+    assert schedule(plan, "trial", 1600, 1e-3).epochs == 2
     # Twin: the other phases have no such limit.
-    assert [plan.schedule(p, 100, 1e-3).epochs for p in ("head", "final")] == [200, 400]
+    assert [schedule(plan, p, 100, 1e-3).epochs for p in ("head", "final")] == [200, 400]
 
 
-def test_a_schedule_has_the_peak_and_the_warmup_of_its_plan(long_plan: Plan) -> None:
-    schedule = long_plan.schedule("trial", 100, 0.25)
-    assert (schedule.peak, schedule.warmup_steps) == (0.25, long_plan.warmup_steps)
+def test_a_schedule_has_the_peak_and_the_warmup_of_its_plan(long_plan: TrainSpec) -> None:
+    trial = schedule(long_plan, "trial", 100, 0.25)
+    assert (trial.peak, trial.warmup_steps) == (0.25, long_plan.warmup_steps)
