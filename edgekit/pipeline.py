@@ -17,7 +17,7 @@ from edgekit.code_version import code_version
 from edgekit.errors import SpecError
 from edgekit.network.graph import check_names, mobilenet_v2
 from edgekit.network.native_log import load_tensorflow
-from edgekit.network.pretrained import weight_file
+from edgekit.network.starting_weights import StartingWeights, starting_weights
 from edgekit.recipe import Recipe
 from edgekit.records import (
     DatasetRecord,
@@ -32,7 +32,7 @@ from edgekit.records import (
     ValidationRecord,
 )
 from edgekit.report import JSON_NAME, MARKDOWN_NAME, describes, write_report
-from edgekit.store import StageKey, Store, Stored, canonical, file_digest, tool_version
+from edgekit.store import StageKey, Store, Stored, canonical, tool_version
 from edgekit.target import Target, refuse_float_layers, refuse_granularity, refuse_same_names
 
 R = TypeVar("R", bound=Record)
@@ -158,9 +158,8 @@ def run(
     store = Store(out / STORE, telling.say)
     with store.locked():
         state = _Run(recipe, store, telling)
-        if recipe.model.weights != "imagenet":
-            # Found missing now, not after the pictures were decoded; a download can wait.
-            weight_file(recipe.model.weights, recipe.model.alpha, recipe.model.input_size_px)
+        # Refused now, not after the pictures were decoded; a download can wait.
+        _starting_weights(recipe, download=False)
         notes = _notes_before(recipe)
         dataset = _data(state)
         notes += _notes_after_data(dataset.record, targets)
@@ -231,8 +230,10 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
 def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelRecord]:
     spec = state.recipe.train
     model = state.recipe.model
-    weights = weight_file(model.weights, model.alpha, model.input_size_px)
-    weights_sha256 = file_digest(weights) if weights else None
+    weights = _starting_weights(state.recipe)
+    if weights is not None and weights.note is not None:
+        state.telling.say(weights.note)
+    weights_sha256 = weights.sha256 if weights else None
     key = state.key(
         "train",
         {
@@ -251,9 +252,10 @@ def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelReco
         trained = train(
             *_pictures(dataset),
             len(dataset.record.class_names),
-            model.model_copy(update={"weights": str(weights or "none")}),
+            model,
             spec,
             folder,
+            weights=weights.arrays if weights else None,
             seed=state.recipe.seed,
             keeping=Keeping(state.store, key, _shelf(state, dataset)),
             say=state.telling.say,
@@ -266,6 +268,11 @@ def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelReco
     if not stored.reused:  # else they may be those of an interrupted quantization
         state.store.discard("activations-*")
     return stored
+
+
+def _starting_weights(recipe: Recipe, *, download: bool = True) -> StartingWeights | None:
+    model = recipe.model
+    return starting_weights(model.weights, model.alpha, model.input_size_px, download=download)
 
 
 def _shelf(state: _Run, dataset: Stored[DatasetRecord]) -> Any:

@@ -125,7 +125,7 @@ def network() -> Network:
                 alpha=alpha,
                 input_size_px=size_px,
                 class_count=len(CLASSES),
-                weights="none",
+                weights=None,
                 seed=3,
             )
             _liven(model, size_px)
@@ -201,7 +201,8 @@ def train_plan(starting_weights: Path) -> TrainAsked:
             augment=AugmentSpec(flip=True, shift=0.05, zoom=0.05, brightness=0.05, contrast=0.05),
             views=2,
         ),
-        ModelSpec(alpha=ALPHA, dropout=0.1, weights=str(starting_weights)),
+        ModelSpec(alpha=ALPHA, dropout=0.1),
+        weights=arrays_in(starting_weights),
         seed=5,
     )
 

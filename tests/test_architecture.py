@@ -16,7 +16,7 @@ import edgekit
 
 PACKAGE = Path(edgekit.__file__).parent
 
-_BASE = "errors spec records code_version"
+_BASE = "errors limits spec records code_version"
 _ASKED = "recipe target"
 _MACHINES = "runner runtimes devices estimate"
 _NETWORKS = "network fitting prefix"
@@ -31,6 +31,7 @@ ALLOWED = {
     "root": "",
     "errors": "",
     "code_version": "",
+    "limits": "",
     "spec": "errors",
     "records": "errors spec",
     "recipe": _BASE,
@@ -40,7 +41,8 @@ ALLOWED = {
     "runtimes": f"{_BASE} {_ASKED}",
     "devices": f"{_BASE} {_ASKED} runner runtimes",
     "estimate": f"{_BASE} {_ASKED} runner runtimes devices",
-    "network": f"{_BASE} {_ASKED}",
+    # Starting weights are read in a child of `devices`.
+    "network": f"{_BASE} {_ASKED} runner runtimes devices",
     "fitting": f"{_BASE} {_ASKED} store network",
     "prefix": f"{_BASE} {_ASKED} store network fitting",
     "data": _UNTIL_STORE,
@@ -75,6 +77,7 @@ NOT_AT_START = (
     "onnx",
     "onnxruntime",
     "ai_edge_litert",
+    "h5py",
     "scipy",
     "matplotlib",
 )

@@ -202,7 +202,8 @@ def test_what_training_and_quantization_call_counts(
     place = keeping(tmp_path / "store", silent)
     with traced() as called:
         record = train(
-            *pictures, len(CLASSES), compared.model, compared.spec, tmp_path, seed=compared.seed,
+            *pictures, len(CLASSES), compared.model, compared.spec, tmp_path,
+            weights=compared.weights, seed=compared.seed,
             keeping=place, say=silent, progress=silent,
         )  # fmt: skip
     assert ("edgekit.fitting.loop", "fit") in called

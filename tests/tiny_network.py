@@ -39,6 +39,7 @@ class TrainAsked:
 
     spec: TrainSpec
     model: ModelSpec
+    weights: Arrays
     seed: int
 
 
@@ -193,10 +194,11 @@ def tune(plan: TrainAsked, pictures: Untyped, folder: Path, budget_bytes: int = 
         plan.model,
         plan.spec,
         folder,
+        weights=plan.weights,
         seed=plan.seed,
         keeping=keeping(folder / "store", said.append, budget_bytes),
         say=said.append,
         progress=lambda _what, _done, _total: None,
     )
-    start = arrays_in(Path(plan.model.weights))
-    return Trained(folder, record, arrays_in(folder / "weights.npz"), start, tuple(said))
+    arrays = arrays_in(folder / "weights.npz")
+    return Trained(folder, record, arrays, plan.weights, tuple(said))

@@ -333,7 +333,7 @@ def _references(
         alpha=float_model.alpha,
         input_size_px=float_model.input_size_px,
         class_count=float_model.class_count,
-        weights="none",
+        weights=None,
         seed=0,
     )
     keras_model.assign(model, sources.arrays)

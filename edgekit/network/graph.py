@@ -20,6 +20,8 @@ Arrays = Mapping[str, npt.NDArray[np.float32]]
 
 INPUT = "input"
 LOGITS = "logits"
+# In the order in which Keras stores them.
+BATCH_NORM_VARIABLES = ("gamma", "beta", "moving_mean", "moving_variance")
 
 # (expansion, channels, repeats, first stride): Table 2 of arXiv:1801.04381.
 _STAGES = (
@@ -93,7 +95,7 @@ def mobilenet_v2(alpha: float) -> tuple[Node, ...]:
 
 
 def _block(index: int, source: str, expand: bool, stride: int, residual: bool) -> list[Node]:
-    prefix = f"block_{index}_" if index else "expanded_conv_"
+    prefix = _prefix(index)
     nodes, last = [], source
     if expand:
         name = f"{prefix}expand"
@@ -107,6 +109,44 @@ def _block(index: int, source: str, expand: bool, stride: int, residual: bool) -
     if residual:
         nodes.append(Node(f"{prefix}add", "add", (source, project)))
     return nodes
+
+
+def _prefix(index: int) -> str:
+    return f"block_{index}_" if index else "expanded_conv_"
+
+
+def backbone_shapes(alpha: float) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every array of MobileNetV2 without a head, by its name.
+
+    Args:
+        alpha: Width multiplier.
+
+    Returns:
+        Shapes named `layer/variable` as `network.keras_model.arrays_of` names them, in the order of
+        Keras's layers and of the variables of each: kernels (h, w, in, out), depthwise kernels
+        (h, w, channels, 1), and gamma, beta, moving_mean and moving_variance (channels,).
+    """
+    blocks = [(expansion, divisible(base * alpha))
+              for expansion, base, repeats, _ in _STAGES for _ in range(repeats)]  # fmt: skip
+    # Keras Applications widens the last convolution, but never narrows it.
+    outgoing = {"Conv1": divisible(32 * alpha), "Conv_1": divisible(1280 * max(alpha, 1.0))}
+    channels = outgoing["Conv1"]
+    for index, (expansion, projected) in enumerate(blocks):
+        outgoing[f"{_prefix(index)}expand"] = channels * expansion
+        outgoing[f"{_prefix(index)}project"] = channels = projected
+    shapes: dict[str, tuple[int, ...]] = {}
+    channels = 3
+    for node in weighted(mobilenet_v2(alpha)):
+        if node.batch_norm is None:  # the head
+            break
+        side = 3 if node.op == "depthwise" or node.name == "Conv1" else 1
+        after = channels if node.op == "depthwise" else outgoing[node.name]
+        ends = (channels, 1) if node.op == "depthwise" else (channels, after)
+        shapes[f"{node.name}/{kernel_variable(node)}"] = (side, side, *ends)
+        for variable in BATCH_NORM_VARIABLES:
+            shapes[f"{node.batch_norm}/{variable}"] = (after,)
+        channels = after
+    return shapes
 
 
 def weighted(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
@@ -235,8 +275,7 @@ def normalization(
         own = arrays[f"{node.name}/bias"].astype(np.float64)
         return np.ones_like(own), own
     gamma, beta, mean, variance = (
-        arrays[f"{node.batch_norm}/{name}"].astype(np.float64)
-        for name in ("gamma", "beta", "moving_mean", "moving_variance")
+        arrays[f"{node.batch_norm}/{name}"].astype(np.float64) for name in BATCH_NORM_VARIABLES
     )
     factor = gamma / np.sqrt(variance + 1e-3)
     return factor, beta - mean * factor

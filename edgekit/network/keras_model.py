@@ -1,18 +1,15 @@
-"""The Keras side of the network: build, load weights, read and write arrays. Imports TensorFlow."""
+"""The Keras side of the network: build it, read and write its arrays. Imports TensorFlow."""
 
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from edgekit.errors import SpecError
-from edgekit.network.graph import INPUT, LOGITS, Node
-from edgekit.network.pretrained import weight_file
+from edgekit.network.graph import INPUT, LOGITS, Arrays, Node
 
 _BATCH_NORM = tf_keras.layers.BatchNormalization
 # TensorFlow warns about newly traced functions; each cut needs its own.
@@ -26,7 +23,7 @@ def make_deterministic(seed: int) -> None:
 
 
 def build(
-    *, alpha: float, input_size_px: int, class_count: int, weights: str, seed: int
+    *, alpha: float, input_size_px: int, class_count: int, weights: Arrays | None, seed: int
 ) -> tf_keras.Model:
     """Returns MobileNetV2 with a new head of global average pooling and dense logits.
 
@@ -34,20 +31,21 @@ def build(
         alpha: Width multiplier.
         input_size_px: Side of the square input, at least 32.
         class_count: Number of logits.
-        weights: "imagenet", "none", or the path of a `.h5` weight file of
-            `MobileNetV2(include_top=False)` or of an `.npz` with arrays named `layer/variable`.
+        weights: Arrays of the backbone, as `network.starting_weights` reads them; None for random
+            ones.
         seed: Seed of the head's initial weights.
 
     Returns:
         Flat functional model from float32 (n, s, s, 3) to float32 logits (n, class_count).
 
     Raises:
-        SpecError: If the weights cannot be had or do not fit the network.
+        ValueError: If an array of the backbone is missing or has another shape.
     """
     backbone = tf_keras.applications.MobileNetV2(
         input_shape=(input_size_px, input_size_px, 3), alpha=alpha, include_top=False, weights=None
     )
-    _load_backbone(backbone, weights, alpha, input_size_px)
+    if weights is not None:
+        assign(backbone, weights)
     layers = tf_keras.layers
     pooled = layers.GlobalAveragePooling2D(keepdims=True, name="global_average_pool")(
         backbone.output
@@ -57,34 +55,6 @@ def build(
     dense = layers.Conv2D(class_count, 1, kernel_initializer=initial, name=LOGITS)(pooled)
     logits = layers.Reshape((class_count,), name="flatten")(dense)
     return tf_keras.Model(backbone.input, logits, name="mobilenet_v2")
-
-
-def _load_backbone(
-    backbone: tf_keras.Model, weights: str, alpha: float, input_size_px: int
-) -> None:
-    path = weight_file(weights, alpha, input_size_px)
-    if path is None:
-        return
-    try:
-        if path.suffix == ".npz":
-            # NumPy leaves a file that it opened itself open when it turns out to be damaged.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-                assign(backbone, {name: stored[name] for name in stored.files})
-        else:
-            backbone.load_weights(path)
-    except (ValueError, OSError, KeyError, EOFError, BadZipFile) as error:
-        raise SpecError(
-            f"model.weights = {weights!r}: {str(error).partition(chr(10))[0]}",
-            f"weights of MobileNetV2(alpha={alpha}, include_top=False)",
-            "give the file that belongs to this alpha, or set model.alpha to the file's",
-        ) from error
-    for name, array in arrays_of(backbone).items():
-        if not np.isfinite(array).all():
-            raise SpecError(
-                f"model.weights = {weights!r}: {name} holds NaN or infinity",
-                "weights that are all finite",
-                "give a file of a training that did not diverge",
-            )
 
 
 def take_statistics(model: tf_keras.Model, images: npt.NDArray[np.float32]) -> None:

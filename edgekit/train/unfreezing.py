@@ -171,6 +171,7 @@ def train(
     spec: TrainSpec,
     folder: Path,
     *,
+    weights: Arrays | None,
     seed: int,
     keeping: Keeping,
     say: Say,
@@ -183,9 +184,10 @@ def train(
         train_pictures: Pictures to learn from.
         validation: Pictures that decide every choice; the test split is never seen.
         class_count: Number of classes.
-        model: The network that the recipe asks for; its weights are "none" or the path of a file.
+        model: The network that the recipe asks for.
         spec: How it is to be trained.
         folder: Where the weights go.
+        weights: Arrays that the backbone starts from, or None for random ones.
         seed: Seed of the recipe.
         keeping: Keeps every finished phase and epoch, so that an interrupted run continues behind
             the last, and the activations of the frozen part.
@@ -196,7 +198,7 @@ def train(
             every epoch, when it is kept.
 
     Raises:
-        SpecError: If the starting weights or the fixed cut do not exist.
+        SpecError: If the fixed cut does not exist.
         TrainingError: If the loss of the head, or of the cut of "fixed", stops being finite.
         ConversionError: If the frozen part or the result answers otherwise than Keras's layers do.
     """
@@ -206,10 +208,10 @@ def train(
         alpha=model.alpha,
         input_size_px=size,
         class_count=class_count,
-        weights=model.weights,
+        weights=weights,
         seed=seed,
     )
-    if model.weights == "none":
+    if weights is None:
         every = max(1, len(train_pictures.images) // _STATISTICS_PICTURES)
         shown = train_pictures.images[::every].astype(np.float32)
         keras_model.take_statistics(network, train_pictures.normalize(shown))

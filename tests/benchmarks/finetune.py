@@ -299,6 +299,7 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
 
     from edgekit.fitting.pictures import Pictures
     from edgekit.network import keras_model
+    from edgekit.network.starting_weights import starting_weights
     from edgekit.prefix.activations import Shelf
     from edgekit.recipe import AugmentSpec, ModelSpec, TrainSpec
     from edgekit.store import StageKey, Store
@@ -307,7 +308,8 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
     contract = _contract(options)
     (x, y), (vx, vy), (tx, ty) = _splits(options, case["times"])
     classes = int(y.max()) + 1
-    model = ModelSpec(alpha=options.alpha, weights=options.weights)
+    start = starting_weights(options.weights, options.alpha, options.input_size)
+    model = ModelSpec(alpha=options.alpha)
     spec = TrainSpec(
         batch_size=BATCH,
         head_epochs=case["head_epochs"],
@@ -345,6 +347,7 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
             model,
             spec,
             Path(folder),
+            weights=start.arrays if start else None,
             seed=seed,
             keeping=Keeping(store, key, shelf),
             say=say,
@@ -359,7 +362,7 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
         alpha=options.alpha,
         input_size_px=options.input_size,
         class_count=classes,
-        weights="none",
+        weights=None,
         seed=seed,
     )
     keras_model.assign(model, arrays)

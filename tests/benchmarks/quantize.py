@@ -328,7 +328,7 @@ def _keras(options: argparse.Namespace, folder: Path) -> Any:
         alpha=options.alpha,
         input_size_px=options.input_size,
         class_count=int(_split(folder, "train").labels.max()) + 1,
-        weights="none",
+        weights=None,
         seed=0,
     )
     keras_model.assign(model, arrays)

@@ -442,7 +442,7 @@ def test_the_gradient_norm_is_that_of_the_loss(
     )
     result = fine_tune(plan)
     model = keras_model.build(
-        alpha=ALPHA, input_size_px=SIZE_PX, class_count=3, weights="none", seed=9
+        alpha=ALPHA, input_size_px=SIZE_PX, class_count=3, weights=None, seed=9
     )
     keras_model.assign(model, result.arrays)
     split = pictures[0]
@@ -526,8 +526,8 @@ def test_a_run_that_is_interrupted_behind_every_epoch_comes_to_the_same(
         before = len(done)
         try:
             record = train(
-                *pictures, len(CLASSES), plan.model, plan.spec, tmp_path, seed=plan.seed,
-                keeping=place,
+                *pictures, len(CLASSES), plan.model, plan.spec, tmp_path, weights=plan.weights,
+                seed=plan.seed, keeping=place,
                 say=lambda _line: None, progress=lambda *_: None, epoch_done=interrupt,
             )  # fmt: skip
         except InterruptionError:

@@ -140,7 +140,7 @@ def test_the_record_is_of_the_weights_that_were_written(
         alpha=ALPHA,
         input_size_px=SIZE_PX,
         class_count=len(CLASSES),
-        weights="none",
+        weights=None,
         seed=99,
     )
     keras_model.assign(model, result.arrays)
