@@ -5,6 +5,7 @@ what the runner program does elsewhere, and what it sends back is as untrusted.
 """
 
 import contextlib
+import html
 import json
 import os
 import shutil
@@ -79,6 +80,12 @@ FLAGS = (
     # No name is ever looked up, so nothing but edgekit's own page can be reached.
     "--host-resolver-rules=MAP * ~NOTFOUND , EXCLUDE 127.0.0.1",
 )
+# Leads to the page at once, and leaves no step back to itself.
+FIRST_PAGE = (
+    '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="0; url={url}">'
+)
+# What Chromium says before it ends, where a user who is not root may have no sandbox.
+NO_SANDBOX = "No usable sandbox"
 MAX_CLASSES = 100_000
 MAX_SAMPLES = 10_000_000
 MAX_RESULT_BYTES = 1024**3
@@ -317,14 +324,13 @@ class Process:
     process: subprocess.Popen[bytes]
     log: Path
 
-    def tail(self) -> str:
-        """Returns the end of what it wrote, safe to print."""
+    def said(self) -> str:
+        """Returns the end of what it wrote, in one line."""
         with self.log.open("rb") as stream:
             stream.seek(max(0, self.log.stat().st_size - STDERR_READ_BYTES))
             lines = stream.read(STDERR_READ_BYTES).decode("utf-8", "replace").splitlines()
         # Without a desktop Chromium complains about D-Bus all the time, and works.
-        telling = " ".join(line for line in lines if ":dbus/" not in line)
-        return printable(telling[-SHOWN_CHARACTERS:])
+        return " ".join(line for line in lines if ":dbus/" not in line)
 
 
 @contextlib.contextmanager
@@ -333,7 +339,9 @@ def started(program: str, url: str) -> Iterator[Process]:
 
     Args:
         program: Path of a Chromium-like browser.
-        url: The only address that it opens.
+        url: The only address that it opens. It is secret: every user of this machine can read the
+            arguments of its processes, so the browser gets it from a file that only this user can
+            read.
 
     Raises:
         DeviceError: If it cannot be started.
@@ -357,12 +365,14 @@ def _start(program: str, url: str, folder: Path) -> subprocess.Popen[bytes]:
     if os.geteuid() == 0:
         # Chromium refuses to start as root with its sandbox on.
         command.append("--no-sandbox")
+    first_page = folder / "start.html"  # in a folder of mode 0700, as mkdtemp makes it
+    first_page.write_text(FIRST_PAGE.format(url=html.escape(url)), encoding="utf-8")
     # A browser keeps caches, settings and sockets outside its profile, too.
     names = ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "TMPDIR")
     try:
         with (folder / "stderr").open("wb") as stderr:
             return subprocess.Popen(  # noqa: S603 - an argument list, no shell
-                [*command, url],
+                [*command, first_page.as_uri()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
@@ -413,9 +423,18 @@ def _wait(
         elif task.left is not None and now - task.left > AWAY_SECONDS:
             trouble = "the page crashed or was closed"
         if trouble:
-            said = f" ({browser.tail()})" if browser is not None else ""
+            said = browser.said() if browser is not None else ""
+            if NO_SANDBOX in said:
+                raise DeviceError(
+                    f"{job.model}: the browser may not start its sandbox here ({NO_SANDBOX})",
+                    "a sandbox around the page: edgekit switches it off for root alone, for whom "
+                    "Chromium has none",
+                    "install Debian's package chromium-sandbox, allow unprivileged user "
+                    f'namespaces, or use your own browser (device.program = "{MANUAL}")',
+                )
+            shown = f" ({printable(said[-SHOWN_CHARACTERS:])})" if browser is not None else ""
             raise DeviceError(
-                f"{job.model}: {trouble}{said}",
+                f"{job.model}: {trouble}{shown}",
                 "a page that stays open until it has answered",
                 "check that the model ends on one image and fits into the browser's memory, "
                 "or raise the time limit",

@@ -9,6 +9,7 @@ import signal
 import stat
 import struct
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -285,6 +286,127 @@ def test_interrupt_leaves_nothing_behind(tmp_path: Path, packages: Path, chromiu
 
     with pytest.raises(KeyboardInterrupt):
         measure(job, packages, chromium, progress=interrupt)
+
+
+def arguments_with(words: bytes) -> int:
+    """Returns how many processes of this machine show some words in their arguments."""
+    found = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            found += words in (folder / "cmdline").read_bytes()
+    return found
+
+
+@pytest.mark.usefixtures("leftovers")
+def test_no_argument_of_a_process_shows_the_secret_address(
+    tmp_path: Path, packages: Path, chromium: str
+) -> None:
+    """Every user of the machine can read them; nobody else can read the folder of the browser."""
+    model = mean_onnx(tmp_path / "m.onnx")
+    job = job_of(tmp_path, model, "onnxruntime-web", mode="latency", min_seconds=1.5)
+    shown, modes = [], []
+    with browser.opened(packages, browser=chromium, say=print) as opened:
+        token = opened.server.token.encode()
+
+        def look(_fraction: float) -> None:
+            assert renderers()
+            shown.append(arguments_with(token))
+            command = Path(f"/proc/{browser_processes()[0]}/cmdline").read_bytes().decode()
+            folder = Path(command[command.index("--user-data-dir=") + 16 :].split("\0")[0]).parent
+            modes.append(stat.S_IMODE(folder.stat().st_mode))
+
+        opened.run(job, 60, look)
+        assert set(shown) == {0}
+        assert set(modes) == {0o700}
+        waiting = [sys.executable, "-c", "print(flush=True); input()", opened.server.url]
+        with subprocess.Popen(
+            waiting, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as twin:
+            assert twin.stdout is not None
+            twin.stdout.readline()
+            assert arguments_with(token) == 1
+
+
+AS_ANOTHER_USER = """\
+import os, sys
+from pathlib import Path
+from edgekit.devices import browser
+from edgekit.errors import DeviceError
+
+folder, packages, program, digest = sys.argv[1:]
+job = browser.BrowserJob(
+    Path(folder, "m.onnx"), digest, "onnxruntime-web", 1, Path(folder, "i.npy"),
+    Path(folder, "c.npy"), "latency", min_seconds=2.0,
+)
+print(os.geteuid(), flush=True)
+try:
+    with browser.opened(Path(packages), browser=program, say=print) as window:
+        print(len(window.run(job, 60).array) >= 200)
+except DeviceError as err:
+    print(err)
+"""
+
+
+@contextlib.contextmanager
+def by_another_user(
+    folder: Path, packages: Path, chromium: str, namespaces: bool
+) -> Iterator[subprocess.Popen[str]]:
+    """Yields a process that runs a job and is not root: user 1000 of a user namespace of its own.
+
+    Args:
+        folder: Where the files of the job lie.
+        packages: The npm packages.
+        chromium: The browser.
+        namespaces: Whether Chromium may make a user namespace for its sandbox there.
+    """
+    job = job_of(folder, mean_onnx(folder / "m.onnx"), "onnxruntime-web")
+    (folder / "run.py").write_text(AS_ANOTHER_USER, encoding="utf-8")
+    user = ["unshare", "--user", "--map-user=1000", "--map-group=1000", "--keep-caps"]
+    if os.geteuid() != 0 or subprocess.run([*user, "true"], check=False).returncode != 0:
+        needed("needs root and user namespaces")
+    script = [sys.executable, str(folder / "run.py")]
+    words = [*script, str(folder), str(packages), chromium, job.sha256]
+    limit = "" if namespaces else "echo 0 >/proc/sys/user/max_user_namespaces; "
+    command = [*user, "sh", "-c", f'{limit}exec "$@"', "sh", *words]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.send_signal(signal.SIGINT)
+
+
+@pytest.mark.usefixtures("leftovers")
+def test_a_user_who_is_not_root_gets_a_sandbox(
+    tmp_path: Path, packages: Path, chromium: str
+) -> None:
+    inside = set()
+    with by_another_user(tmp_path, packages, chromium, namespaces=True) as process:
+        deadline = time.monotonic() + 30
+        while not inside and time.monotonic() < deadline and process.poll() is None:
+            for page in renderers():
+                with contextlib.suppress(OSError):
+                    assert b"--no-sandbox" not in Path(f"/proc/{page}/cmdline").read_bytes()
+                    inside.add(Path(f"/proc/{page}/ns/user").readlink())
+            time.sleep(0.1)
+        outside = Path(f"/proc/{process.pid}/ns/user").readlink()
+        said, _ = process.communicate(timeout=60)
+    assert said.split() == ["1000", "True"]
+    assert inside
+    assert outside not in inside
+
+
+@pytest.mark.usefixtures("leftovers")
+def test_a_sandbox_that_cannot_be_had_is_named_and_not_left_out(
+    tmp_path: Path, packages: Path, chromium: str
+) -> None:
+    with by_another_user(tmp_path, packages, chromium, namespaces=False) as process:
+        said, _ = process.communicate(timeout=60)
+    assert said.startswith("1000\n")
+    assert "the browser may not start its sandbox here (No usable sandbox)" in said
+    assert "chromium-sandbox" in said
+    assert "True" not in said
 
 
 REFUSED: list[tuple[str, Runtime, Callable[[Path], Path], str]] = [
