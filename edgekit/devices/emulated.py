@@ -23,13 +23,13 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 
 from edgekit.devices.exchange import ReportProgress
 from edgekit.devices.local import processor
 from edgekit.devices.measure import MEMORY_LIMIT_BYTES
 from edgekit.devices.place import Found, Machine, cache_folder, check_size
+from edgekit.devices.wheels import PIP_OPTIONS, requirements
 from edgekit.errors import DeviceError, SpecError
 from edgekit.runtimes.base import printable
 
@@ -48,8 +48,7 @@ DEBIAN_PACKAGES = (
     "libstdc++6",  # both runtimes
     "libgcc-s1",  # both runtimes
 )
-# Neither runtime imports its other dependencies to load a model and run it.
-WHEELS = ("numpy", "ai-edge-litert", "onnxruntime")
+MODULES = ("numpy", "ai_edge_litert", "onnxruntime")
 PYTHON = "3.11"
 # Debian 12 has glibc 2.36; these are the tags up to it that the wheels use (PEP 600).
 PLATFORMS = ("manylinux_2_28_aarch64", "manylinux_2_27_aarch64", "manylinux2014_aarch64")
@@ -61,8 +60,10 @@ TRIAL = (
     "import numpy, onnxruntime, ai_edge_litert.interpreter"
 )
 
+# In a prepared folder: what each of its files was when it was finished.
+SEAL = "sealed.json"
 # Changes the name of prepared folders; for changes that the names and versions above do not show.
-LAYOUT = 1
+LAYOUT = 2
 
 STEP_SECONDS = 900.0
 PAGE_BYTES = 65536  # largest page of an arm64 Linux; qemu wants whole pages
@@ -105,8 +106,11 @@ CPUS: Mapping[str, Cpu] = {
 def prepare(folder: Path, say: Say, progress: ReportProgress | None = None) -> Path:
     """Returns a folder with arm64 Python and the runtimes, made there if it is not yet.
 
-    The runtimes have the versions of the running edgekit. What is unfinished is never left under
-    the final name. Needs a network the first time: about 70 MB of downloads.
+    The runtimes have the versions of the running edgekit, and their wheels the digests that
+    `wheels.requirements` gives; apt checks the signatures of Debian's packages by the keys of this
+    system. A folder that is not as it was prepared, to the last bit, is made again. What is
+    unfinished is never left under the final name. Needs a network the first time: about 70 MB of
+    downloads.
 
     Args:
         folder: Where it is kept, such as `cache_folder()`.
@@ -114,20 +118,27 @@ def prepare(folder: Path, say: Say, progress: ReportProgress | None = None) -> P
         progress: Called with fractions from 0 to 1. Defaults to None.
 
     Raises:
-        DeviceError: If a program, Debian's packages or the wheels are not to be had.
+        DeviceError: If a program, Debian's packages or the wheels are not to be had, or the
+            runtimes here have other versions than the wheels that are known.
     """
-    target = folder / _name()
+    wheels = requirements(MODULES)
+    target = folder / _name(wheels)
     if target.is_dir():
-        return target
+        wrong = _problem(target)
+        if wrong is None:
+            return target
+        say(f"{target} is not as it was prepared: {printable(wrong)}; it is removed and made again")
+        _remove(target)
     apt, dpkg, emulator = _program("apt-get"), _program("dpkg-deb"), _program(EMULATOR)
     say(f"preparing arm64 Linux for the emulator in {target} (once)")
     with _scratch(folder) as scratch:
         root = scratch / "root"
         steps: tuple[Callable[[], None], ...] = (
             lambda: _fetch_packages(apt, scratch),
-            lambda: _fetch_wheels(scratch / "wheels"),
+            lambda: _fetch_wheels(wheels, scratch),
             lambda: _unpack(dpkg, scratch, root),
             lambda: _try_out(emulator, root),
+            lambda: _seal(root),
         )
         for done, step in enumerate(steps, start=1):
             step()
@@ -187,10 +198,10 @@ def find(folder: Path | None = None, emulator: str = EMULATOR) -> list[Found]:
     words, problem = f"emulated arm64 ({', '.join(CPUS)}) on {processor()}; accuracy only", ""
     try:
         _version(_program(emulator))
+        if not ((folder or cache_folder()) / _name(requirements(MODULES))).is_dir():
+            problem = "not prepared yet: the first use downloads about 70 MB"
     except DeviceError as err:
         problem = err.remedy
-    if not problem and not ((folder or cache_folder()) / _name()).is_dir():
-        problem = "not prepared yet: the first use downloads about 70 MB"
     return [Found("emulated", DEFAULT_CPU, printable(words), problem)]
 
 
@@ -262,14 +273,10 @@ class EmulatedPlace:
         shutil.move(there, here)
 
 
-def _name() -> str:
+def _name(wheels: str) -> str:
     """Returns the name of the prepared folder: whatever goes into it makes it another one."""
-    content = (LAYOUT, DEBIAN_PACKAGES, _pins(), PYTHON, PLATFORMS, TRIAL)
+    content = (LAYOUT, DEBIAN_PACKAGES, wheels, PYTHON, PLATFORMS, TRIAL)
     return f"arm64-{hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]}"
-
-
-def _pins() -> list[str]:
-    return [f"{name}=={version(name)}" for name in WHEELS]
 
 
 def _program(name: str) -> str:
@@ -308,6 +315,10 @@ def _fetch_packages(apt: str, scratch: Path) -> None:
     settings = {
         "APT::Architecture": "arm64",
         "APT::Sandbox::User": "root",  # apt's own user may not enter a user's cache folder
+        # Signatures are checked whatever the system's configuration leaves out.
+        "Acquire::AllowInsecureRepositories": "false",
+        "Acquire::AllowDowngradeToInsecureRepositories": "false",
+        "APT::Get::AllowUnauthenticated": "false",
         "Acquire::Languages": "none",
         "Acquire::Retries": "2",
         "Acquire::http::Timeout": "30",
@@ -324,17 +335,20 @@ def _fetch_packages(apt: str, scratch: Path) -> None:
     _run((*command, "download", *DEBIAN_PACKAGES), expected, remedy, scratch / "packages")
 
 
-def _fetch_wheels(folder: Path) -> None:
+def _fetch_wheels(wheels: str, scratch: Path) -> None:
+    """Downloads the aarch64 wheels; pip refuses a file whose digest is not listed."""
+    listed = scratch / "wheels.txt"
+    listed.write_text(wheels, encoding="utf-8")
     platforms = [part for name in PLATFORMS for part in ("--platform", name)]
     _run(
         (
             *(sys.executable, "-m", "pip", "download", "--quiet", "--no-input"),
-            *("--disable-pip-version-check", "--no-deps", "--only-binary", ":all:"),
+            *("--disable-pip-version-check", *PIP_OPTIONS),
             *("--implementation", "cp", "--python-version", PYTHON, *platforms),
-            *("--dest", str(folder), *_pins()),
+            *("--dest", str(scratch / "wheels"), "-r", str(listed)),
         ),
-        f"aarch64 wheels of {', '.join(_pins())}",
-        "check the network, pip and its index, or install versions that have such wheels",
+        f"aarch64 wheels of {', '.join(MODULES)} with the listed digests",
+        "check the network, and that pip's index serves the published files",
     )
 
 
@@ -358,6 +372,63 @@ def _try_out(emulator: str, root: Path) -> None:
         expected = "a Python that loads numpy and both runtimes"
         remedy = "report the message above with the version of the emulator"
         _run((*place.start, "-c", TRIAL), expected, remedy, environment=writing)
+
+
+def _seal(root: Path) -> None:
+    """Writes down what every file of a finished folder is, for `_problem`."""
+    (root / SEAL).write_text(json.dumps(_state(root), indent=0), encoding="utf-8")
+
+
+def _problem(root: Path) -> str | None:
+    """Returns what a prepared folder has that it had not when it was sealed; None if nothing.
+
+    What runs there is believed to be the runtimes of the wheels. This finds damage, half a removal
+    and what another program left there, not somebody who writes the seal, too: the folder is as
+    safe as the user's account.
+    """
+    try:
+        sealed = json.loads((root / SEAL).read_bytes())
+        now = _state(root)
+    except (OSError, ValueError) as err:
+        return f"{SEAL}: {err}"
+    if sealed == now:
+        return None
+    if not isinstance(sealed, dict):
+        return f"{SEAL}: not what was written there"
+    name = min(name for name in {*sealed, *now} if sealed.get(name) != now.get(name))
+    how = "is missing" if name not in now else "was added" if name not in sealed else "was changed"
+    return f"{name} {how}"
+
+
+def _state(root: Path) -> dict[str, str]:
+    """Returns the SHA-256 of every file below a folder but the seal, and where links lead."""
+    state = {}
+    for folder, folders, files in os.walk(root):
+        for name in (*folders, *files):
+            path = Path(folder, name)
+            within = str(path.relative_to(root))
+            if path.is_symlink():
+                state[within] = f"link to {path.readlink()}"
+            elif path.is_file() and within != SEAL:
+                with path.open("rb") as stream:
+                    state[within] = hashlib.file_digest(stream, "sha256").hexdigest()
+            elif not path.is_dir() and within != SEAL:
+                state[within] = "neither file nor folder"
+    return state
+
+
+def _remove(target: Path) -> None:
+    """Removes a folder, out of the way of others first.
+
+    Raises:
+        DeviceError: If it cannot be removed.
+    """
+    try:
+        with tempfile.TemporaryDirectory(prefix=".removing-", dir=target.parent) as name:
+            target.rename(Path(name, "root"))
+    except OSError as err:
+        found = f"{target}: {err.strerror or err}"
+        raise DeviceError(found, "a folder of this user", "remove it") from err
 
 
 def _keep(root: Path, target: Path) -> None:

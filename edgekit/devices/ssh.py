@@ -27,6 +27,7 @@ from pydantic import Field, ValidationError
 
 from edgekit.devices.place import Found, Machine, Place
 from edgekit.devices.process import KEPT_BYTES, Take, close, end, hear
+from edgekit.devices.wheels import PIP_OPTIONS, VARIABLE
 from edgekit.errors import DeviceError, SpecError
 from edgekit.records import Record
 from edgekit.runtimes.base import printable
@@ -453,9 +454,12 @@ class SshPlace:
         Raises:
             DeviceError: If there is no space or no connection.
         """
-        with _text(WATCH) as stream:
-            digest = hashlib.sha256(WATCH.encode()).hexdigest()
-            self._send(stream, self._watch, digest, "the first file")
+        self._write(WATCH, self._watch, "the first file")
+
+    def _write(self, text: str, there: str, name: str) -> None:
+        """Writes a text into a file there and has it checked."""
+        with _text(text) as stream:
+            self._send(stream, there, hashlib.sha256(text.encode()).hexdigest(), name)
 
     def probe(self, packages: Sequence[str]) -> _Probe | None:
         """Returns what `python` says about the device; None if there is no such program.
@@ -495,23 +499,31 @@ class SshPlace:
             )
         return found
 
-    def install(self, packages: Sequence[str], home: str, version: str) -> str:
+    def install(self, packages: Sequence[str], wheels: str, home: str, version: str) -> str:
         """Makes a virtual environment in the user's cache folder there; returns its Python.
+
+        Args:
+            packages: Modules that must be importable in it.
+            wheels: Requirements that bring them, each file known by its digest.
+            home: The user's home folder there.
+            version: Of the Python that makes it.
 
         Raises:
             DeviceError: If that fails; then the environment is removed.
         """
-        asked = " ".join((version, *sorted(packages)))
+        asked = "\n".join((version, *sorted(packages), wheels))
         folder = f"{home}/.cache/edgekit/venv-{hashlib.sha256(asked.encode()).hexdigest()[:12]}"
         python = f"{folder}/bin/python"
         own = replace(self, python=python)
         known = own.probe(packages)
         if known is not None and not known.missing():
             return python
-        pip = ("-m", "pip", "install", "-q", "--no-input", "--no-cache-dir", "--only-binary=:all:")
+        listed = f"{self.folder}/wheels.txt"
+        pip = ("-m", "pip", "install", "-q", "--no-input", "--no-cache-dir", *PIP_OPTIONS)
         try:
             self._must("make a virtual environment", "-m", "venv", "--clear", folder)
-            own._must("install the packages", *pip, "--disable-pip-version-check", *packages)
+            self._write(wheels, listed, "the list of wheels")
+            own._must("install the packages", *pip, "--disable-pip-version-check", "-r", listed)
         except BaseException:
             with contextlib.suppress(DeviceError):
                 self._call(_script(REMOVE, folder), CALL_SECONDS)
@@ -530,8 +542,9 @@ class SshPlace:
             raise DeviceError(
                 f"{self.client.host}: could not {what} there (code {code}: "
                 f"{printable(said[-250:]) or heard.text})",
-                "Python with venv and pip, a network and wheels for this device",
-                "on Debian `sudo apt install python3-venv`; or install the packages by hand",
+                "Python 3.11 or newer with venv and pip, a network, and the known wheels for it",
+                "on Debian `sudo apt install python3-venv`; for other versions, such as an older "
+                f"Python's, name your own list in {VARIABLE}; or install the packages by hand",
             )
 
     @property
@@ -568,7 +581,7 @@ def reach(
     port: int | None = None,
     python: str = "python3",
     packages: Sequence[str] = (),
-    install: bool = False,
+    wheels: str | None = None,
     options: Sequence[str] = (),
     connect_seconds: float = 20.0,
     say: Callable[[str], None],
@@ -580,8 +593,9 @@ def reach(
         port: TCP port. Defaults to None: what the configuration says, or 22.
         python: Python there, a name or a path; `~/` is the home there. Defaults to "python3".
         packages: Modules that must be importable there, such as "ai_edge_litert".
-        install: Whether to install missing `packages` from PyPI into a virtual environment below
-            `~/.cache/edgekit` there, which stays. Defaults to False.
+        wheels: Requirements, as `wheels.requirements` returns them, that bring missing `packages`
+            into a virtual environment below `~/.cache/edgekit` there, which stays. Defaults to
+            None: nothing is installed.
         options: Further arguments of `ssh`, such as `("-F", "config")`. Only from the user: some
             of them name programs to run here.
         connect_seconds: Longest wait for a connection; again as long for its first answer.
@@ -601,7 +615,7 @@ def reach(
         with _kept(client, connect_seconds, say) as (keeper, there):
             place = SshPlace(client, keeper, there, python)
             place.send_watch()
-            _equip(place, packages, install, say)
+            _equip(place, packages, wheels, say)
             say(f"{host}: {place.machine.words}, {place.machine.cores} cores")
             yield place
 
@@ -742,7 +756,7 @@ def _first_line(client: _Client, keeper: subprocess.Popen[bytes], seconds: float
 
 
 def _equip(
-    place: SshPlace, packages: Sequence[str], install: bool, say: Callable[[str], None]
+    place: SshPlace, packages: Sequence[str], wheels: str | None, say: Callable[[str], None]
 ) -> None:
     """Finds a Python there that imports every package; describes the machine."""
     host = place.client.host
@@ -754,9 +768,9 @@ def _equip(
             "install it there (on Debian `sudo apt install python3 python3-venv`), or name the "
             "path of another one",
         )
-    if found.missing() and install:
+    if found.missing() and wheels is not None:
         place.python = found.executable
-        python = place.install(packages, found.home, found.version)
+        python = place.install(packages, wheels, found.home, found.version)
         say(f"{host}: {', '.join(packages)} in {python.removesuffix('/bin/python')}, which stays")
         place.python = python
         found = place.probe(packages) or found

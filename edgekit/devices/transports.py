@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from edgekit.devices import adb, browser, browser_device, emulated, local, ssh
 from edgekit.devices.measure import Device, RunnerDevice
 from edgekit.devices.place import Found, Machine, cache_folder
+from edgekit.devices.wheels import requirements
 from edgekit.errors import DeviceError
 from edgekit.target import DeviceSpec, RuntimeName, Target
 
@@ -71,7 +72,7 @@ def _reach(spec: DeviceSpec, runtime: RuntimeName, say: Say) -> Iterator[Device]
             port=spec.port,
             python=spec.python or "python3",
             packages=packages,
-            install=spec.install,
+            wheels=requirements(packages) if spec.install else None,
             say=say,
         ) as board:
             yield RunnerDevice(board)

@@ -8,7 +8,7 @@ import os
 import resource
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pytest
 from tiny_models import SIZE, colour_images, digest, mean_tflite, quantized_onnx
 from tiny_network import Exported, Untyped
+from tiny_wheels import wheel
 
 from edgekit.devices import emulated
 from edgekit.devices.emulated import EmulatedPlace, find, prepare, reach
@@ -176,6 +177,97 @@ def test_what_is_prepared_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> 
     names = (root / "contents.txt").read_text(encoding="utf-8")
     assert "libc6_" in names
     assert "onnxruntime-" in names
+
+
+def copied(root: Path, folder: Path) -> Path:
+    """Returns a copy of the prepared folder, its files being the same; alter none in place."""
+    copy = folder / root.name
+    shutil.copytree(root, copy, symlinks=True, copy_function=link)
+    return copy
+
+
+def link(source: str, target: str) -> None:
+    Path(target).hardlink_to(source)
+
+
+def changed(copy: Path) -> str:
+    found = max(copy.glob("wheels/ai_edge_litert/*.so"))
+    content = bytearray(found.read_bytes())
+    content[len(content) // 2] ^= 1
+    found.unlink()
+    found.write_bytes(content)
+    return f"{found.relative_to(copy)} was changed"
+
+
+def added(copy: Path) -> str:
+    (copy / "wheels" / "sitecustomize.py").write_text("import os")
+    return "wheels/sitecustomize.py was added"
+
+
+def removed(copy: Path) -> str:
+    (copy / "wheels" / "numpy" / "version.py").unlink()
+    return "wheels/numpy/version.py is missing"
+
+
+def led_elsewhere(copy: Path) -> str:
+    found = copy / "usr/lib/aarch64-linux-gnu/libstdc++.so.6"
+    found.unlink()
+    found.symlink_to("/tmp/libstdc++.so.6")
+    return f"{found.relative_to(copy)} was changed"
+
+
+def unsealed(copy: Path) -> str:
+    (copy / emulated.SEAL).unlink()
+    return "No such file"
+
+
+@pytest.mark.parametrize("alter", [changed, added, removed, led_elsewhere, unsealed])
+def test_a_folder_that_is_not_as_it_was_prepared_is_made_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alter: Callable[[Path], str]
+) -> None:
+    """Making it again is begun; without programs it gets no further."""
+    monkeypatch.setenv("PATH", "")
+    copy = copied(root, tmp_path)
+    lines: list[str] = []
+    assert prepare(tmp_path, lines.append) == copy  # the twin: the unaltered copy is taken
+    assert lines == []
+    wrong = alter(copy)
+    with pytest.raises(DeviceError, match="no program 'apt-get'"):
+        prepare(tmp_path, lines.append)
+    (line,) = lines
+    assert f"{copy} is not as it was prepared: " in line
+    assert wrong in line
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_wheels_of_the_listed_content_are_unpacked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pip is real, its packages are empty ones; apt brings nothing, so no Python is found."""
+    if shutil.which(emulated.EMULATOR) is None:
+        lacking(f"needs {emulated.EMULATOR}")
+    wheels, cache, programs = tmp_path / "wheels", tmp_path / "cache", tmp_path / "programs"
+    programs.mkdir()
+    for name in ("apt-get", "dpkg-deb"):
+        (programs / name).write_text("#!/bin/sh\n")
+        (programs / name).chmod(0o755)
+    lines = [
+        f"{name}==1 --hash=sha256:{wheel(wheels, name)}"
+        for name in ("numpy", "ai_edge_litert", "onnxruntime")
+    ]
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheels))
+    monkeypatch.setenv("EDGEKIT_WHEELS", str(tmp_path / "own.txt"))
+    (tmp_path / "own.txt").write_text("\n".join(lines))
+    with pytest.raises(SpecError, match="no arm64 Python"):
+        prepare(cache, lambda _line: None)
+    with (wheels / "numpy-1-py3-none-any.whl").open("ab") as stream:
+        stream.write(b" ")
+    with pytest.raises(DeviceError, match=r"Expected sha256 .* Got") as caught:
+        prepare(cache, lambda _line: None)
+    assert "index serves the published files" in caught.value.remedy
+    assert list(cache.iterdir()) == []
 
 
 def test_without_packages_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,13 +9,13 @@ import stat
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from processes import alive, eventually
 from ssh_server import Server, free_port, new_key, program, serving
+from tiny_wheels import wheel
 
 from edgekit.devices.exchange import exchange
 from edgekit.devices.place import Place
@@ -531,25 +531,11 @@ def test_the_twin_facts_are_shown_without_their_escapes(server: Server, tmp_path
         assert place.machine.cores == 4
 
 
-def wheel(folder: Path, name: str) -> None:
-    """Writes the smallest package that pip installs."""
-    folder.mkdir()
-    about = f"{name}-1.dist-info"
-    files = {
-        f"{name}.py": "",
-        f"{about}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n",
-        f"{about}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-    }
-    record = "".join(f"{path},,\n" for path in (*files, f"{about}/RECORD"))
-    with zipfile.ZipFile(folder / f"{name}-1-py3-none-any.whl", "w") as archive:
-        for path, text in {**files, f"{about}/RECORD": record}.items():
-            archive.writestr(path, text)
-
-
 @pytest.mark.slow
 def test_missing_packages_are_installed_on_request_only(tmp_path: Path) -> None:
+    """And only from a file of the listed content, which pip checks there."""
     wheels = tmp_path / "wheels"
-    wheel(wheels, "tiny_runtime")
+    listed = f"tiny-runtime==1 --hash=sha256:{wheel(wheels, 'tiny_runtime')}\n"
     pip = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
     with serving(tmp_path / "server", **pip) as server:
         error = failing(server, packages=("json", "tiny_runtime"))
@@ -558,7 +544,12 @@ def test_missing_packages_are_installed_on_request_only(tmp_path: Path) -> None:
         assert list(server.home.iterdir()) == []
 
         said: list[str] = []
-        wanted = {"packages": ("tiny_runtime",), "install": True, "say": said.append}
+        wanted = {"packages": ("tiny_runtime",), "wheels": listed, "say": said.append}
+        other = f"tiny-runtime==1 --hash=sha256:{'0' * 64}\n"
+        error = failing(server, **{**wanted, "wheels": other})
+        assert "000000 Got " in error.received
+        assert "EDGEKIT_WHEELS" in error.remedy
+        assert list((server.home / ".cache" / "edgekit").iterdir()) == []
         with reached(server, **wanted) as place:
             assert place.python.startswith(f"{server.home}/.cache/edgekit/venv-")
             assert "which stays" in said[0]
@@ -578,7 +569,7 @@ def test_an_environment_that_cannot_be_made_is_removed(server: Server, tmp_path:
     text = written(tmp_path / "facts", json.dumps({**FACTS, **facts}))
     no_venv = 'mkdir -p "$5/half"; echo ensurepip is missing >&2; exit 1'
     script(python, f'case "$*" in *"-m venv"*) {no_venv};; *) cat {text};; esac')
-    changed = {"python": str(python), "packages": ("nobody",), "install": True}
+    changed = {"python": str(python), "packages": ("nobody",), "wheels": "nobody==1"}
     error = failing(server, **changed)
     assert "ensurepip is missing" in error.received
     assert "python3-venv" in error.remedy
