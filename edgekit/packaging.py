@@ -15,10 +15,11 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 import edgekit
-from edgekit.data.picture import UnreadableError, pixels
+from edgekit.data.bare import bare
+from edgekit.data.picture import ORIENTATION, UnreadableError, decode, pixels
 from edgekit.data.scan import printable
 from edgekit.devices import measure
 from edgekit.devices.protocol import subject_of
@@ -87,7 +88,7 @@ class Packaged:
 
 @dataclass(frozen=True)
 class _Picture:
-    """A picture of the test split that may become a golden."""
+    """A picture of the test split that may become a golden; its content is `bare`."""
 
     suffix: str
     label: int
@@ -117,7 +118,7 @@ def package(wanted: Wanted, say: Say) -> Packaged:
         IntegrityError: If the file is not the one that was judged.
         DeviceError: If the runtime fails on a golden.
     """
-    report = read_report(wanted.run, wanted.run / ARTIFACTS)
+    report = _nameless(read_report(wanted.run, wanted.run / ARTIFACTS))
     target, verdict = _judged(report, wanted)
     kind = kind_of(target)  # before the model runs: it may be refused
     contents = _contents(report, target, verdict, kind, wanted, say)
@@ -130,6 +131,19 @@ def package(wanted: Wanted, say: Say) -> Packaged:
     write_atomically(archive, write_zip(files))
     manifest = Manifest.model_validate_json(files[NAME])
     return Packaged(folder, archive, file_digest(archive), manifest)
+
+
+def _nameless(report: RunReport) -> RunReport:
+    """Returns the report without the name of the machine: that is often its owner's.
+
+    `this_machine` puts it behind the system. Where it was measured, the processor and the system
+    tell; the user's own report keeps the name.
+    """
+    known, _, name = report.machine.rpartition(", ")
+    system = known.rpartition(", ")[2].partition(" ")[0]
+    # Its version may be another in what an earlier start of the run measured.
+    named = re.compile(rf'(, {re.escape(system)} [^\s,"]+), {re.escape(name)}(?![\w.-])')
+    return RunReport.model_validate_json(named.sub(r"\1", report.model_dump_json()))
 
 
 def kind_of(target: Target) -> PackageKind:
@@ -283,7 +297,8 @@ def _usable(report: RunReport, run: Path) -> list[_Picture]:
     """Returns the test pictures that may become goldens, the classes taking turns.
 
     Twice as many as are shipped, since not every one has a clear answer; behind the first one comes
-    the same, turned as by a camera.
+    the same, turned as by a camera. Of their files only what decides about their pixels is taken:
+    a bundle is given away, and must not tell where or by whom a picture was taken.
     """
     root, contract = Path(report.recipe["data"]["path"]), report.export.preprocess
     usable: list[_Picture] = []
@@ -292,12 +307,15 @@ def _usable(report: RunReport, run: Path) -> list[_Picture]:
             break
         try:
             content = (root / row.name).read_bytes()
-            seen = pixels(content, contract)
+            if len(content) > LARGEST_PICTURE_BYTES:
+                continue
+            if not np.array_equal(pixels(content, contract), row.pixels):
+                continue  # another picture by now, which the run did not judge
+            content, suffix = bare(content)
         except (OSError, UnreadableError):
             continue
-        # A file that is another picture by now is none that the run judged.
-        if len(content) <= LARGEST_PICTURE_BYTES and np.array_equal(seen, row.pixels):
-            usable.append(_Picture(Path(row.name).suffix.lower(), row.label, content, False, seen))
+        if len(content) <= LARGEST_PICTURE_BYTES:
+            usable.append(_Picture(suffix, row.label, content, False, pixels(content, contract)))
     if usable:
         first = usable[0]
         turned = _turned(first.content)
@@ -411,11 +429,10 @@ def _check_same(
 
 def _turned(content: bytes) -> bytes:
     """Returns a picture as a camera held upright would write it: turned, with EXIF saying so."""
-    picture = ImageOps.exif_transpose(Image.open(io.BytesIO(content))).convert("RGB")
     exif = Image.Exif()
-    exif[0x0112] = TURNED
+    exif[ORIENTATION] = TURNED
     file = io.BytesIO()
-    picture.rotate(90, expand=True).save(file, "JPEG", quality=95, subsampling=0, exif=exif)
+    decode(content).rotate(90, expand=True).save(file, "JPEG", quality=95, subsampling=0, exif=exif)
     return file.getvalue()
 
 

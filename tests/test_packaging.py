@@ -1,8 +1,11 @@
 """Bundles of a finished run: what was judged is what ships, and every change is found."""
 
+import io
 import json
 import os
+import platform
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -30,13 +33,30 @@ KINDS = {"host-litert": "linux", "host-onnxruntime": "linux", "pixel-8": "androi
          "cortex-m7": "micro"}  # fmt: skip
 
 
+# Who took the pictures and where, in their files and in the name of the folder.
+SECRET = "ada-lovelace"
+
+
+def told(picture: Path) -> None:
+    """Writes EXIF with a place and an owner into a JPEG, and a comment."""
+    exif = Image.Exif()
+    exif[0x013B] = SECRET  # artist
+    exif.get_ifd(0x8825).update({1: "N", 2: (51.0, 28.0, 38.0)})  # GPS
+    content, block, comment = picture.read_bytes(), exif.tobytes(), SECRET.encode()
+    parts = [(0xE1, block), (0xFE, comment)]
+    segments = [struct.pack(">BBH", 0xFF, m, len(data) + 2) + data for m, data in parts]
+    picture.write_bytes(content[:2] + b"".join(segments) + content[2:])
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("packaging")
+    folder = tmp_path_factory.mktemp(SECRET)
     make_pictures(
         folder / "pictures", train_per_class=20, validation_per_class=8, test_per_class=20,
         size_px=64, workers=1,
     )  # fmt: skip
+    for picture in (folder / "pictures").rglob("*.jpg"):
+        told(picture)
     recipe = write_recipe(folder / "recipe.toml", folder / "pictures", qat_epochs=0)
     (folder / "board.toml").write_text(target_text("host-litert").replace("host-litert", "board"))
     recipe.write_text(recipe.read_text().replace("targets = [", 'targets = ["board.toml", '))
@@ -76,6 +96,34 @@ def test_every_bundle_is_the_judged_file_with_its_proof(
         goldens = json.loads((bundle.folder / "goldens" / "goldens.json").read_text())["goldens"]
         assert sum(item["picture"] is not None for item in goldens) >= 16
         assert {"all_zero", "all_255", "gradient"} <= {item["name"] for item in goldens}
+
+
+def test_a_bundle_does_not_tell_who_made_it_nor_where(
+    finished: Path, made: dict[str, Packaged]
+) -> None:
+    done = edgekit("package", str(finished), "--for", "pixel-8", "--allow-miss")
+    assert done.returncode == 0, done.stderr
+    own = (finished / "report.json").read_text()
+    name = f", {platform.release()}, {platform.node()}".replace(", ", " ", 1)
+    private = [SECRET, str(finished), str(WEIGHTS.parent), f'{name}"']
+    assert all(word in own for word in private)  # the twin: the user's own report tells
+    for bundle in made.values():
+        with zipfile.ZipFile(bundle.archive) as opened:
+            content = {info.filename: opened.read(info) for info in opened.infolist()}
+        for word in (*private, name):
+            found = [path for path, data in content.items() if word.encode() in data]
+            assert found == [], word
+        assert f"{platform.machine()}, {platform.system()} {platform.release()}" in (
+            content["MODEL_CARD.md"].decode().replace("\\", "")
+        )
+        pictures = [path for path in content if path.startswith("goldens/images/")]
+        assert len(pictures) >= 16
+        for path in pictures:
+            exif = Image.open(io.BytesIO(content[path])).getexif()
+            assert dict(exif) == ({0x0112: 6} if "turned" in path else {})
+        originals = {path.read_bytes() for path in (finished.parent / "pictures").rglob("*.jpg")}
+        assert all(SECRET.encode() in data and b"Exif" in data for data in originals)
+        assert not originals & {content[path] for path in pictures}
 
 
 def test_the_same_run_makes_the_same_bytes_anywhere(

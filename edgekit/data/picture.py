@@ -34,7 +34,7 @@ _PARSER_ERRORS = (
     IndexError,
     struct.error,
 )
-_ORIENTATION = 0x0112
+ORIENTATION = 0x0112  # tag of EXIF
 # What turns a picture upright, by the value of its EXIF orientation; 1 is upright.
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -91,7 +91,7 @@ def decode(content: bytes, least_px: int | None = None) -> Image.Image:
             if least_px is not None and picture.format == "JPEG":
                 picture.draft(None, (least_px, least_px))
             picture.load()
-            turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
+            turn = _TURNS.get(picture.getexif().get(ORIENTATION, 1))
             upright: Image.Image = picture if turn is None else picture.transpose(turn)
     except UnreadableError:
         raise
@@ -108,6 +108,20 @@ def decode(content: bytes, least_px: int | None = None) -> Image.Image:
         reason = str(error).splitlines()[0] if str(error) else error.__class__.__name__
         raise UnreadableError(f"truncated or damaged ({reason})") from None
     return _rgb(upright)
+
+
+def kind_and_orientation(content: bytes) -> tuple[str, int]:
+    """Returns Pillow's name of a picture's format, and the EXIF orientation, 1 to 8.
+
+    Args:
+        content: The bytes of a file that `decode` takes.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        picture = Image.open(io.BytesIO(content), formats=FORMATS)
+        picture.load()  # in a PNG it may stand behind the pixels
+        found = picture.getexif().get(ORIENTATION, 1)
+    return str(picture.format), int(found) if found in _TURNS else 1
 
 
 def _check_size(width: int, height: int) -> None:

@@ -20,6 +20,8 @@ STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 PREDICATE_TYPE = "https://slsa.dev/provenance/v1"
 BUILD_TYPE = "urn:edgekit:package:v1"
 BUILDER = "urn:edgekit"
+# How somebody reached the device tells about them and their network, not about the model.
+WAYS = {"host", "port", "serial", "python", "benchmark", "program", "install"}
 
 
 def provenance(report: RunReport, contents: Contents, files: Mapping[str, bytes]) -> bytes:
@@ -44,7 +46,9 @@ def provenance(report: RunReport, contents: Contents, files: Mapping[str, bytes]
                 "externalParameters": {
                     "recipe": _without_folders(report.recipe),
                     "target": _without_folders(
-                        contents.target.model_dump(mode="json", exclude_none=True)
+                        contents.target.model_dump(
+                            mode="json", exclude_none=True, exclude={"device": WAYS}
+                        )
                     ),
                     "package": {
                         "name": contents.name,
@@ -98,6 +102,7 @@ def _without_folders(value: Any) -> Any:
         return {key: _without_folders(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_without_folders(item) for item in value]
-    if isinstance(value, str) and PurePath(value).is_absolute():
+    # A target file may be named from the folder that edgekit was started in.
+    if isinstance(value, str) and (PurePath(value).is_absolute() or value.endswith(".toml")):
         return PurePath(value).name
     return value

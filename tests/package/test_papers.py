@@ -44,7 +44,7 @@ from edgekit.records import (
     ValidationRecord,
     Verdict,
 )
-from edgekit.target import load_target
+from edgekit.target import DeviceSpec, load_target
 
 HOSTILE = (
     "<script>alert(1)</script>",
@@ -484,7 +484,7 @@ FILES = {"model.tflite": b"model", "MODEL_CARD.md": b"card", "goldens/inputs.bin
 
 
 def test_the_statement() -> None:
-    report, contents = made(extra={"deep": ["/home/somebody/a", {"b": 1.5}]})
+    report, contents = made(extra={"deep": ["/home/somebody/a", {"b": 1.5}, "../x/t.toml"]})
     found = json.loads(provenance(report, contents, FILES))
     assert found.keys() == {"_type", "subject", "predicateType", "predicate"}
     assert found["_type"] == "https://in-toto.io/Statement/v1"
@@ -500,7 +500,7 @@ def test_the_statement() -> None:
     # Complete: every key of the recipe and of the target.
     assert asked["recipe"].keys() == report.recipe.keys()
     assert asked["recipe"]["model"] == {"weights": "imagenet", "alpha": 0.35}
-    assert asked["recipe"]["extra"] == {"deep": ["a", {"b": 1.5}]}
+    assert asked["recipe"]["extra"] == {"deep": ["a", {"b": 1.5}, "t.toml"]}
     assert asked["target"]["budget"]["size_bytes"] == contents.target.budget.size_bytes
     read = {item["name"]: item for item in build["resolvedDependencies"]}
     assert read["data"]["digest"] == {"edgekit-dataset-sha256": report.dataset.digest}
@@ -522,6 +522,30 @@ def test_no_paper_tells_where_it_was_made() -> None:
         assert b"somebody" not in paper
         assert b"/home" not in paper
     assert b"somebody" in report.model_dump_json().encode()
+
+
+@pytest.mark.parametrize(
+    ("target", "device"),
+    [
+        ("raspberry-pi-5", {"host": "somebody@attic.local", "port": 2222, "python": "~/x/python"}),
+        ("pixel-8", {"serial": "0A1B2C3D", "python": "somebody/python3"}),
+        ("web-wasm", {"program": "somebody/chrome"}),
+    ],
+)
+def test_no_paper_tells_how_the_device_was_reached(target: str, device: dict[str, object]) -> None:
+    report, contents = made()
+    asked = load_target(target)
+    spec = DeviceSpec.model_validate({**asked.device.model_dump(exclude_none=True), **device})
+    contents = dataclasses.replace(contents, target=asked.model_copy(update={"device": spec}))
+    said = json.loads(provenance(report, contents, FILES))
+    told = said["predicate"]["buildDefinition"]["externalParameters"]["target"]["device"]
+    assert not told.keys() & device.keys()
+    # The twin: what device it is stays, and its ways stand in the target itself.
+    assert told["description"] == asked.device.description
+    assert contents.target.model_dump(mode="json")["device"].items() >= device.items()
+    papers = model_card(report, contents).encode() + sbom(report, contents)
+    for word in (b"somebody", b"attic", b"2222", b"0A1B2C3D"):
+        assert word not in papers
 
 
 def test_the_papers_are_the_same_bytes_in_every_process() -> None:
