@@ -1,9 +1,57 @@
 """Limits on what a foreign file may make edgekit allocate, write, decode and wait for.
 
-Bottom layer; imports nothing.
+A foreign file is one that edgekit did not make; everything that it says is a claim. Each limit lies
+well above what real files need, with the reason beside it, and an error that comes from one tells
+what the file asks for, the limit, and what to do. Bottom layer; imports nothing.
 """
 
-# Starting weights.
+# ---- Model files ----
+
+# VGG16 in float32, the largest of the well-known classifiers, has 553 MB.
+MODEL_FILE_BYTES = 1024**3
+# Text beside a model: a labels file, the record of an export. 21,843 labels (ImageNet-21k) take
+# 1 MB.
+TEXT_FILE_BYTES = 16 * 1024**2
+# Classifiers take 224 to 600 pixels (EfficientNet-B7), a few of them 1024.
+INPUT_SIDE_PX = 2048
+# ImageNet-21k has 21,843 classes.
+MODEL_CLASSES = 100_000
+# Classifiers have a few thousand at most; ONNX functions are counted wherever they are called.
+MODEL_OPERATORS = 1_000_000
+# What a file says of itself, as JSON: names of tensors and texts of metadata.
+MODEL_FACTS_BYTES = 64 * 1024**2
+# TFLite metadata is read for short contracts and labels; anything longer is not for edgekit.
+TFLITE_METADATA_BYTES = 65536
+TFLITE_METADATA_ENTRIES = 1000
+
+# ---- What judging a model file takes ----
+
+# The 50,000 pictures of ImageNet's validation set at 299 px are 13.4 GB.
+DECODED_BYTES = 16 * 1024**3
+# Scores of every picture as float32: 50,000 pictures of 1,001 outputs are 200 MB. Each is in memory
+# three times while two files are compared.
+ANSWERS_BYTES = 512 * 1024**2
+
+# ---- Processes that open a model file ----
+
+# Address space, not memory in use: libraries, thread stacks and allocator arenas reserve 1 to 3 GiB
+# that they never touch. The largest file with its copies in a parser and a runtime fits, too.
+PROCESS_MEMORY_BYTES = 8 * 1024**3
+# No file that such a process writes is larger: a compiled model, answers.
+PROCESS_FILE_BYTES = 2 * MODEL_FILE_BYTES
+# Reading a file of 553 MB takes seconds.
+READING_SECONDS = 120.0
+# Starting Python, loading a runtime and a file of 553 MB, and the first answer: measured, 10 s.
+FIRST_ANSWER_SECONDS = 60.0
+# EfficientNet-B7 (37 billion multiplications, the most of the usual classifiers) takes 1 to 5 s a
+# picture on one core.
+ANSWER_SECONDS = 30.0
+# Boards, phones, emulators and kernels without vector instructions take this much longer. A file
+# that never answers has been ended on this machine before it gets there.
+TIMES_SLOWER_ELSEWHERE = 10
+
+# ---- Starting weights ----
+
 # The widest MobileNetV2 (alpha 1.4) has 4.4 million weights: 17 MiB in float32, 50 MiB with the two
 # moments of Adam beside them, as Keras saves a model that was trained.
 WEIGHT_FILE_BYTES = 128 * 1024**2

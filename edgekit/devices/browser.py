@@ -7,6 +7,7 @@ what the runner program does elsewhere, and what it sends back is as untrusted.
 import contextlib
 import html
 import json
+import math
 import os
 import shutil
 import signal
@@ -22,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field, ValidationError
 
-from edgekit import errors
+from edgekit import errors, limits
 from edgekit.devices.browser_page.packages import (
     prepare,
     problem as packages_problem,
@@ -86,7 +87,6 @@ FIRST_PAGE = (
 )
 # What Chromium says before it ends, where a user who is not root may have no sandbox.
 NO_SANDBOX = "No usable sandbox"
-MAX_CLASSES = 100_000
 MAX_SAMPLES = 10_000_000
 MAX_RESULT_BYTES = 1024**3
 MIN_WARMUP_RUNS = 5
@@ -158,7 +158,7 @@ class _Facts(Record):
     """What the page says in front of its numbers."""
 
     rows: int = Field(ge=1, le=MAX_SAMPLES)
-    columns: int = Field(ge=1, le=MAX_CLASSES)
+    columns: int = Field(ge=1, le=limits.MODEL_CLASSES)
     warmup_runs: int = Field(ge=0, le=MAX_SAMPLES)
     user_agent: str = Field(max_length=1000)
     hardware_concurrency: int = Field(ge=1, le=65536)
@@ -174,7 +174,11 @@ class Window:
     program: str | None
 
     def run(
-        self, job: BrowserJob, timeout_seconds: float, progress: ReportProgress | None = None
+        self,
+        job: BrowserJob,
+        timeout_seconds: float,
+        progress: ReportProgress | None = None,
+        silence_seconds: float = math.inf,
     ) -> BrowserAnswer:
         """Runs one job in a fresh page: in a fresh browser, or in the user's own, loaded anew.
 
@@ -182,6 +186,8 @@ class Window:
             job: What to measure.
             timeout_seconds: Wall time for the whole job, the start of the browser included.
             progress: Called with fractions from 0 to 1. Defaults to None.
+            silence_seconds: Wall time in which something must be done. Defaults to no limit but
+                that of the whole job.
 
         Raises:
             IntegrityError: If the file is not the one named, or the runtime refuses it.
@@ -192,13 +198,13 @@ class Window:
         task = _task(job)
         self.server.give(task)
         began = time.monotonic()
-        deadline = began + timeout_seconds
+        patience = (timeout_seconds, silence_seconds)
         try:
             if self.program is None:
-                _wait(task, None, job, deadline, timeout_seconds, progress)
+                _wait(task, None, job, began, patience, progress)
             else:
                 with started(self.program, self.server.url) as process:
-                    _wait(task, process, job, deadline, timeout_seconds, progress)
+                    _wait(task, process, job, began, patience, progress)
         finally:
             task.ended.set()
         return _judge(task, job, time.monotonic() - began)
@@ -294,7 +300,7 @@ def _task(job: BrowserJob) -> Task:
         "min_queries": job.min_queries,
         "min_seconds": job.min_seconds,
     }
-    most = count * MAX_CLASSES * 4 if job.mode == "accuracy" else MAX_SAMPLES * 8
+    most = count * limits.MODEL_CLASSES * 4 if job.mode == "accuracy" else MAX_SAMPLES * 8
     return Task(description, job.model, images, codes, min(most, MAX_RESULT_BYTES))
 
 
@@ -397,28 +403,40 @@ def _wait(
     task: Task,
     browser: Process | None,
     job: BrowserJob,
-    deadline: float,
-    timeout_seconds: float,
+    began: float,
+    patience: tuple[float, float],
     progress: ReportProgress | None,
 ) -> None:
     """Waits until the page has said its last word.
 
+    Args:
+        task: What the page does.
+        browser: The browser; None for one that the user opened.
+        job: What is measured.
+        began: When the job was given, on the clock of `time.monotonic`.
+        patience: Seconds for the whole job, and seconds in which something must be done.
+        progress: As in `Window.run`.
+
     Raises:
         DeviceError: If that does not happen.
     """
-    began = time.monotonic()
+    started_at = heard = time.monotonic()
     reported = 0.0
+    timeout_seconds, silence_seconds = patience
     while not task.ended.wait(LOOK_SECONDS):
-        if progress is not None and task.progress != reported:
-            reported = task.progress
-            progress(reported)
         now = time.monotonic()
+        if task.progress != reported:
+            reported, heard = task.progress, now
+            if progress is not None:
+                progress(reported)
         trouble = ""
-        if now > deadline:
+        if now > began + timeout_seconds:
             trouble = f"no answer from the browser after {timeout_seconds:g} s"
+        elif now > heard + silence_seconds:
+            trouble = f"no further answer from the browser for {silence_seconds:g} s"
         elif browser is not None and browser.process.poll() is not None:
             trouble = f"the browser ended by itself with code {browser.process.returncode}"
-        elif browser is not None and not task.arrived and now - began > START_SECONDS:
+        elif browser is not None and not task.arrived and now - started_at > START_SECONDS:
             trouble = f"the browser did not open the page within {START_SECONDS:g} s"
         elif task.left is not None and now - task.left > AWAY_SECONDS:
             trouble = "the page crashed or was closed"
@@ -436,8 +454,7 @@ def _wait(
             raise DeviceError(
                 f"{job.model}: {trouble}{shown}",
                 "a page that stays open until it has answered",
-                "check that the model ends on one image and fits into the browser's memory, "
-                "or raise the time limit",
+                "check that the model ends on one image and fits into the browser's memory",
             )
 
 

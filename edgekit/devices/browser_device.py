@@ -1,5 +1,6 @@
 """A browser on this machine as a device: the same tasks, done by a page. Device layer."""
 
+import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,7 +94,9 @@ class BrowserDevice:
                 min_seconds=task.pace.min_seconds,
             )
             before = surroundings.look()
-            found = self.window.run(job, task.timeout_seconds, progress)
+            # Only answers are told one by one; a page says nothing while it warms up.
+            silence = task.waiting.first_seconds if task.mode == "accuracy" else math.inf
+            found = self.window.run(job, task.timeout_seconds, progress, silence)
             after = surroundings.look()
         if task.mode == "latency" and not found.visible:
             raise DeviceError(

@@ -13,11 +13,10 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from edgekit import limits
 from edgekit.errors import DeviceError
-from edgekit.runner.program import limit_memory
+from edgekit.runner.program import limit
 
-# Address space, not memory in use: it only stops a model that asks for absurd amounts.
-MEMORY_LIMIT_BYTES = 8 * 1024**3
 # The process ends itself a little after its parent should have ended it.
 GRACE_SECONDS = 10
 
@@ -44,15 +43,16 @@ def command(
     module: str,
     *arguments: str,
     timeout_seconds: float,
-    memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    memory_limit_bytes: int = limits.PROCESS_MEMORY_BYTES,
 ) -> list[str]:
     """Returns the command that runs a module as a program.
 
     Args:
         module: Its full name.
         *arguments: What the program is given.
-        timeout_seconds: Wall time that the parent allows it.
-        memory_limit_bytes: Limit of the address space. Defaults to 8 GiB.
+        timeout_seconds: Wall time that the parent allows it, until it calls `still_working`.
+        memory_limit_bytes: Limit of the address space. Defaults to
+            `limits.PROCESS_MEMORY_BYTES`.
     """
     alarm = math.ceil(timeout_seconds) + GRACE_SECONDS
     # -P: a module in the current folder must not shadow one of the program's.
@@ -67,6 +67,15 @@ def environment() -> Mapping[str, str]:
     return {**os.environ, "PYTHONPATH": search, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
+def still_working(timeout_seconds: float) -> None:
+    """Gives this process that much time again; called in it, by the program that it became.
+
+    Args:
+        timeout_seconds: Wall time that the parent allows until the next call.
+    """
+    signal.alarm(math.ceil(timeout_seconds) + GRACE_SECONDS)
+
+
 def main(arguments: list[str]) -> None:
     """Sets the limits, then becomes the program.
 
@@ -76,8 +85,9 @@ def main(arguments: list[str]) -> None:
     seconds, memory_limit_bytes, module, *rest = arguments
     # When the parent is killed, nobody else ends native code that hangs.
     signal.alarm(int(seconds))
-    limit_memory(int(memory_limit_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash is a result; it leaves no file
+    limit(resource.RLIMIT_AS, int(memory_limit_bytes))
+    limit(resource.RLIMIT_CORE, 0)  # a crash is a result; it leaves no file
+    limit(resource.RLIMIT_FSIZE, limits.PROCESS_FILE_BYTES)
     sys.argv = [module, *rest]
     runpy.run_module(module, run_name="__main__", alter_sys=True)
 

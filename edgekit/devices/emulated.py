@@ -25,9 +25,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from edgekit import limits
 from edgekit.devices.exchange import ReportProgress
 from edgekit.devices.local import processor
-from edgekit.devices.measure import MEMORY_LIMIT_BYTES
 from edgekit.devices.place import Found, Machine, cache_folder, check_size
 from edgekit.devices.wheels import PIP_OPTIONS, requirements
 from edgekit.errors import DeviceError, SpecError
@@ -154,7 +154,7 @@ def reach(
     *,
     emulator: str = EMULATOR,
     cpu: str = DEFAULT_CPU,
-    memory_limit_bytes: int = MEMORY_LIMIT_BYTES,
+    memory_limit_bytes: int = limits.PROCESS_MEMORY_BYTES,
 ) -> Iterator["EmulatedPlace"]:
     """Yields the emulated machine; its working folder is gone afterwards.
 
@@ -163,7 +163,7 @@ def reach(
         emulator: qemu-user for arm64, by name or path. Defaults to "qemu-aarch64-static".
         cpu: One of `CPUS`. Defaults to "cortex-a72".
         memory_limit_bytes: Address space of a program. qemu-user accepts RLIMIT_AS and ignores it,
-            so a program cannot limit itself. Defaults to 16 GiB.
+            so a program cannot limit itself. Defaults to `limits.PROCESS_MEMORY_BYTES`.
 
     Raises:
         SpecError: If `root` is no prepared folder or `cpu` is not known.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from pydantic import ValidationError
 
-from edgekit import errors
+from edgekit import errors, limits
 from edgekit.devices.process import end, hear
 from edgekit.devices.protocol import LINE, Done, Failure, Progress
 from edgekit.errors import DeviceError, EdgekitError, IntegrityError
@@ -23,10 +23,43 @@ OUTPUT_LIMIT_BYTES = 16 * 1024 * 1024
 CRASHES = ("SIGSEGV", "SIGABRT", "SIGFPE", "SIGBUS", "SIGILL", "SIGTRAP", "SIGSYS")
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """How long a runner may be silent; it says a line whenever answers were made.
+
+    A limit for each answer, not for their sum: a model that never ends is ended as soon among many
+    pictures as among few.
+
+    Args:
+        first_seconds: Until its first line: start, loading and first answer. Defaults to
+            `limits.FIRST_ANSWER_SECONDS`.
+        further_seconds: Until each further line. Defaults to `limits.ANSWER_SECONDS`.
+    """
+
+    first_seconds: float = limits.FIRST_ANSWER_SECONDS
+    further_seconds: float = limits.ANSWER_SECONDS
+
+
+# For whatever is slower than this machine.
+PATIENT = Waiting(
+    limits.TIMES_SLOWER_ELSEWHERE * limits.FIRST_ANSWER_SECONDS,
+    limits.TIMES_SLOWER_ELSEWHERE * limits.ANSWER_SECONDS,
+)
+
+
 @dataclass
 class _Heard:
-    """What a runner has said so far; only `exchange` fills it."""
+    """What a runner has said so far; only `exchange` fills it.
 
+    Args:
+        silent_since: When it said its last line, or was started; on the clock of `time.monotonic`.
+        lines: How many lines it said.
+        fraction: The last progress that it said.
+    """
+
+    silent_since: float = field(default_factory=time.monotonic)
+    lines: int = 0
+    fraction: float = 0.0
     pending: bytes = b""
     received_bytes: int = 0
     last: Done | Failure | None = None
@@ -40,6 +73,7 @@ def exchange(
     progress: ReportProgress | None = None,
     environment: Mapping[str, str] | None = None,
     explain: Explain | None = None,
+    waiting: Waiting | None = None,
 ) -> Done:
     """Runs a runner process to its end and returns its last line.
 
@@ -53,6 +87,7 @@ def exchange(
         environment: Environment of the process. Defaults to None: this process's own.
         explain: Called with exit code and end of stderr of a run without a result; returns the
             error where the transport knows what happened. Defaults to None: it never does.
+        waiting: How long it may be silent. Defaults to None: as long as the whole run may take.
 
     Raises:
         IntegrityError: If the runner crashed, or says that the file is damaged or untrusted.
@@ -69,25 +104,45 @@ def exchange(
         env=environment,
     )
     heard = _Heard()
+    end_at = heard.silent_since + timeout_seconds
 
     def take(chunk: bytes) -> bool:
         _take(chunk, heard, subject, progress)
         return False
 
+    def deadline() -> float:
+        if waiting is None:
+            return end_at
+        seconds = waiting.further_seconds if heard.lines else waiting.first_seconds
+        return min(end_at, heard.silent_since + seconds)
+
     try:
-        deadline = time.monotonic() + timeout_seconds
         heard.stderr = hear(process, deadline, take)
-        process.wait(timeout=max(0.0, deadline - time.monotonic()))
+        process.wait(timeout=max(0.0, deadline() - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired) as err:
-        found = f"{subject}: no answer after {timeout_seconds:g} s"
-        raise DeviceError(
-            found,
-            "an end within that time",
-            "check that the model ends on one image, or raise the time limit",
-        ) from err
+        raise _too_slow(subject, timeout_seconds, waiting, end_at, heard) from err
     finally:
         end(process)
     return _verdict(process.returncode, heard, subject, explain)
+
+
+def _too_slow(
+    subject: str, timeout_seconds: float, waiting: Waiting | None, end_at: float, heard: _Heard
+) -> DeviceError:
+    """Returns the error for a runner that was silent for too long, or took too long in all."""
+    remedy = "do not use this file if its model has no end; a slow one needs a faster machine"
+    if waiting is None or time.monotonic() >= end_at:
+        found = f"{subject}: no answer after {timeout_seconds:g} s"
+        return DeviceError(found, "an end within that time", remedy)
+    if not heard.lines:
+        found = f"{subject}: no answer after {waiting.first_seconds:g} s"
+        return DeviceError(found, "the first answer within that time", remedy)
+    return DeviceError(
+        f"{subject}: no further answer for {waiting.further_seconds:g} s, with "
+        f"{heard.fraction:.0%} done",
+        "an answer to one picture within that time",
+        remedy,
+    )
 
 
 def _take(chunk: bytes, heard: _Heard, subject: str, progress: ReportProgress | None) -> None:
@@ -104,9 +159,12 @@ def _take(chunk: bytes, heard: _Heard, subject: str, progress: ReportProgress | 
         )
     for line in lines:
         message = _parse(line, heard, subject)
+        heard.lines, heard.silent_since = heard.lines + 1, time.monotonic()
         if not isinstance(message, Progress):
             heard.last = message
-        elif progress is not None:
+            continue
+        heard.fraction = message.progress
+        if progress is not None:
             progress(message.progress)
 
 

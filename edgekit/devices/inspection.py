@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from edgekit import limits
 from edgekit.devices import child
 from edgekit.devices.exchange import exchange
 from edgekit.devices.protocol import Done, Failure
@@ -20,10 +21,7 @@ from edgekit.runner.program import answer_channel
 from edgekit.runtimes.base import ModelFacts
 from edgekit.runtimes.inspect import inspect_content, model_format, read_model
 
-# Reading a file of 100 MB takes seconds.
-TIMEOUT_SECONDS = 120.0
 _MODULE = "edgekit.devices.inspection"
-_LARGEST_FACTS_BYTES = 64 * 1024**2
 
 
 class Inspection(Record):
@@ -40,12 +38,12 @@ class Inspection(Record):
     size_bytes: int
 
 
-def inspect_apart(path: Path, timeout_seconds: float = TIMEOUT_SECONDS) -> Inspection:
+def inspect_apart(path: Path, timeout_seconds: float = limits.READING_SECONDS) -> Inspection:
     """Returns what a .tflite, .onnx or .ort file says about itself, read in another process.
 
     Args:
         path: The file; its suffix says the format.
-        timeout_seconds: Wall time. Defaults to two minutes.
+        timeout_seconds: Wall time. Defaults to `limits.READING_SECONDS`.
 
     Raises:
         SpecError: If the file cannot be read or its suffix is none of the three.
@@ -57,12 +55,14 @@ def inspect_apart(path: Path, timeout_seconds: float = TIMEOUT_SECONDS) -> Inspe
         command = child.command(
             _MODULE, str(path.absolute()), str(facts), timeout_seconds=timeout_seconds
         )
-        exchange(command, str(path), timeout_seconds, environment=child.environment())
+        # What a library leaves in the folder for temporary files is gone with this one.
+        around = {**child.environment(), "TMPDIR": folder}
+        exchange(command, str(path), timeout_seconds, environment=around)
         try:
             with facts.open("rb") as stream:
-                return Inspection.model_validate_json(stream.read(_LARGEST_FACTS_BYTES))
+                return Inspection.model_validate_json(stream.read(limits.MODEL_FACTS_BYTES))
         except (OSError, ValidationError) as err:
-            found = f"{path}: what it says of itself is more than {_LARGEST_FACTS_BYTES} bytes"
+            found = f"{path}: what it says of itself is more than {limits.MODEL_FACTS_BYTES} bytes"
             raise IntegrityError(found, "an image classifier", "do not use this file") from err
 
 
@@ -90,8 +90,9 @@ def _inspect(path: Path, result: Path) -> tuple[Done | Failure, int]:
     except MemoryError:
         return _refuse(
             IntegrityError(
-                f"{path}: reading it takes more than {child.MEMORY_LIMIT_BYTES} bytes",
-                "an image classifier",
+                f"{path}: reading it takes more than {limits.PROCESS_MEMORY_BYTES:,} bytes of "
+                "address space",
+                "an image classifier that is read in less",
                 "do not use this file",
             )
         )

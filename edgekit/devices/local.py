@@ -60,8 +60,12 @@ class _Here:
         return (sys.executable, "-P", program, job)
 
     def environment(self) -> Mapping[str, str]:
-        """Returns this process's own, without thread pools beside the runtime's."""
-        return {**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        """Returns this process's own, without thread pools beside the runtime's.
+
+        What a runtime leaves in the folder for temporary files is gone with the place.
+        """
+        threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        return {**os.environ, **threads, "TMPDIR": str(self._folder)}
 
     def explain(self, code: int, said: str) -> DeviceError | None:  # noqa: ARG002
         """Returns nothing: no transport lies between."""

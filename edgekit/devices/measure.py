@@ -12,8 +12,9 @@ from typing import Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from edgekit import limits
 from edgekit.devices import local
-from edgekit.devices.exchange import ReportProgress, exchange
+from edgekit.devices.exchange import PATIENT, ReportProgress, Waiting, exchange
 from edgekit.devices.place import Machine, Place
 from edgekit.devices.program import runner_file
 from edgekit.devices.protocol import Done, Job, Subject
@@ -22,9 +23,8 @@ from edgekit.records import LatencySession, Preprocess, TensorInfo, input_codes
 from edgekit.runner.program import MIN_WARMUP_RUNS
 from edgekit.runtimes import read_ends
 
-# Address space, not memory in use: thread stacks and allocator arenas reserve far more than they
-# touch, so the limit only stops a model that asks for absurd amounts.
-MEMORY_LIMIT_BYTES = 16 * 1024**3
+# The process ends itself a little after its parent should have ended it.
+_GRACE_SECONDS = 10
 # Above what the header of a .npy file takes.
 _HEADER_BYTES = 1024
 
@@ -87,6 +87,7 @@ class Task:
         mode: "accuracy" answers every image; "latency" times single calls.
         pace: How latency is measured.
         timeout_seconds: Wall time for the whole task.
+        waiting: How long the process may be silent.
         memory_limit_bytes: Address space of the process; None for no limit.
     """
 
@@ -98,6 +99,7 @@ class Task:
     mode: Literal["accuracy", "latency"]
     pace: Pace
     timeout_seconds: float
+    waiting: Waiting
     memory_limit_bytes: int | None
 
 
@@ -123,19 +125,23 @@ class Device(Protocol):
 
 def answer(
     subject: Subject,
-    timeout_seconds: float = 3600.0,
+    timeout_seconds: float = math.inf,
     progress: ReportProgress | None = None,
-    memory_limit_bytes: int | None = MEMORY_LIMIT_BYTES,
+    memory_limit_bytes: int | None = limits.PROCESS_MEMORY_BYTES,
     device: Device | None = None,
+    waiting: Waiting | None = None,
 ) -> Answers:
     """Returns the answers of one file to every image, one image per call.
 
     Args:
         subject: File, runtime, images and preprocessing.
-        timeout_seconds: Wall time for the whole run. Defaults to an hour.
+        timeout_seconds: Wall time for the whole run. Defaults to no limit but that of `waiting`.
         progress: Called with fractions from 0 to 1. Defaults to None.
-        memory_limit_bytes: Address space of the process. Defaults to 16 GiB; None for no limit.
+        memory_limit_bytes: Address space of the process. Defaults to
+            `limits.PROCESS_MEMORY_BYTES`; None for no limit.
         device: Where. Defaults to None: this machine.
+        waiting: How long it may take to answer. Defaults to None: `Waiting()` on this machine,
+            `PATIENT` elsewhere.
 
     Raises:
         IntegrityError: If the file is not the one named, damaged, untrusted or crashes.
@@ -143,7 +149,8 @@ def answer(
         SpecError: If images, preprocessing and model do not fit together.
         DataError: If the images cannot be read.
     """
-    task = _task(subject, "accuracy", Pace(), timeout_seconds, memory_limit_bytes)
+    waiting = waiting or _waiting(device)
+    task = _task(subject, "accuracy", Pace(), timeout_seconds, waiting, memory_limit_bytes)
     with _on(device) as used:
         done, raw = used.run(task, progress)
     _check_array(task, raw, (task.images, task.output.shape[-1]), task.output.dtype)
@@ -156,7 +163,7 @@ def time_sessions(
     pace: Pace | None = None,
     timeout_seconds: float = 600.0,
     progress: ReportProgress | None = None,
-    memory_limit_bytes: int | None = MEMORY_LIMIT_BYTES,
+    memory_limit_bytes: int | None = limits.PROCESS_MEMORY_BYTES,
     device: Device | None = None,
 ) -> list[Timing]:
     """Times every file in fresh processes, interleaved: session 1 of each, then session 2 of each.
@@ -170,7 +177,7 @@ def time_sessions(
         pace: How long each session warms up and measures. Defaults to `Pace()`.
         timeout_seconds: Wall time of one session. Defaults to 600.
         progress: Called with fractions from 0 to 1 of the whole. Defaults to None.
-        memory_limit_bytes: Address space of a process. Defaults to 16 GiB; None for no limit.
+        memory_limit_bytes: As in `answer`.
         device: Where. Defaults to None: this machine.
 
     Returns:
@@ -179,8 +186,9 @@ def time_sessions(
     Raises:
         EdgekitError: As `answer`.
     """
+    pace, waiting = pace or Pace(), _waiting(device)
     tasks = [
-        _task(subject, "latency", pace or Pace(), timeout_seconds, memory_limit_bytes)
+        _task(subject, "latency", pace, timeout_seconds, waiting, memory_limit_bytes)
         for subject in subjects
     ]
     timed: list[list[tuple[LatencySession, str]]] = [[] for _ in tasks]
@@ -264,8 +272,8 @@ class RunnerDevice:
                 min_queries=task.pace.min_queries,
                 min_seconds=task.pace.min_seconds,
                 memory_limit_bytes=task.memory_limit_bytes,
-                # A little after its parent should have ended it.
-                time_limit_seconds=math.ceil(task.timeout_seconds) + 10,
+                first_answer_seconds=math.ceil(task.waiting.first_seconds) + _GRACE_SECONDS,
+                answer_seconds=math.ceil(task.waiting.further_seconds) + _GRACE_SECONDS,
             )
             job_file.write_text(job.model_dump_json(), encoding="utf-8")
             command = place.command(program, place.put(job_file))
@@ -276,6 +284,7 @@ class RunnerDevice:
                 progress,
                 place.environment(),
                 place.explain,
+                task.waiting,
             )
             results = Path(scratch) / "results.npy"
             place.get(job.results, results, _largest(task, done))
@@ -292,11 +301,17 @@ def _on(device: Device | None) -> Iterator[Device]:
         yield RunnerDevice(place)
 
 
+def _waiting(device: Device | None) -> Waiting:
+    """Returns how long answers may take on a device; None is this machine."""
+    return Waiting() if device is None else PATIENT
+
+
 def _task(
     subject: Subject,
     mode: Literal["accuracy", "latency"],
     pace: Pace,
     timeout_seconds: float,
+    waiting: Waiting,
     memory_limit_bytes: int | None,
 ) -> Task:
     """Reads the ends of the file and checks that images, contract and file fit together."""
@@ -310,6 +325,7 @@ def _task(
         mode=mode,
         pace=pace,
         timeout_seconds=timeout_seconds,
+        waiting=waiting,
         memory_limit_bytes=memory_limit_bytes,
     )
 

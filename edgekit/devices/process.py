@@ -15,12 +15,13 @@ KEPT_BYTES = 16384
 Take = Callable[[bytes], bool]
 
 
-def hear(process: subprocess.Popen[bytes], deadline: float, take: Take) -> str:
+def hear(process: subprocess.Popen[bytes], deadline: Callable[[], float], take: Take) -> str:
     """Reads stdout and stderr until both close or `take` has enough.
 
     Args:
         process: With pipes for both.
-        deadline: On the clock of `time.monotonic`.
+        deadline: Returns when to give up, on the clock of `time.monotonic`; asked again after each
+            piece.
         take: Called with each piece of stdout; True ends the reading.
 
     Returns:
@@ -35,7 +36,7 @@ def hear(process: subprocess.Popen[bytes], deadline: float, take: Take) -> str:
             if stream is not None:
                 selector.register(stream, selectors.EVENT_READ)
         while selector.get_map():
-            remaining = deadline - time.monotonic()
+            remaining = deadline() - time.monotonic()
             if remaining <= 0:
                 raise TimeoutError
             for key, _ in selector.select(remaining):

@@ -94,7 +94,9 @@ class Job(Record):
         min_queries: Latency: fewest samples. Defaults to 200.
         min_seconds: Latency: shortest timed part. Defaults to 10.
         memory_limit_bytes: Limit of the address space. Defaults to None: no limit.
-        time_limit_seconds: The process ends itself after this, even when its parent is gone.
+        first_answer_seconds: The process ends itself when it has said no line after this long,
+            even when its parent is gone.
+        answer_seconds: The same for each further line; it says one whenever it has answered.
     """
 
     model: str
@@ -114,7 +116,8 @@ class Job(Record):
     min_queries: int = Field(default=200, ge=1)
     min_seconds: Seconds = 10.0
     memory_limit_bytes: int | None = Field(default=None, ge=1)
-    time_limit_seconds: int = Field(ge=1)
+    first_answer_seconds: int = Field(ge=1)
+    answer_seconds: int = Field(ge=1)
 
 
 class Progress(Record):

@@ -715,12 +715,13 @@ def _first_line(client: _Client, keeper: subprocess.Popen[bytes], seconds: float
     """Returns the working folder that the keeper there has made."""
     heard = _Heard(KEPT_BYTES)
     limit = 2 * seconds
+    deadline = time.monotonic() + limit
 
     def take(chunk: bytes) -> bool:
         return heard.take(chunk) or b"\n" in heard.data
 
     try:
-        said = hear(keeper, time.monotonic() + limit, take)
+        said = hear(keeper, lambda: deadline, take)
         if b"\n" not in heard.data and len(heard.data) <= KEPT_BYTES:
             keeper.wait(timeout=limit)
     except (TimeoutError, subprocess.TimeoutExpired) as err:
@@ -852,7 +853,7 @@ def _run(
         return full
 
     try:
-        said = hear(process, deadline, taken)
+        said = hear(process, lambda: deadline, taken)
         if not full:
             process.wait(timeout=max(0.0, deadline - time.monotonic()))
     except (TimeoutError, subprocess.TimeoutExpired) as err:

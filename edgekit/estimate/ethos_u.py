@@ -255,7 +255,9 @@ def _compile(place: Path, options: list[str], path: str, timeout_seconds: float)
             )
     except subprocess.TimeoutExpired as err:
         found = f"{path}: Vela did not end after {timeout_seconds:g} s"
-        raise DeviceError(found, "an end within that time", "raise the time limit") from err
+        raise DeviceError(
+            found, "an end within that time", "do not use this file, or use a faster machine"
+        ) from err
     if done.returncode != 0:
         raise _refusal(done.returncode, words.read_text("utf-8", "replace"), path)
 

@@ -4,6 +4,7 @@ Answers are those of its reference kernels; a device with optimized kernels (CMS
 give the same. The arena is an estimate, see `Arena`.
 """
 
+import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from edgekit.devices import child
-from edgekit.devices.exchange import ReportProgress, exchange
+from edgekit.devices.exchange import PATIENT, ReportProgress, Waiting, exchange
 from edgekit.errors import DeviceError, SpecError
 from edgekit.estimate.tflite_micro_session import Arena, MicroJob
 from edgekit.records import TensorInfo
@@ -48,8 +49,9 @@ def answers(
     images: Path,
     codes: npt.NDArray[np.generic],
     arena_bytes: int | None = None,
-    timeout_seconds: float = 3600.0,
+    timeout_seconds: float = math.inf,
     progress: ReportProgress | None = None,
+    waiting: Waiting = PATIENT,
 ) -> MicroAnswers:
     """Returns the answers of one file to every image, one image per call.
 
@@ -60,8 +62,10 @@ def answers(
         codes: The input tensor's value of every pixel value per channel, shape `(256, 3)`, in the
             dtype of the input; see `edgekit.records.input_codes`.
         arena_bytes: Arena that answers, in bytes. Defaults to None: the smallest that works.
-        timeout_seconds: Wall time for the whole run. Defaults to an hour.
+        timeout_seconds: Wall time for the whole run. Defaults to no limit but that of `waiting`.
         progress: Called with fractions from 0 to 1. Defaults to None.
+        waiting: How long it may take to answer; the first answer includes the search for the
+            arena. Defaults to `PATIENT`: reference kernels are slow.
 
     Raises:
         IntegrityError: If the file is not the one named, damaged, untrusted, has an operator that
@@ -84,12 +88,22 @@ def answers(
             images=images,
             codes=place / "codes.npy",
             arena_bytes=arena_bytes,
+            answer_seconds=waiting.further_seconds,
             answers=place / "answers.npy",
             arena=place / "arena.json",
         )
         (place / "job.json").write_text(job.model_dump_json(), encoding="utf-8")
-        command = child.command(SESSION, str(place / "job.json"), timeout_seconds=timeout_seconds)
-        done = exchange(command, str(model), timeout_seconds, progress, child.environment())
+        command = child.command(
+            SESSION, str(place / "job.json"), timeout_seconds=waiting.first_seconds
+        )
+        done = exchange(
+            command,
+            str(model),
+            timeout_seconds,
+            progress,
+            child.environment(),
+            waiting=waiting,
+        )
         count = len(np.load(images, mmap_mode="r", allow_pickle=False))
         raw = _raw(job, (count, output.shape[-1]), output.dtype)
         arena = _arena(job)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import Field
 
+from edgekit.devices import child
 from edgekit.devices.protocol import Done, Failure, Progress
 from edgekit.errors import DataError, DeviceError, EdgekitError, IntegrityError, SpecError
 from edgekit.records import Record, TensorInfo
@@ -53,6 +54,7 @@ class MicroJob(Record):
         images: A .npy file, uint8 of shape `(count, height_px, width_px, 3)`.
         codes: A .npy file of shape `(256, 3)`: the input tensor's value of every pixel value.
         arena_bytes: Arena that answers; None for the smallest that works.
+        answer_seconds: Wall time for each line after the first.
         answers: Where the raw answers go.
         arena: Where the `Arena` goes, as JSON.
     """
@@ -62,6 +64,7 @@ class MicroJob(Record):
     images: Path
     codes: Path
     arena_bytes: int | None = None
+    answer_seconds: float = Field(gt=0)
     answers: Path
     arena: Path
 
@@ -285,8 +288,9 @@ def _answer_all(
                 interpreter.set_input(codes[image, channel][None], 0)
                 interpreter.invoke()
                 raw[index] = interpreter.get_output(0).reshape(-1)
-                if time.monotonic() - last > PROGRESS_SECONDS:
+                if not index or time.monotonic() - last > PROGRESS_SECONDS:
                     last = time.monotonic()
+                    child.still_working(job.answer_seconds)
                     report(index / len(images))
         except REFUSALS as err:
             raise _refusal(str(job.model), words(), err) from err

@@ -11,6 +11,9 @@ import numpy.typing as npt
 from .refusal import Refusal
 
 Array = npt.NDArray[np.generic]
+_SHOWN_CHARACTERS = 250
+# What onnxruntime and the C++ library say.
+_SHORTAGES = ("Failed to allocate memory", "std::bad_alloc", "bad allocation")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,12 @@ class Model:
 
 
 def refused(request: Request, runtime: str, error: Exception) -> Refusal:
-    """Returns the refusal of a runtime that does not take a file."""
+    """Returns the refusal of a runtime that does not take a file.
+
+    Raises:
+        MemoryError: If that is because there is no memory left.
+    """
+    _raise_shortage(error)
     return Refusal(
         "IntegrityError",
         f"{request.path}: {runtime} refuses it ({_short(error)})",
@@ -64,7 +72,8 @@ def refused(request: Request, runtime: str, error: Exception) -> Refusal:
 
 
 def stopped(request: Request, runtime: str, error: Exception) -> Refusal:
-    """Returns the refusal of a runtime that stopped while it ran a file."""
+    """Returns the refusal of a runtime that stopped while it ran a file; as `refused`."""
+    _raise_shortage(error)
     return Refusal(
         "DeviceError",
         f"{request.path}: {runtime} stopped while running it ({_short(error)})",
@@ -83,5 +92,13 @@ def missing(runtime: str, package: str, error: Exception) -> Refusal:
     )
 
 
+def _raise_shortage(error: Exception) -> None:
+    """Raises MemoryError where a runtime says in its own words that there is no memory left."""
+    if any(words in str(error) for words in _SHORTAGES):
+        raise MemoryError from error
+
+
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    """Returns what a runtime said; of a long text the middle is left out, the cause stands last."""
+    line = " ".join(str(error).split())
+    return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:60]} ... {line[-180:]}"

@@ -26,8 +26,9 @@ from .model import Array, Model, Request
 from .refusal import EXIT_CODES, Refusal
 
 MIN_WARMUP_RUNS = 5
-# Different pictures that latency cycles through; bounds the memory of the pre-built tensors.
+# Different pictures that latency cycles through, and the memory of their tensors.
 MAX_TIMED_IMAGES = 64
+MAX_TIMED_BYTES = 256 * 1024**2
 PROGRESS_SECONDS = 0.5
 # Module of this folder and function in it that opens a model, by the runtime's name.
 RUNTIMES = {
@@ -45,9 +46,9 @@ def main(arguments: list[str]) -> int:
     """
     job: Job = json.loads(Path(arguments[0]).read_text(encoding="utf-8"))
     # When whoever started this is gone, nobody else ends a model that hangs inside native code.
-    signal.alarm(job["time_limit_seconds"])
+    signal.alarm(job["first_answer_seconds"])
     if job["memory_limit_bytes"] is not None:
-        limit_memory(job["memory_limit_bytes"])
+        limit(resource.RLIMIT_AS, job["memory_limit_bytes"])
     with answer_channel() as channel:
         try:
             _say(channel, {"kind": "done", **_work(job, channel)})
@@ -60,11 +61,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def limit_memory(limit_bytes: int) -> None:
-    """Limits the address space, or leaves a limit that is lower already."""
-    _, hard = resource.getrlimit(resource.RLIMIT_AS)
-    lower = limit_bytes if hard == resource.RLIM_INFINITY else min(limit_bytes, hard)
-    resource.setrlimit(resource.RLIMIT_AS, (lower, lower))
+def limit(what: int, most: int) -> None:
+    """Limits what this process may take, or leaves a limit that is lower already.
+
+    Args:
+        what: A constant of the module resource, such as `resource.RLIMIT_AS`: the address space.
+        most: The limit, in the unit of the constant.
+    """
+    _, hard = resource.getrlimit(what)
+    lower = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(what, (lower, lower))
 
 
 @contextlib.contextmanager
@@ -91,11 +97,12 @@ def _refuse(channel: IO[str], refusal: Refusal) -> int:
 
 
 def _out_of_memory(job: Job) -> Refusal:
+    most = job["memory_limit_bytes"]
     return Refusal(
         "DeviceError",
         f"{job['model']}: ran out of memory",
-        f"at most {job['memory_limit_bytes']} bytes of address space",
-        "judge fewer or smaller pictures, or raise the memory limit",
+        "the memory of the device" if most is None else f"at most {most:,} bytes of address space",
+        "do not use this file, or export it with a smaller input",
     )
 
 
@@ -148,6 +155,7 @@ def _work(job: Job, channel: IO[str]) -> dict[str, Any]:
     _check_ends(model, job)
 
     def report(fraction: float) -> None:
+        signal.alarm(job["answer_seconds"])
         _say(channel, {"kind": "progress", "progress": min(fraction, 1.0)})
 
     if job["mode"] == "accuracy":
@@ -177,6 +185,17 @@ def _check_ends(model: Model, job: Job) -> None:
         )
 
 
+def _check_answer(scores: Array, model: Model, job: Job) -> None:
+    """Refuses an answer of another size than the file says; it may be as large as memory."""
+    if scores.shape != (model.classes,):
+        raise Refusal(
+            "IntegrityError",
+            f"{job['model']}: an answer of {scores.size} scores",
+            f"{model.classes} scores, as the file says",
+            "do not use this file; export the model with an output of fixed shape",
+        )
+
+
 def _encoder(codes: Array) -> Callable[[Array], Array]:
     """Returns the function from one picture (height, width, 3) to the model's input tensor."""
     channel = np.arange(codes.shape[1])
@@ -184,7 +203,9 @@ def _encoder(codes: Array) -> Callable[[Array], Array]:
 
 
 def _tensors(images: Array, encode: Callable[[Array], Array]) -> list[Array]:
-    chosen = np.linspace(0, len(images) - 1, min(len(images), MAX_TIMED_IMAGES)).astype(int)
+    fitting = max(1, MAX_TIMED_BYTES // encode(images[0]).nbytes)
+    count = min(len(images), MAX_TIMED_IMAGES, fitting)
+    chosen = np.linspace(0, len(images) - 1, count).astype(int)
     return [np.ascontiguousarray(encode(images[index])) for index in chosen]
 
 
@@ -208,8 +229,10 @@ def _answer_all(
     with unfinished.open("wb") as stream:
         np.lib.format.write_array_header_1_0(stream, header)
         for index, image in enumerate(images):
-            stream.write(model.run(encode(image)).astype(dtype, copy=False).tobytes())
-            if time.monotonic() - last > PROGRESS_SECONDS:
+            scores = model.run(encode(image))
+            _check_answer(scores, model, job)
+            stream.write(scores.astype(dtype, copy=False).tobytes())
+            if not index or time.monotonic() - last > PROGRESS_SECONDS:
                 last = time.monotonic()
                 report(index / len(images))
     unfinished.replace(job["results"])
@@ -220,7 +243,7 @@ def _time_calls(
     model: Model, tensors: list[Array], job: Job, report: Callable[[float], None]
 ) -> tuple[int, dict[str, Any]]:
     """Warms up, times single calls, writes the samples; returns their number and what went on."""
-    warmup_runs = _warm_up(model, tensors, job["warmup_seconds"])
+    warmup_runs = _warm_up(model, tensors, job, report)
     # Collections inside a sample would be Python's time, not the model's.
     gc.collect()
     gc.disable()
@@ -235,12 +258,17 @@ def _time_calls(
     return len(samples_ns), around
 
 
-def _warm_up(model: Model, tensors: list[Array], seconds: float) -> int:
-    """Runs untimed calls for at least `seconds` and `MIN_WARMUP_RUNS`; returns their number."""
-    start, runs = time.perf_counter(), 0
-    while runs < MIN_WARMUP_RUNS or time.perf_counter() - start < seconds:
-        model.run(tensors[runs % len(tensors)])
+def _warm_up(model: Model, tensors: list[Array], job: Job, report: Callable[[float], None]) -> int:
+    """Runs untimed calls, at least "warmup_seconds" and `MIN_WARMUP_RUNS`; returns their number."""
+    start = last = time.perf_counter()
+    runs = 0
+    while runs < MIN_WARMUP_RUNS or time.perf_counter() - start < job["warmup_seconds"]:
+        scores = model.run(tensors[runs % len(tensors)])
+        _check_answer(scores, model, job)
         runs += 1
+        if runs == 1 or time.perf_counter() - last > PROGRESS_SECONDS:
+            last = time.perf_counter()
+            report(0.0)
     return runs
 
 

@@ -8,18 +8,10 @@ from edgekit.validate import statistics
 
 OUTSIDE = -1
 TOP = 5
-# A run that takes longer than this hangs: starting a runtime, and one image on a slow processor.
-_SECONDS_TO_START = 300.0
-_SECONDS_PER_IMAGE = 5.0
 
 Scores = npt.NDArray[np.float32]
 Classes = npt.NDArray[np.int32]
 OutputIndex = npt.NDArray[np.int64]
-
-
-def seconds_allowed(images: int) -> float:
-    """Returns the time limit of an accuracy run over that many images."""
-    return _SECONDS_TO_START + _SECONDS_PER_IMAGE * images
 
 
 def top1_classes(scores: Scores, class_count: int, output_index: OutputIndex) -> Classes:

@@ -16,7 +16,6 @@ from edgekit.target import Accelerator, Target
 from edgekit.validate.accuracy import (
     measure_accuracy,
     paired_drop,
-    seconds_allowed,
     top1_classes,
 )
 from edgekit.validate.on_device import HostAnswers, Measured, Pictures
@@ -69,7 +68,6 @@ def _micro(
         subject.sha256,
         subject.images,
         codes,
-        timeout_seconds=10 * seconds_allowed(len(pictures.labels)),
         progress=lambda done: progress(f"tflite-micro for {target.name}", round(1000 * done), 1000),
     )
     scores = measure.scores(found.raw, found.output)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
 from edgekit.devices import measure
-from edgekit.devices.exchange import ReportProgress
+from edgekit.devices.exchange import ReportProgress, Waiting
 from edgekit.devices.inspection import inspect_apart
 from edgekit.devices.protocol import Subject
 from edgekit.errors import IntegrityError, SpecError
@@ -40,7 +40,6 @@ from edgekit.validate.accuracy import (
     Scores,
     measure_accuracy,
     paired_drop,
-    seconds_allowed,
     top1_classes,
 )
 from edgekit.validate.classes import match_classes
@@ -375,8 +374,8 @@ def judge_external(
     images: Path,
     labels: Classes,
     threads: int = 1,
-    timeout_seconds: float | None = None,
     progress: ReportProgress | None = None,
+    waiting: Waiting | None = None,
 ) -> Judgement:
     """Runs a foreign file on decoded images and returns what its answers show.
 
@@ -386,14 +385,14 @@ def judge_external(
             `plan.preprocess` says.
         labels: int32 of shape `(count,)`, indexes into `plan.class_names`.
         threads: Threads of the runtime. Defaults to 1.
-        timeout_seconds: Wall time for the whole run. Defaults to None: grows with the images.
         progress: Called with fractions from 0 to 1. Defaults to None.
+        waiting: As in `edgekit.devices.measure.answer`. Defaults to None.
 
     Raises:
         EdgekitError: As `edgekit.devices.measure.answer`.
     """
-    limit = seconds_allowed(len(labels)) if timeout_seconds is None else timeout_seconds
-    answers = measure.answer(subject(plan, images, threads), limit, progress)
+    asked = subject(plan, images, threads)
+    answers = measure.answer(asked, progress=progress, waiting=waiting)
     scores = measure.scores(answers.raw, answers.output)
     index = np.array(plan.output_index, dtype=np.int64)
     count = len(plan.class_names)

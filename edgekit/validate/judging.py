@@ -30,7 +30,6 @@ from edgekit.target import Target
 from edgekit.validate.accuracy import (
     measure_accuracy,
     paired_drop,
-    seconds_allowed,
     sqnr_db,
     top1_classes,
 )
@@ -294,8 +293,7 @@ def _answer(
 ) -> _Answered:
     answers = measure.answer(
         subject,
-        seconds_allowed(len(labels)),
-        lambda done: progress(f"accuracy of {artifact.path}", round(1000 * done), 1000),
+        progress=lambda done: progress(f"accuracy of {artifact.path}", round(1000 * done), 1000),
     )
     scores = measure.scores(answers.raw, answers.output)
     index = np.arange(classes)

@@ -30,7 +30,6 @@ from edgekit.validate.accuracy import (
     OutputIndex,
     measure_accuracy,
     paired_drop,
-    seconds_allowed,
     top1_classes,
 )
 from edgekit.validate.latency import summarize
@@ -239,8 +238,7 @@ def measure_on(
     subject, measuring = subjects[0], measuring_of(target, measuring)
     answers = measure.answer(
         subject,
-        seconds_allowed(len(pictures.labels)),
-        lambda done: progress(f"accuracy on {target.name}", round(1000 * done), 1000),
+        progress=lambda done: progress(f"accuracy on {target.name}", round(1000 * done), 1000),
         device=device,
     )
     scores = measure.scores(answers.raw, answers.output)

@@ -48,7 +48,8 @@ def job(folder: Path, runtime: str, mode: str, **changed: Any) -> dict[str, Any]
         "min_queries": 30,
         "min_seconds": 0.0,
         "memory_limit_bytes": None,
-        "time_limit_seconds": 60,
+        "first_answer_seconds": 60,
+        "answer_seconds": 60,
         **changed,
     }
 
