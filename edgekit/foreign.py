@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from pydantic import ValidationError
 
+from edgekit import limits
 from edgekit.data.decode import read_folder
 from edgekit.data.scan import Scan, printable, scan
 from edgekit.devices import measure
@@ -48,6 +49,7 @@ from edgekit.validate.external import (
     per_channel,
     plan_external,
     plan_reference,
+    refuse_too_much,
     subject,
 )
 from edgekit.validate.judging import checks_of, is_host, unasked_estimates
@@ -225,6 +227,7 @@ def judge_file(
         question.label_offset,
         _recorded(question.file),
     )
+    refuse_too_much(plan, len(scanned.sources))
     targets = _targets(question, plan)
     imported = _imported(question, plan, targets)
     refuse_same_names(targets)
@@ -349,7 +352,7 @@ def _recorded(file: Path) -> Recorded | None:
     if not path.is_file() or not file.is_file():
         return None
     try:
-        record = ExportRecord.model_validate_json(path.read_bytes())
+        record = ExportRecord.model_validate_json(_read_text(path, "run the recipe again"))
     except ValidationError as error:
         raise IntegrityError(
             f"{path}: {error.error_count()} fields are not as edgekit writes them",
@@ -371,11 +374,26 @@ def _label_lines(path: Path | None) -> tuple[str, ...] | None:
     if path is None:
         return None
     try:
-        return tuple(path.read_text("utf-8").splitlines())
+        return tuple(_read_text(path, "give a list of class names").decode("utf-8").splitlines())
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(
             f"--labels {path}: {error}", "a UTF-8 text file, one class per line", "correct the path"
         ) from error
+
+
+def _read_text(path: Path, remedy: str) -> bytes:
+    """Returns a text that lies beside a model, which may be as long as it likes.
+
+    Raises:
+        IntegrityError: If it is longer than `limits.TEXT_FILE_BYTES`.
+        OSError: If it cannot be read.
+    """
+    with path.open("rb") as stream:
+        content = stream.read(limits.TEXT_FILE_BYTES + 1)
+    if len(content) > limits.TEXT_FILE_BYTES:
+        most = f"{limits.TEXT_FILE_BYTES:,} bytes"
+        raise IntegrityError(f"{path}: more than {most}", f"at most {most}", remedy)
+    return content
 
 
 def _targets(question: Question, plan: Plan) -> tuple[Target, ...]:

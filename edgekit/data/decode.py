@@ -1,8 +1,10 @@
 """The data stage: decode every picture once, in parallel, into memory-mapped uint8 arrays."""
 
 import json
+import math
 import multiprocessing
 import os
+import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,11 +18,13 @@ import numpy.typing as npt
 from edgekit.data.picture import Fingerprint, UnreadableError, read
 from edgekit.data.scan import SPLITS, Progress, Scan, Source, printable
 from edgekit.data.split import Decoded, assign, check, count, refuse_conflicts
-from edgekit.errors import DataError
+from edgekit.errors import DataError, SpecError
 from edgekit.recipe import DataSpec
 from edgekit.records import DatasetRecord, Preprocess, SkippedFile, SplitName, SplitRecord
 
+# Pictures that one process decodes at a time, and the memory that they take.
 _CHUNK = 64
+_CHUNK_BYTES = 64 * 1024**2
 _SHOWN = 10
 # At 2 : 1 the answer "always the larger class" is right for 2 of 3 pictures of the two classes:
 # about where an accuracy can look good while the smaller class is never recognized.
@@ -152,8 +156,11 @@ def _decode_all(
     """Writes the readable pictures one behind the other; rows after the last stay unused."""
     total = len(scanned.sources)
     shape = (total, preprocess.height_px, preprocess.width_px, 3)
+    # A second copy is written before this one is deleted.
+    _refuse_without_room(path.parent, 2 * math.prod(shape), scanned.root)
     pixels = _new_array(path, shape)
-    chunks = [scanned.sources[i : i + _CHUNK] for i in range(0, total, _CHUNK)]
+    step = _rows_at_once(shape)
+    chunks = [scanned.sources[i : i + step] for i in range(0, total, step)]
     decoded: list[Decoded] = []
     skipped: list[SkippedFile] = []
     # A fork of a process that runs TensorFlow's threads can deadlock; spawned workers cannot.
@@ -172,6 +179,23 @@ def _decode_all(
             progress(len(decoded) + len(skipped), total)
     pixels.flush()
     return decoded, skipped
+
+
+def _refuse_without_room(folder: Path, needed_bytes: int, root: Path) -> None:
+    """Refuses to write pictures that the disk has no room for, before it is full."""
+    free_bytes = shutil.disk_usage(folder).free
+    if needed_bytes > free_bytes:
+        raise SpecError(
+            f"{root}: decoding its pictures takes {needed_bytes:,} bytes in {folder}, and "
+            f"{free_bytes:,} are free",
+            "space on that disk",
+            "free some, use another disk (TMPDIR), or judge fewer pictures",
+        )
+
+
+def _rows_at_once(shape: tuple[int, ...]) -> int:
+    """Returns how many pictures of an array of shape (n, h, w, 3) are moved at a time."""
+    return max(1, min(_CHUNK, _CHUNK_BYTES // math.prod(shape[1:])))
 
 
 def _new_array(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np.uint8]]:
@@ -213,8 +237,9 @@ def _refuse_many(
 
 def _write_rows(path: Path, pixels: npt.NDArray[np.uint8], rows: list[int]) -> None:
     images = _new_array(path, (len(rows), *pixels.shape[1:]))
-    for start in range(0, len(rows), _CHUNK):
-        images[start : start + _CHUNK] = pixels[rows[start : start + _CHUNK]]
+    step = _rows_at_once(pixels.shape)
+    for start in range(0, len(rows), step):
+        images[start : start + step] = pixels[rows[start : start + step]]
     images.flush()
 
 

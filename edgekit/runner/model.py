@@ -100,5 +100,5 @@ def _raise_shortage(error: Exception) -> None:
 
 def _short(error: Exception) -> str:
     """Returns what a runtime said; of a long text the middle is left out, the cause stands last."""
-    line = " ".join(str(error).split())
+    line = " ".join(str(error).split()) or "without a word; it may need more memory than it gets"
     return line if len(line) <= _SHOWN_CHARACTERS else f"{line[:60]} ... {line[-180:]}"

@@ -1,11 +1,12 @@
 """Which runtime runs a format, and the facts read from a file.
 
-Runtime layer; imports only errors and records, so that listing runtimes loads none of them.
+Runtime layer; imports only errors, limits and records, so that listing runtimes loads none of them.
 """
 
 import struct
 from typing import Literal
 
+from edgekit import limits
 from edgekit.errors import IntegrityError
 from edgekit.records import Format, Record, TensorInfo
 
@@ -15,7 +16,7 @@ RUNTIME_OF_FORMAT: dict[Format, RuntimeName] = {
     "onnx": "onnxruntime",
     "ort": "onnxruntime",
 }
-INPUT_DTYPES = ("float32", "uint8", "int8")
+IO_DTYPES = ("float32", "uint8", "int8")
 CHANNELS = 3
 SHOWN_CHARACTERS = 300
 _CUT = " ... "
@@ -81,8 +82,9 @@ def classifier_io(facts: ModelFacts, path: str) -> tuple[TensorInfo, TensorInfo]
 
     Raises:
         IntegrityError: If there is not exactly one input of shape `(1, height, width, 3)` in
-            float32, uint8 or int8, and one output of shape `(1, ..., 1, classes)`. A free (-1)
-            batch dimension counts as 1.
+            float32, uint8 or int8, and one output of shape `(1, ..., 1, classes)` in one of them,
+            or either is larger than `edgekit.limits` allows. A free (-1) batch dimension counts
+            as 1.
     """
     if len(facts.inputs) != 1 or len(facts.outputs) != 1:
         found = f"{path}: {len(facts.inputs)} inputs and {len(facts.outputs)} outputs"
@@ -92,19 +94,35 @@ def classifier_io(facts: ModelFacts, path: str) -> tuple[TensorInfo, TensorInfo]
     model_input, output = facts.inputs[0], facts.outputs[0]
     _check_input(model_input, path)
     # A free last dimension (-1) would leave the number of classes unknown.
-    if len(output.shape) < 2 or output.shape[-1] < 1 or any(d > 1 for d in output.shape[:-1]):
-        found = f"{path}: output {output.name!r} of shape {output.shape}"
+    found = f"{path}: output {_words(output)}"
+    leading = output.shape[:-1]
+    if not leading or output.shape[-1] < 1 or any(size not in (-1, 1) for size in leading):
         raise IntegrityError(
             found,
             "shape (1, classes), one score per class",
             "export the classifier with its final layer and a batch of one",
         )
+    if output.shape[-1] > limits.MODEL_CLASSES:
+        raise IntegrityError(
+            f"{found}: {output.shape[-1]:,} classes",
+            f"at most {limits.MODEL_CLASSES:,} classes",
+            "do not use this file, or export the classifier with its final layer",
+        )
+    if output.dtype not in IO_DTYPES:
+        raise IntegrityError(
+            found, f"type {', '.join(IO_DTYPES)}", "export with one of these output types"
+        )
     return model_input, output
+
+
+def _words(info: TensorInfo) -> str:
+    """Returns an end of a file in one short line: its name and rank are as long as it likes."""
+    return printable(f"{info.name!r} of shape {info.shape} and type {info.dtype}")
 
 
 def _check_input(info: TensorInfo, path: str) -> None:
     """Refuses an input that is not one NHWC image; see `classifier_io`."""
-    found = f"{path}: input {info.name!r} of shape {info.shape} and type {info.dtype}"
+    found = f"{path}: input {_words(info)}"
     if len(info.shape) == 4 and info.shape[1] == CHANNELS and info.shape[3] != CHANNELS:
         found = f"{found} (channels first)"
         raise IntegrityError(
@@ -125,7 +143,13 @@ def _check_input(info: TensorInfo, path: str) -> None:
             "a batch of 1, or a free batch",
             "export with batch size 1",
         )
-    if info.dtype not in INPUT_DTYPES:
+    if max(info.shape[1:3]) > limits.INPUT_SIDE_PX:
         raise IntegrityError(
-            found, f"type {', '.join(INPUT_DTYPES)}", "export with one of these input types"
+            f"{found}: pictures of {info.shape[2]:,} x {info.shape[1]:,} px",
+            f"at most {limits.INPUT_SIDE_PX:,} px a side",
+            "do not use this file, or export the classifier with a smaller input (224 px is usual)",
+        )
+    if info.dtype not in IO_DTYPES:
+        raise IntegrityError(
+            found, f"type {', '.join(IO_DTYPES)}", "export with one of these input types"
         )

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from edgekit.errors import SpecError
+from edgekit import limits
+from edgekit.errors import IntegrityError, SpecError
 from edgekit.records import Format
 from edgekit.runtimes.base import ModelFacts
 
@@ -34,16 +35,29 @@ def read_model(path: Path) -> bytes:
     """Returns the bytes of a model file.
 
     Raises:
-        SpecError: If the file is not there or cannot be read.
+        SpecError: If the file is not there, is no file, or cannot be read.
+        IntegrityError: If it has more than `limits.MODEL_FILE_BYTES`.
     """
     try:
-        return path.read_bytes()
+        if not path.is_file() and path.exists():  # a device or a pipe may never end
+            raise SpecError(
+                f"{path}: not a file", "a model file", "give the path of the exported file"
+            )
+        size = path.stat().st_size
+        content = path.read_bytes() if size <= limits.MODEL_FILE_BYTES else b""
     except OSError as err:
         reason = err.strerror or type(err).__name__
         found = f"{path}: {reason}"
         raise SpecError(
             found, "a model file that can be read", "check the path and its rights"
         ) from err
+    if size > limits.MODEL_FILE_BYTES:
+        raise IntegrityError(
+            f"{path}: a file of {size:,} bytes",
+            f"a model file of at most {limits.MODEL_FILE_BYTES:,} bytes",
+            "do not use this file, or export a smaller model",
+        )
+    return content
 
 
 def inspect_model(path: Path) -> ModelFacts:

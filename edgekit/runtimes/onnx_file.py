@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
+from edgekit import limits
 from edgekit.errors import IntegrityError
 from edgekit.records import TensorInfo
 from edgekit.runtimes.base import ModelFacts, printable
@@ -45,6 +46,7 @@ def read_onnx(content: bytes, path: str) -> ModelFacts:
         _refuse_external_data(model, path)
         operators = _operators(model, path)
         onnx.checker.check_model(model)
+        _refuse_expansion(model, path)
         return _facts(model, operators)
     except (onnx.checker.ValidationError, *_DAMAGE) as err:
         reason = printable(str(err)) or type(err).__name__
@@ -146,6 +148,40 @@ def _operators(model: Message, path: str) -> dict[str, int]:
             )
         used[node.op_type] += 1
     return dict(sorted(used.items()))
+
+
+def _refuse_expansion(model: Message, path: str) -> None:
+    """Refuses functions that call each other so often that a runtime never ends to insert them.
+
+    Args:
+        model: A model that passed ONNX's checker, so no function calls itself.
+        path: Where it came from, for messages.
+    """
+    import onnx
+
+    functions = {(function.domain, function.name): function for function in model.functions}
+    known: dict[tuple[str, str], int] = {}
+
+    def operators(message: Message) -> int:
+        count = 0
+        for node in _messages(message):
+            if not isinstance(node, onnx.NodeProto):
+                continue
+            name = (node.domain, node.op_type)
+            if name in functions and name not in known:
+                known[name] = operators(functions[name])
+            count += known.get(name, 1)
+            if count > limits.MODEL_OPERATORS:
+                return count
+        return count
+
+    if operators(model.graph) > limits.MODEL_OPERATORS:
+        most = f"{limits.MODEL_OPERATORS:,} operators"
+        raise IntegrityError(
+            f"{path}: more than {most}, functions counted at each call",
+            f"at most {most}",
+            "do not use this file",
+        )
 
 
 def _tensor_info(value: Message, quantization: tuple[float, int] | None) -> TensorInfo:

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any, TypeAlias
 
+from edgekit import limits
 from edgekit.errors import IntegrityError
 from edgekit.records import TensorInfo
 from edgekit.runtimes.base import FLATBUFFER_DAMAGE, ModelFacts, printable
@@ -18,9 +19,6 @@ Table: TypeAlias = Any
 
 IDENTIFIER = b"TFL3"
 FLOAT_DTYPES = ("float32", "float16", "bfloat16", "float64")
-# Metadata is read for short contracts and labels; anything longer is not for edgekit.
-METADATA_LIMIT_BYTES = 65536
-METADATA_LIMIT_ENTRIES = 1000
 
 
 def read_tflite(content: bytes, path: str) -> ModelFacts:
@@ -107,7 +105,7 @@ def _check_tables(model: Table, content: bytes) -> None:
     _check_size(sum(graph.TensorsLength() for graph in graphs), content)
     _check_size(sum(graph.OperatorsLength() for graph in graphs), content)
     _check_size(model.OperatorCodesLength(), content)
-    if model.MetadataLength() > METADATA_LIMIT_ENTRIES:
+    if model.MetadataLength() > limits.TFLITE_METADATA_ENTRIES:
         msg = f"{model.MetadataLength()} metadata entries"
         raise ValueError(msg)
 
@@ -163,9 +161,16 @@ def _tensor_info(graph: Table, index: int, types: dict[int, str]) -> TensorInfo:
         msg = f"tensor {index} of {graph.TensorsLength()}"
         raise ValueError(msg)
     tensor = graph.Tensors(index)
-    shape = tensor.ShapeSignatureAsNumpy() if tensor.ShapeSignatureLength() else None
-    if shape is None:
-        shape = tensor.ShapeAsNumpy() if tensor.ShapeLength() else ()
+    fixed = tuple(map(int, tensor.ShapeAsNumpy())) if tensor.ShapeLength() else ()
+    shape = fixed
+    if tensor.ShapeSignatureLength():
+        shape = tuple(map(int, tensor.ShapeSignatureAsNumpy()))
+        # A runtime allocates by the shape, whatever the signature says.
+        if len(shape) != len(fixed) or any(
+            s not in (-1, f) for s, f in zip(shape, fixed, strict=False)
+        ):
+            msg = f"tensor {index} of shape {fixed} with the signature {shape}"
+            raise ValueError(msg)
     quantization = tensor.Quantization()
     scale = zero_point = None
     # Only per-tensor quantization makes sense at the ends; more scales are left to the runtime.
@@ -175,7 +180,7 @@ def _tensor_info(graph: Table, index: int, types: dict[int, str]) -> TensorInfo:
     return TensorInfo(
         name=_text(tensor.Name()),
         dtype=types[tensor.Type()],
-        shape=tuple(int(d) for d in shape),
+        shape=shape,
         scale=scale,
         zero_point=zero_point,
     )
@@ -207,7 +212,7 @@ def _metadata(model: Table) -> dict[str, str]:
     for index in range(model.MetadataLength()):
         entry = model.Metadata(index)
         buffer = model.Buffers(entry.Buffer())
-        if buffer is None or not 0 < buffer.DataLength() <= METADATA_LIMIT_BYTES:
+        if buffer is None or not 0 < buffer.DataLength() <= limits.TFLITE_METADATA_BYTES:
             continue
         try:
             found[_text(entry.Name())] = buffer.DataAsNumpy().tobytes().decode("utf-8")

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import TypeAdapter, ValidationError
 
+from edgekit import limits
 from edgekit.devices import measure
 from edgekit.devices.exchange import ReportProgress, Waiting
 from edgekit.devices.inspection import inspect_apart
@@ -246,6 +247,34 @@ def plan_reference(
         )
         _check_contracts(model, contract, judged)
     return _plan(file, contract, judged.class_names, judged.output_index, judged.label_offset)
+
+
+def refuse_too_much(plan: Plan, pictures: int) -> None:
+    """Refuses what a file asks edgekit to write and keep for a number of pictures.
+
+    Args:
+        plan: From `plan_external`.
+        pictures: How many would be decoded and answered.
+
+    Raises:
+        SpecError: If that is more than `edgekit.limits` allows.
+    """
+    width, height = plan.preprocess.width_px, plan.preprocess.height_px
+    decoded = pictures * height * width * 3
+    if decoded > limits.DECODED_BYTES:
+        raise SpecError(
+            f"{plan.model}: {pictures:,} pictures of {width:,} x {height:,} px, {decoded:,} bytes",
+            f"at most {limits.DECODED_BYTES:,} bytes of decoded pictures",
+            "judge fewer pictures, or export the classifier with a smaller input",
+        )
+    answers = pictures * plan.outputs * np.dtype(np.float32).itemsize
+    if answers > limits.ANSWERS_BYTES:
+        raise SpecError(
+            f"{plan.model}: {plan.outputs:,} scores for each of {pictures:,} pictures, "
+            f"{answers:,} bytes",
+            f"at most {limits.ANSWERS_BYTES:,} bytes of scores",
+            "judge fewer pictures, or export the classifier for your own classes",
+        )
 
 
 def variants_of(facts: ModelFacts) -> tuple[Variant, ...]:
