@@ -4,56 +4,74 @@ Package layer. What is refused is refused as a whole: nothing is renamed, skippe
 another program would repair it differently and then see another bundle than the one checked here.
 """
 
-import io
 import os
 import re
 import stat
 import struct
 import unicodedata
-import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, NoReturn
+from typing import IO, NamedTuple, NoReturn
 
+from edgekit import limits
 from edgekit.errors import IntegrityError
 from edgekit.runtimes.base import printable
 
-MAX_FILES = 4096
-MAX_TOTAL_BYTES = 512 * 1024**2
-MAX_RATIO = 200
-MAX_DEPTH = 16
-MAX_PART_BYTES = 255
-MAX_PATH_BYTES = 1024
-
-# The earliest time that a zip file can hold.
-_EPOCH = (1980, 1, 1, 0, 0, 0)
-_UNIX = 3
+# The records of a zip file. Source: APPNOTE.TXT 6.3.10, 4.3.7, 4.3.12 and 4.3.16.
+_LOCAL = struct.Struct("<4s5H3L2H")
+_ENTRY = struct.Struct("<4s6H3L5H2L")
+_END = struct.Struct("<4s4H2LH")
+_LOCAL_MAGIC, _ENTRY_MAGIC, _END_MAGIC = b"PK\x03\x04", b"PK\x01\x02", b"PK\x05\x06"
+# Version 2.0, and where files have modes: Unix.
+_VERSION, _UNIX = 20, 3 << 8
+# 1980-01-01, the earliest day that a zip file can hold.
+_DAY = 0x21
 _UTF8_FLAG = 0x800
-# Traditional encryption, strong encryption, encrypted directory. Source: APPNOTE.TXT 6.3.10, 4.4.4.
-_ENCRYPTED_FLAGS = 0x1 | 0x40 | 0x2000
-_END = struct.Struct("<4s4H2LH")  # end of central directory, without a comment
-_END_MAGIC, _WIDE_MAGIC, _FIRST_MAGIC = b"PK\x05\x06", b"PK\x06\x07", b"PK\x03\x04"
-_WIDE_BYTES = 20
-_LOCAL_BYTES = 30
+_MODE = (stat.S_IFREG | 0o644) << 16
+# What each number of a directory entry says, for messages.
+_ENTRY_FIELDS = (
+    "signature", "version of its writer", "version needed", "flags", "compression method",
+    "time", "day", "checksum", "compressed size", "size", "length of name",
+    "length of extra data", "length of comment", "disk", "internal attributes",
+    "attributes", "place",
+)  # fmt: skip
 # Source: https://learn.microsoft.com/windows/win32/fileio/naming-a-file
 _RESERVED = re.compile(
     r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])[ ]*(?:\..*)?", re.I
 )
 _FORBIDDEN = '<>"|?*'
-# What zipfile and zlib raise on damaged files.
-_DAMAGE = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    OSError,
-    NotImplementedError,
-    RuntimeError,
-    struct.error,
-    ValueError,
-    OverflowError,
-)
 _MAKE_AGAIN = "get the bundle again from where it was made"
+_ANOTHER_FORM = (
+    "get the zip file that edgekit package wrote; if another program packed the folder anew, "
+    "unpack it and verify the folder"
+)
+
+
+class _Entry(NamedTuple):
+    """One file of a zip file: its name, checksum and size, and where its local header begins."""
+
+    name: str
+    checksum: int
+    size: int
+    place: int
+
+    @property
+    def flags(self) -> int:
+        return 0 if self.name.isascii() else _UTF8_FLAG
+
+    def local(self) -> bytes:
+        """Returns the header in front of its content."""
+        name = self.name.encode()
+        form = (_LOCAL_MAGIC, _VERSION, self.flags, 0, 0, _DAY)
+        return _LOCAL.pack(*form, self.checksum, self.size, self.size, len(name), 0) + name
+
+    def listed(self) -> bytes:
+        """Returns its entry in the directory."""
+        name = self.name.encode()
+        form = (_ENTRY_MAGIC, _UNIX | _VERSION, _VERSION, self.flags, 0, 0, _DAY)
+        sizes = (self.checksum, self.size, self.size, len(name), 0, 0)
+        return _ENTRY.pack(*form, *sizes, 0, 0, _MODE, self.place) + name
 
 
 def write_zip(files: Mapping[str, bytes]) -> bytes:
@@ -71,45 +89,63 @@ def write_zip(files: Mapping[str, bytes]) -> bytes:
     """
     check_paths(files, "the bundle")
     _check_total("the bundle", sum(map(len, files.values())))
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-        for name in sorted(files):
-            entry = zipfile.ZipInfo(name, _EPOCH)
-            entry.create_system = _UNIX
-            entry.external_attr = (stat.S_IFREG | 0o644) << 16
-            archive.writestr(entry, files[name])
-    return stream.getvalue()
+    content, directory = bytearray(), bytearray()
+    for name in sorted(files):
+        data = files[name]
+        entry = _Entry(name, zlib.crc32(data), len(data), len(content))
+        content += entry.local() + data
+        directory += entry.listed()
+    return bytes(content + directory) + _end(len(files), len(directory), len(content))
 
 
 def read_zip(path: Path) -> dict[str, bytes]:
     """Returns the files of a zip file that may be hostile, by path.
 
-    Nothing is written anywhere. Folder entries are checked like files and left out.
+    Nothing is written anywhere. Every byte is accounted for: the file must be in the one form that
+    `write_zip` makes, so that no unpacker finds another file in it, or the same with other content.
 
     Args:
         path: The zip file, at most 512 MiB.
 
     Raises:
-        IntegrityError: If it is damaged, is not a plain zip file, holds a name that some file
-            system would take for another place or another file, holds anything but plain files, is
-            encrypted, or would take more than 4096 files, 512 MiB or 200 times its own size.
+        IntegrityError: If it is damaged or in another form: compressed, encrypted, with more than
+            plain files, with anything before, between or behind the files, with two accounts of a
+            file that differ; if it holds a name that some file system would take for another place
+            or another file; or more than 4096 files or 512 MiB.
     """
     where = printable(str(path))
     content = _content(path, where)
-    _check_frame(content, where)
-    try:
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            entries = archive.infolist()
-            for entry in entries:
-                _check_entry(entry, where)
-            _check_layout(entries, where)
-            check_paths((entry.filename for entry in entries), where)
-            return {entry.filename: archive.read(entry) for entry in entries if not entry.is_dir()}
-    except _DAMAGE as error:
-        _refuse(
-            f"{where}: damaged ({printable(str(error)) or error.__class__.__name__})",
-            "a complete zip file",
-        )
+    files: dict[str, bytes] = {}
+    last, end = "", 0
+    for entry in _directory(content, where):
+        said = f"{where}: {printable(entry.name)}"
+        check_path(entry.name, where)
+        if entry.name.endswith("/"):
+            _refuse(f"{said} is a folder", "plain files, whose paths name their folders")
+        if entry.name in files:
+            _refuse(f"{said} is in it twice", "every file once")
+        if entry.name < last:
+            _refuse(f"{said} is listed behind {printable(last)}", "files sorted by name")
+        if entry.place != end:
+            how = "overlaps another file" if entry.place < end else "has hidden bytes before it"
+            _refuse(f"{said} {how}", "files that touch one another", _ANOTHER_FORM)
+        header = entry.local()
+        start, last = end + len(header), entry.name
+        end = start + entry.size
+        if content[entry.place : start] != header:
+            _refuse(
+                f"{said}: the header in front of it is not what the directory says",
+                "one account of every file",
+                _ANOTHER_FORM,
+            )
+        data = content[start:end]
+        if len(data) != entry.size or zlib.crc32(data) != entry.checksum:
+            _refuse(f"{said} is damaged: its checksum is another", "a complete zip file")
+        files[entry.name] = data
+    check_paths(files, where)
+    if end != _END.unpack(content[-_END.size :])[6]:
+        _refuse(f"{where}: hidden bytes behind the last file", "nothing but files", _ANOTHER_FORM)
+    return files
 
 
 def write_folder(files: Mapping[str, bytes], folder: Path) -> None:
@@ -152,7 +188,9 @@ def read_folder(path: Path) -> dict[str, bytes]:
                 folders.append(f"{relative}{name}/")
             _check_count(where, len(folders) + len(files) + len(found))
             for name in sorted(found):
-                content = _plain_file(relative + name, handle, where, MAX_TOTAL_BYTES - total)
+                content = _plain_file(
+                    relative + name, handle, where, limits.MAX_BUNDLE_BYTES - total
+                )
                 files[relative + name] = content
                 total += len(content)
     except OSError as error:
@@ -205,8 +243,8 @@ def check_path(name: str, where: str) -> None:
         encoded = name.encode()
     except UnicodeEncodeError:
         _refuse(f"{said} is not UTF-8", "names in UTF-8")
-    if len(encoded) > MAX_PATH_BYTES:
-        _refuse(f"{said} has {len(encoded)} bytes", f"at most {MAX_PATH_BYTES} bytes")
+    if len(encoded) > limits.MAX_PATH_BYTES:
+        _refuse(f"{said} has {len(encoded)} bytes", f"at most {limits.MAX_PATH_BYTES} bytes")
     if "\0" in name:
         _refuse(f"{said} holds a zero byte, where some programs end it", "a name without it")
     if "\\" in name:
@@ -221,8 +259,8 @@ def check_path(name: str, where: str) -> None:
             "names in NFC",
         )
     parts = name.removesuffix("/").split("/")
-    if len(parts) > MAX_DEPTH:
-        _refuse(f"{said} is {len(parts)} folders deep", f"at most {MAX_DEPTH}")
+    if len(parts) > limits.MAX_BUNDLE_FOLDERS_DEEP:
+        _refuse(f"{said} is {len(parts)} folders deep", f"at most {limits.MAX_BUNDLE_FOLDERS_DEEP}")
     for part in parts:
         _check_part(part, said)
 
@@ -233,8 +271,11 @@ def _check_part(part: str, said: str) -> None:
         _refuse(f"{said} leaves its folder", "a path below the bundle, without '..'")
     if part in ("", "."):
         _refuse(f"{said} has an empty part or a '.'", "one way of writing a path")
-    if len(part.encode()) > MAX_PART_BYTES:
-        _refuse(f"{said} has a part of {len(part.encode())} bytes", f"at most {MAX_PART_BYTES}")
+    if len(part.encode()) > limits.MAX_PATH_PART_BYTES:
+        _refuse(
+            f"{said} has a part of {len(part.encode())} bytes",
+            f"at most {limits.MAX_PATH_PART_BYTES}",
+        )
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in part):
         _refuse(f"{said} holds a control character", "names without control characters")
     if ":" in part:
@@ -266,78 +307,76 @@ def _content(path: Path, where: str) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 _refuse(f"{where}: not a plain file", "a zip file")
             _check_total(where, status.st_size)
-            content = stream.read(MAX_TOTAL_BYTES + 1)
+            content = stream.read(limits.MAX_BUNDLE_BYTES + 1)
     except OSError as error:
         _refuse(f"{where}: {error.strerror or error}", "a zip file that can be read")
     _check_total(where, len(content))
     return content
 
 
-def _check_frame(content: bytes, where: str) -> None:
-    """Refuses what programs read differently: text before or behind the files, wide sizes."""
-    if not content.startswith((_FIRST_MAGIC, _END_MAGIC)):
+def _end(count: int, size: int, place: int) -> bytes:
+    """Returns the record that ends a zip file of so many files, with its directory there."""
+    return _END.pack(_END_MAGIC, 0, 0, count, count, size, place, 0)
+
+
+def _directory(content: bytes, where: str) -> Iterable[_Entry]:
+    """Yields the entries of the directory; every byte of it and of the end record is held."""
+    if not content.startswith((_LOCAL_MAGIC, _END_MAGIC)):
         _refuse(f"{where}: does not start as a zip file", "a zip file, with nothing before it")
     if len(content) < _END.size or content[-_END.size :][:4] != _END_MAGIC:
         _refuse(
             f"{where}: truncated, or something follows the end", "a zip file, with nothing behind"
         )
-    before = content[: -_END.size]
-    if before[-_WIDE_BYTES:][:4] == _WIDE_MAGIC:
-        _refuse(f"{where}: uses ZIP64", f"a plain zip file of at most {MAX_TOTAL_BYTES} bytes")
-    _, _, _, _, count, size, start, _ = _END.unpack(content[-_END.size :])
-    if start + size != len(before):
-        _refuse(f"{where}: its directory is not where it says", "a complete zip file")
-    # Checked before zipfile makes an object of each.
-    _check_count(where, max(count, before.count(b"PK\x01\x02", start)))
-
-
-def _check_entry(entry: zipfile.ZipInfo, where: str) -> None:
-    """Refuses one entry for what the directory of the archive says about it."""
-    # zipfile cuts a name at a zero byte, so the path is checked as it stands in the file.
-    check_path(entry.orig_filename, where)
-    said = f"{where}: {printable(entry.orig_filename)}"
-    if not entry.orig_filename.isascii() and not entry.flag_bits & _UTF8_FLAG:
-        _refuse(f"{said} is a name in an unknown encoding", "names marked as UTF-8")
-    if entry.flag_bits & _ENCRYPTED_FLAGS:
-        _refuse(f"{said} is encrypted", "files without a password")
-    kind = stat.S_IFMT(entry.external_attr >> 16)
-    if kind == stat.S_IFLNK:
-        _refuse(f"{said} is a symbolic link", "plain files")
-    if kind not in (0, stat.S_IFDIR if entry.is_dir() else stat.S_IFREG):
-        _refuse(f"{said} is a special file", "plain files")
-    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        _refuse(f"{said} is compressed by method {entry.compress_type}", "stored or deflated files")
-    stored = entry.compress_type == zipfile.ZIP_STORED
-    if (stored or entry.is_dir()) and entry.file_size != entry.compress_size:
-        _refuse(f"{said} has two sizes", "a stored file with one size")
-    if entry.is_dir() and entry.file_size:
-        _refuse(f"{said} is a folder with content", "folders without content")
-    if entry.file_size > MAX_RATIO * entry.compress_size:
+    before = len(content) - _END.size
+    _, _, _, _, count, size, at, _ = _END.unpack(content[before:])
+    _check_count(where, count)
+    if at + size != before or content[before:] != _end(count, size, at):
         _refuse(
-            f"{said}: {entry.compress_size} bytes become {entry.file_size}",
-            f"at most {MAX_RATIO} times as many bytes",
+            f"{where}: its directory is not where it says, or its end says more",
+            "a complete zip file, without a comment, ZIP64 or further disks",
+            _ANOTHER_FORM,
         )
+    for number in range(1, count + 1):
+        if at + _ENTRY.size > before or content[at : at + 4] != _ENTRY_MAGIC:
+            _refuse(f"{where}: its directory ends before entry {number}", "a complete zip file")
+        fields = _ENTRY.unpack_from(content, at)
+        name = content[at + _ENTRY.size : at + _ENTRY.size + fields[10]]
+        try:
+            entry = _Entry(name.decode(), fields[7], fields[9], fields[16])
+        except UnicodeDecodeError:
+            said = printable(name.decode("utf-8", "replace"))
+            _refuse(f"{where}: the path '{said}' is not UTF-8", "names in UTF-8")
+        wanted = entry.listed()
+        if content[at : at + len(wanted)] != wanted:
+            _refuse_entry(fields, _ENTRY.unpack_from(wanted), f"{where}: {printable(entry.name)}")
+        at += len(wanted)
+        yield entry
+    if at != before:
+        _refuse(f"{where}: hidden bytes in its directory", f"{count} entries", _ANOTHER_FORM)
 
 
-def _check_layout(entries: list[zipfile.ZipInfo], where: str) -> None:
-    """Refuses entries that share bytes, so that a small file becomes a large one."""
-    _check_total(where, sum(entry.file_size for entry in entries))
-    end = 0
-    for entry in sorted(entries, key=lambda entry: entry.header_offset):
-        if entry.header_offset < end:
-            _refuse(f"{where}: {printable(entry.filename)} overlaps another file", "separate files")
-        end = entry.header_offset + _LOCAL_BYTES + len(entry.filename.encode())
-        end += entry.compress_size
+def _refuse_entry(
+    found: tuple[int | bytes, ...], wanted: tuple[int | bytes, ...], said: str
+) -> NoReturn:
+    """Refuses a directory entry and says which of its numbers is not as `write_zip` writes it."""
+    for name, one, other in zip(_ENTRY_FIELDS, found, wanted, strict=True):
+        if one != other:
+            _refuse(
+                f"{said}: the directory gives {one!r} for its {name}",
+                f"{other!r}, as edgekit package writes it: plain files, stored, with one size",
+                _ANOTHER_FORM,
+            )
+    _refuse(f"{said}: its name is cut short", "a complete zip file")
 
 
 def _check_count(where: str, count: int) -> None:
-    if count > MAX_FILES:
-        _refuse(f"{where}: {count} files and folders or more", f"at most {MAX_FILES}")
+    if count > limits.MAX_BUNDLE_FILES:
+        _refuse(f"{where}: {count} files and folders or more", f"at most {limits.MAX_BUNDLE_FILES}")
 
 
 def _check_total(where: str, size: int) -> None:
-    if size > MAX_TOTAL_BYTES:
-        _refuse(f"{where}: {size} bytes", f"at most {MAX_TOTAL_BYTES} bytes")
+    if size > limits.MAX_BUNDLE_BYTES:
+        _refuse(f"{where}: {size} bytes", f"at most {limits.MAX_BUNDLE_BYTES} bytes")
 
 
 def _check_plain(status: os.stat_result, name: str, where: str, *, folder: bool = False) -> None:
@@ -357,7 +396,10 @@ def _plain_file(name: str, folder: int, where: str, limit: int) -> bytes:
         _check_plain(os.fstat(stream.fileno()), name, where)
         content = stream.read(limit + 1)
     if len(content) > limit:
-        _refuse(f"{where}: more than {MAX_TOTAL_BYTES} bytes", f"at most {MAX_TOTAL_BYTES} bytes")
+        _refuse(
+            f"{where}: more than {limits.MAX_BUNDLE_BYTES} bytes",
+            f"at most {limits.MAX_BUNDLE_BYTES} bytes",
+        )
     return content
 
 
@@ -374,5 +416,5 @@ def _raise(error: OSError) -> NoReturn:
     raise error
 
 
-def _refuse(received: str, expected: str) -> NoReturn:
-    raise IntegrityError(received, expected, _MAKE_AGAIN)
+def _refuse(received: str, expected: str, remedy: str = _MAKE_AGAIN) -> NoReturn:
+    raise IntegrityError(received, expected, remedy)

@@ -17,6 +17,7 @@ from typing import Any, TypeAlias
 import flatbuffers
 import numpy as np
 
+from edgekit import limits
 from edgekit.errors import IntegrityError, SpecError
 from edgekit.package import metadata_tables as tables
 from edgekit.records import Preprocess, Record, TensorInfo, input_codes
@@ -30,9 +31,6 @@ METADATA_NAME = "TFLITE_METADATA"
 LABELS_FILE = "labels.txt"
 # The first version of the schema has all fields that are written here.
 MIN_PARSER_VERSION = "1.0.0"
-# The files behind a model are short lists; more is refused unread.
-ARCHIVE_LIMIT_BYTES = 1024**2
-DIRECTORY_LIMIT_BYTES = 65536
 # Slots of `Model` in schema.fbs of TensorFlow Lite, Apache License 2.0:
 # https://github.com/google-ai-edge/LiteRT/blob/main/tflite/converter/schema/schema.fbs
 _VERSION_SLOT, _BUFFERS_SLOT, _METADATA_SLOT, _SLOTS = 0, 4, 6, 10
@@ -322,7 +320,7 @@ def _check_class_names(class_names: Sequence[str], classes: int) -> None:
         )
 
 
-def _normalization(preprocess: Preprocess) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalization_of(preprocess: Preprocess) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Returns mean and standard deviation: `p * scale + offset = (p - mean) / std`."""
     if 0 in preprocess.scale:
         raise SpecError(
@@ -336,7 +334,7 @@ def _normalization(preprocess: Preprocess) -> tuple[tuple[float, ...], tuple[flo
 
 
 def _input(info: TensorInfo, preprocess: Preprocess) -> dict[str, Any]:
-    mean, std = _normalization(preprocess)
+    mean, std = normalization_of(preprocess)
     codes = input_codes(preprocess, info.dtype, info.scale, info.zero_point).astype(np.float64)
     order = preprocess.channels.upper()
     # Quantized inputs share the normalization of the float model, as the schema has it.
@@ -544,7 +542,7 @@ def _file(model: bytes, name: str) -> bytes:
     if archive is None:
         msg = f"no archive with {name!r} behind the model"
         raise ValueError(msg)
-    if archive[0] > DIRECTORY_LIMIT_BYTES:
+    if archive[0] > limits.MAX_MODEL_DIRECTORY_BYTES:
         msg = f"an archive with a directory of {archive[0]} bytes"
         raise ValueError(msg)
     end = len(model) - _ARCHIVE_END.size
@@ -557,7 +555,7 @@ def _file(model: bytes, name: str) -> bytes:
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
             msg = f"{name!r} is compressed or encrypted"
             raise ValueError(msg)
-        if entry.file_size > ARCHIVE_LIMIT_BYTES:
+        if entry.file_size > limits.MAX_MODEL_ARCHIVE_BYTES:
             msg = f"{name!r} of {entry.file_size} bytes"
             raise ValueError(msg)
         return files.read(entry)
@@ -596,7 +594,7 @@ def _pixel_problem(
         return "MediaPipe needs the normalization of a float32 input in the metadata"
     if len({*said.mean}) != 1 or len({*said.std}) != 1:
         return "MediaPipe has no normalization with other values for each channel"
-    wanted_mean, wanted_std = _normalization(preprocess)
+    wanted_mean, wanted_std = normalization_of(preprocess)
     pairs = [
         *((said.mean[0], mean) for mean in wanted_mean),
         *((said.std[0], std) for std in wanted_std),

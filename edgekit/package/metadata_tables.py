@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeAlias
 
 import flatbuffers
 
+from edgekit import limits
+
 # Values of a table by field; builders of flatbuffers carry no type hints.
 Values: TypeAlias = Mapping[str, Any]
 Untyped: TypeAlias = Any
@@ -31,8 +33,6 @@ FILE_TYPES = (
     "SCANN_INDEX_FILE",
 )
 COLOR_SPACES = ("UNKNOWN", "RGB", "GRAYSCALE")
-# What all values read from one file may take together; many tables may share one long text.
-READ_LIMIT_BYTES = 4 * 1024**2
 _TABLE_BYTES = 64
 
 
@@ -165,7 +165,8 @@ def read(content: bytes) -> dict[str, Any]:
     Members of a union that edgekit does not know are left out, too.
 
     Raises:
-        ValueError: If it is none, is damaged, or holds more than `READ_LIMIT_BYTES` of values.
+        ValueError: If it is none, is damaged, or holds more values than
+            `limits.MAX_MODEL_METADATA_BYTES`.
     """
     if content[4:8] != IDENTIFIER:
         msg = f"identifier {content[4:8]!r} instead of {IDENTIFIER!r}"
@@ -179,7 +180,7 @@ class _Reader:
 
     def __init__(self, content: bytes) -> None:
         self._content = content
-        self._left_bytes = READ_LIMIT_BYTES
+        self._left_bytes = limits.MAX_MODEL_METADATA_BYTES
 
     def table(self, name: str, place: int) -> dict[str, Any]:
         """Returns the fields of the table at `place`."""
@@ -248,5 +249,5 @@ class _Reader:
     def _spend(self, amount_bytes: int) -> None:
         self._left_bytes -= amount_bytes
         if self._left_bytes < 0:
-            msg = f"more than {READ_LIMIT_BYTES} bytes of values"
+            msg = f"more than {limits.MAX_MODEL_METADATA_BYTES} bytes of values"
             raise ValueError(msg)

@@ -13,11 +13,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+from edgekit import limits
 from edgekit.errors import IntegrityError, SpecError
 from edgekit.runtimes.base import printable
 
 SIGNATURE_NAME = "model.sig"
-MAX_SIGNATURE_BYTES = 16 * 1024**2
 TIMEOUT_SECONDS = 300
 _MODULE = "model_signing"
 _INSTALL = "install it: pip install 'edgekit[sign]'"
@@ -139,8 +139,8 @@ def _check_form(signature: Path) -> None:
         raise IntegrityError(f"{_said(signature.parent)} is not signed", what, remedy)
     try:
         with signature.open("rb") as stream:
-            content = stream.read(MAX_SIGNATURE_BYTES + 1)
-        form = json.loads(content.decode()) if len(content) <= MAX_SIGNATURE_BYTES else None
+            content = stream.read(limits.MAX_SIGNATURE_BYTES + 1)
+        form = json.loads(content.decode()) if len(content) <= limits.MAX_SIGNATURE_BYTES else None
         parts = {"verificationMaterial", "dsseEnvelope"}
         is_signature = isinstance(form, dict) and form.keys() >= parts
     except (OSError, ValueError, RecursionError):
