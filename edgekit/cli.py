@@ -135,11 +135,12 @@ def _usage_or_bug(error: Exception, as_json: bool) -> int:
         show()
         code = int(getattr(error, "exit_code", 2))
     else:
+        from edgekit.console import visible
+
         code = 1
-        traceback.print_exc()
         sys.stderr.write(
-            f"\nThis is a bug in edgekit {__version__}: please report it with the lines above. "
-            "Finished stages are kept.\n"
+            f"{visible(traceback.format_exc())}\nThis is a bug in edgekit {__version__}: please "
+            "report it with the lines above. Finished stages are kept.\n"
         )
     if as_json:
         _show_json_error(type(error).__name__, str(error), code)
@@ -535,7 +536,7 @@ def verify(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Check a bundle: digests, missing and extra files, signature, and its goldens."""
+    """Check a bundle: digests, missing and extra files, claims, signature, and its goldens."""
     from edgekit.console import out as console, show_json
     from edgekit.package.verification import verify as verify_bundle
 
@@ -543,10 +544,17 @@ def verify(
     if as_json:
         show_json(found.model_dump(mode="json"))
         return
-    signed = "the signature is right" if found.signed else "no signature was asked for"
+    protection = {
+        "verified": f"signature by {public_key}: verified",
+        "not checked": "signature: not checked; give the key of whoever made the bundle with "
+        "--public-key",
+        "absent": "signature: none, and nothing else protects the manifest itself: whoever altered "
+        "the files could alter it, too",
+    }
     console.print(
         f"{bundle}: {found.manifest.kind} package for {found.manifest.verdict.target}, "
-        f"{len(found.manifest.files)} files as listed; {signed}; {found.goldens}",
+        f"{len(found.manifest.files)} files as listed; {found.goldens}\n"
+        f"{protection[found.signature]}",
         markup=False,
     )
 

@@ -10,14 +10,38 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.text import Text
 
 from edgekit.errors import EdgekitError
 from edgekit.records import Status, Verdict
 
+
+class _Terminal(Console):
+    """A console that shows no text as anything but text, wherever the text came from.
+
+    Class names, manifests, measurement files, targets, file names and what devices answer are other
+    people's: a control character in them could move the cursor, recolour or retitle the terminal.
+    """
+
+    def render_str(self, text: str, **more: Any) -> Text:
+        """Returns text with its markup applied and every other control made visible."""
+        return super().render_str(visible(text), **more)
+
+
+def visible(text: str) -> str:
+    """Returns text whose control characters, line ends and tabs apart, are escaped.
+
+    Marks that turn the reading direction count as such; so do halves of characters.
+    """
+    return "".join(
+        c if c.isprintable() or c in "\n\t" else c.encode("unicode_escape").decode() for c in text
+    )
+
+
 # Where nobody looks at a terminal, a table need not fit into 80 columns.
 _WIDTH = None if sys.stdout.isatty() else 160
-out = Console(highlight=False, soft_wrap=True, width=_WIDTH)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = _Terminal(highlight=False, soft_wrap=True, width=_WIDTH)
+err = _Terminal(stderr=True, highlight=False, soft_wrap=True)
 
 _STYLES = {
     Status.PASS: "green",
@@ -50,7 +74,7 @@ class Work:
             return
         if self._task is None:
             self._task = self._bar.add_task("", total=total)
-        self._bar.update(self._task, description=escape(what), completed=done, total=total)
+        self._bar.update(self._task, description=escape(visible(what)), completed=done, total=total)
 
 
 @contextlib.contextmanager

@@ -27,7 +27,7 @@ from edgekit.errors import IntegrityError, SpecError
 from edgekit.package.archive import write_folder, write_zip
 from edgekit.package.contents import Contents, Golden
 from edgekit.package.goldens import golden_files
-from edgekit.package.manifest import NAME, Manifest, manifest_of
+from edgekit.package.manifest import NAME, Manifest, manifest_json, manifest_of
 from edgekit.package.signing import SIGNATURE_NAME, sign
 from edgekit.package.verification import SCRIPT
 from edgekit.pipeline import ARTIFACTS, STORE
@@ -382,10 +382,14 @@ def _goldens(
     table = input_codes(contract, asked.dtype, asked.scale, asked.zero_point)
     tensors = [table[image, np.arange(3)][None] for image in images]
     chosen: list[Golden] = []
+    seen = {tensor.tobytes() for tensor in tensors[len(usable) :]}
     for index, picture in enumerate(usable):
         second, best = np.sort(scores[index])[-2:]
         clear = best - second > LEAST_LEAD * np.ptp(scores[index])
-        if len(chosen) < MOST_PICTURES and (clear or picture.turned):
+        # The same input twice shows nothing more; of a picture of one colour there may be many.
+        new = tensors[index].tobytes() not in seen
+        if len(chosen) < MOST_PICTURES and new and (clear or picture.turned):
+            seen.add(tensors[index].tobytes())
             stem = f"{len(chosen):02d}{'_turned' if picture.turned else ''}"
             chosen.append(
                 Golden(
@@ -495,9 +499,7 @@ def _every_file(contents: Contents, kind: PackageKind, report: RunReport) -> dic
         **own(contents),
     }
     files["provenance.json"] = provenance.provenance(report, contents, files)
-    manifest = manifest_of(contents, kind, edgekit.__version__, files)
-    text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
-    return {**files, NAME: (text + "\n").encode()}
+    return {**files, NAME: manifest_json(manifest_of(contents, kind, edgekit.__version__, files))}
 
 
 def _replace_folder(files: dict[str, bytes], folder: Path) -> None:

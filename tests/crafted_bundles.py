@@ -256,7 +256,7 @@ def edit(files: Files, path: str, change: Callable[[Any], object]) -> None:
     files[path] = written(path, value)
 
 
-def _put(*keys: Any) -> Callable[[Any], None]:
+def put(*keys: Any) -> Callable[[Any], None]:
     """Returns what puts the last of the keys, a value, below the others."""
     *way, key, wanted = keys
 
@@ -269,7 +269,7 @@ def _put(*keys: Any) -> Callable[[Any], None]:
 
 
 def _manifest(*keys: Any) -> Alteration:
-    return _files(lambda files: edit(files, "manifest.json", _put(*keys)))
+    return _files(lambda files: edit(files, "manifest.json", put(*keys)))
 
 
 def _goldens(change: Callable[[Any], object]) -> Alteration:
@@ -278,7 +278,7 @@ def _goldens(change: Callable[[Any], object]) -> Alteration:
     def both(files: Files) -> None:
         edit(files, "goldens/goldens.json", change)
         count = len(json.loads(files["goldens/goldens.json"])["goldens"])
-        edit(files, "manifest.json", _put("goldens", count))
+        edit(files, "manifest.json", put("goldens", count))
         for path in [path for path in files if path.endswith("/goldens/goldens.json")]:
             files[path] = files["goldens/goldens.json"]
 
@@ -290,7 +290,7 @@ def _contract(key: str, wanted: Any) -> Alteration:
 
     def change(files: Files) -> None:
         for path in ("manifest.json", "goldens/goldens.json"):
-            edit(files, path, _put("preprocess", key, wanted))
+            edit(files, path, put("preprocess", key, wanted))
 
     return _files(change)
 
@@ -300,8 +300,8 @@ def _reversed_classes(files: Files) -> None:
     names = files["labels.txt"].decode().splitlines()[::-1]
     for path in [path for path in files if path.rpartition("/")[2] == "labels.txt"]:
         files[path] = "".join(f"{name}\n" for name in names).encode()
-    edit(files, "manifest.json", _put("class_names", names))
-    edit(files, "goldens/goldens.json", _put("labels", names))
+    edit(files, "manifest.json", put("class_names", names))
+    edit(files, "goldens/goldens.json", put("labels", names))
 
 
 def _swapped_lines(files: Files) -> None:
@@ -319,7 +319,7 @@ def _model(change: Callable[[bytes], bytes]) -> Alteration:
         name = json.loads(files["manifest.json"])["model"]
         files[name] = change(files[name])
         digest = hashlib.sha256(files[name]).hexdigest()
-        edit(files, "manifest.json", _put("model_sha256", digest))
+        edit(files, "manifest.json", put("model_sha256", digest))
 
     return _files(alter)
 
@@ -365,6 +365,14 @@ def _text(path: str, old: str, new: str) -> Alteration:
         files[path] = text.replace(old, new, 1).encode()
 
     return _files(change)
+
+
+def _other_verdict(files: Files) -> None:
+    status = json.loads(files["manifest.json"])["verdict"]["status"]
+    other = "PASS" if status != "PASS" else "MISS"
+    files["MODEL_CARD.md"] = files["MODEL_CARD.md"].replace(
+        f": **{status}** (".encode(), f": **{other}** (".encode(), 1
+    )
 
 
 def _status(status: str) -> Alteration:
@@ -423,7 +431,7 @@ FILE_ALTERATIONS: list[tuple[str, Alteration]] = [
     ("goldens: none, and nothing in their files", _files(lambda files: (
         edit(files, "goldens/goldens.json", lambda about: about["goldens"].clear()),
         files.update({"goldens/inputs.bin": b"", "goldens/outputs.bin": b""}),
-        edit(files, "manifest.json", _put("goldens", 1)),
+        edit(files, "manifest.json", put("goldens", 1)),
     ))),
     ("goldens: no synthetic ones", _goldens(_no_synthetic)),
     ("goldens: no pictures named", _goldens(_no_pictures)),
@@ -436,32 +444,31 @@ FILE_ALTERATIONS: list[tuple[str, Alteration]] = [
     ("goldens: one input twice", _files(_doubled_input)),
     ("goldens: bytes behind the inputs", _files(lambda files: files.update(
         {"goldens/inputs.bin": files["goldens/inputs.bin"] + EVIL}))),
-    ("goldens: an answer out of range", _goldens(_put("goldens", 0, "answer", 10**6))),
-    ("goldens: a label out of range", _goldens(_put("goldens", 0, "label", -1))),
-    ("goldens: a tolerance of 1e9 steps", _goldens(_put("tolerance_steps", 1e9))),
-    ("goldens: a tolerance of 2 steps", _goldens(_put("tolerance_steps", 2))),
-    ("goldens: a tolerance that is not a number", _goldens(_put("tolerance_steps", float("nan")))),
-    ("goldens: a share of 1e9", _goldens(_put("tolerance_share", 1e9))),
-    ("goldens: a share of 0.06", _goldens(_put("tolerance_share", 0.06))),
-    ("goldens: another preprocessing", _goldens(_put("preprocess", "crop", "center"))),
+    ("goldens: an answer out of range", _goldens(put("goldens", 0, "answer", 10**6))),
+    ("goldens: a label out of range", _goldens(put("goldens", 0, "label", -1))),
+    ("goldens: a tolerance of 1e9 steps", _goldens(put("tolerance_steps", 1e9))),
+    ("goldens: a tolerance of 2 steps", _goldens(put("tolerance_steps", 2))),
+    ("goldens: a tolerance that is not a number", _goldens(put("tolerance_steps", float("nan")))),
+    ("goldens: a share of 1e9", _goldens(put("tolerance_share", 1e9))),
+    ("goldens: a share of 0.06", _goldens(put("tolerance_share", 0.06))),
+    ("goldens: another preprocessing", _goldens(put("preprocess", "crop", "center"))),
     ("goldens: outputs of another model", _files(lambda files: files.update(
         {"goldens/outputs.bin": files["goldens/outputs.bin"][::-1]}))),
     ("model: a bit of a weight", _model(lambda model: flipped(model, len(model) // 2))),
     ("model: a bit of its root", _model(lambda model: flipped(model, 0))),
     ("model: a label behind it", _model(lambda model: flipped(
-        model, model.rindex(b"PK\x01\x02") - 3))),
+        model, max(model.rfind(b"PK\x01\x02") - 3, 0)))),
     ("model: bytes behind it", _model(lambda model: model + bytes(16))),
     ("model: missing", _files(lambda files: files.pop(
         json.loads(files["manifest.json"])["model"]))),
     ("model: a second one", _files(lambda files: files.update({"model.ort": b"ORTM" * 8}))),
-    ("provenance: another target", _files(lambda files: edit(files, "provenance.json", _put(
+    ("provenance: another target", _files(lambda files: edit(files, "provenance.json", put(
         "predicate", "buildDefinition", "externalParameters", "target", "name", "other")))),
     ("provenance: other data", _text("provenance.json", '"edgekit-dataset-sha256": "', '"x": "')),
     ("provenance: missing", _files(lambda files: files.pop("provenance.json"))),
     ("parts: another verdict", _text("sbom.cdx.json", '"edgekit:verdict"', '"edgekit:verdicts"')),
     ("parts: float arithmetic", _text("sbom.cdx.json", '"int8"', '"float32"')),
-    ("card: another verdict", _files(lambda files: files.update({"MODEL_CARD.md": files[
-        "MODEL_CARD.md"].replace(b": **", b": **UNMEASURED** (**", 1)}))),
+    ("card: another verdict", _files(_other_verdict)),
     ("card: another model", _text("MODEL_CARD.md", "SHA-256 `", "SHA-256 `0")),
     ("card: missing", _files(lambda files: files.pop("MODEL_CARD.md"))),
     ("a folder of another kind", _files(lambda files: files.update({"ios/Package.swift": EVIL}))),

@@ -8,9 +8,11 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -18,12 +20,14 @@ from PIL import Image, ImageOps
 
 pytest.importorskip("tensorflow")
 
+import crafted_bundles
 from small_run import edgekit, run, write_recipe
 
+from edgekit.cli import execute
 from edgekit.demo.pictures import make_pictures
 from edgekit.demo.recipe import WEIGHTS
 from edgekit.errors import IntegrityError, SpecError
-from edgekit.package.manifest import Manifest
+from edgekit.package.templates import verify as verify_script
 from edgekit.package.verification import verify
 from edgekit.packaging import Packaged, Wanted, package
 from edgekit.store import file_digest
@@ -173,18 +177,14 @@ def flip(folder: Path, path: str) -> None:
 
 
 def relist(folder: Path) -> None:
-    """Makes the manifest list the files as they are now, as somebody would who forges a bundle."""
-    from edgekit.package.manifest import UNLISTED, listed
-
-    manifest = Manifest.model_validate_json((folder / "manifest.json").read_bytes())
+    """Writes the digests of the files as they are now, as somebody would who forges a bundle."""
     files = {
         str(path.relative_to(folder)): path.read_bytes()
         for path in folder.rglob("*")
-        if path.is_file() and str(path.relative_to(folder)) not in UNLISTED
+        if path.is_file()
     }
-    model = listed(files)[manifest.model].sha256
-    changed = manifest.model_copy(update={"files": listed(files), "model_sha256": model})
-    (folder / "manifest.json").write_text(changed.model_dump_json())
+    for path, content in crafted_bundles.sealed(files).items():
+        (folder / path).write_bytes(content)
 
 
 def swap_labels(folder: Path) -> None:
@@ -222,6 +222,169 @@ def test_every_change_is_found(
     change(folder)
     with pytest.raises(IntegrityError, match=said):
         verify(folder)
+
+
+def unpacked(content: bytes, folder: Path) -> Path:
+    """Writes the files of a zip file into a folder, as its user would."""
+    for path, data in crafted_bundles.unpacked(content).items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return folder
+
+
+def executed(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
+    """Runs the command line in this process; returns its exit code and all that it printed."""
+    code = execute(arguments)
+    said = capsys.readouterr()
+    assert not set(said.out + said.err) & {"\x1b", "\x07"}
+    return code, said.out + said.err
+
+
+def test_the_twin_what_the_alterations_start_from_passes(
+    made: dict[str, Packaged], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = made["host-litert"].archive.read_bytes()
+    files = crafted_bundles.unpacked(content)
+    assert crafted_bundles.zipped(crafted_bundles.sealed(files)) == content
+    for bundle in (made["host-litert"].archive, unpacked(content, tmp_path / "bundle")):
+        code, said = executed(capsys, "verify", str(bundle))
+        assert code == 0
+        assert "claims PASS" in said
+        assert "signature: none, and nothing else protects the manifest itself" in said
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "bundle" / "verify.py")],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    assert "claims    PASS" in done.stdout
+
+
+@pytest.mark.parametrize(("name", "change"), crafted_bundles.ZIP_ALTERATIONS)
+def test_an_altered_zip_file_is_refused(
+    made: dict[str, Packaged], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str,
+    change: crafted_bundles.Alteration,
+) -> None:  # fmt: skip
+    (tmp_path / "a.zip").write_bytes(change(made["host-litert"].archive.read_bytes()))
+    code, said = executed(capsys, "verify", str(tmp_path / "a.zip"))
+    assert (code, "error:" in said) == (6, True), name
+
+
+@pytest.mark.parametrize(("name", "change"), crafted_bundles.FILE_ALTERATIONS)
+def test_altered_files_are_refused_by_the_bundles_own_program(
+    made: dict[str, Packaged], tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str,
+    change: crafted_bundles.Alteration,
+) -> None:  # fmt: skip
+    content = change(made["host-litert"].archive.read_bytes())
+    folder = unpacked(content, tmp_path / "bundle")
+    began = time.monotonic()
+    code = verify_script.main([str(folder)])
+    assert time.monotonic() - began < 10
+    assert "\x1b" not in capfd.readouterr().out
+    assert code == 6 or name in crafted_bundles.ONLY_EDGEKIT
+
+
+QUICK = {*crafted_bundles.ONLY_EDGEKIT, "goldens: none, and nothing in their files",
+         "goldens: 20,000 times the same", "goldens: a tolerance of 1e9 steps",
+         "manifest: another target", "manifest: another title", "manifest: another class",
+         "manifest: another kind", "model: a bit of a weight"}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        pytest.param(name, change, marks=[] if name in QUICK else pytest.mark.slow)
+        for name, change in crafted_bundles.FILE_ALTERATIONS
+    ],
+)
+def test_altered_files_are_refused(
+    made: dict[str, Packaged], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str,
+    change: crafted_bundles.Alteration,
+) -> None:  # fmt: skip
+    (tmp_path / "a.zip").write_bytes(change(made["host-litert"].archive.read_bytes()))
+    code, said = executed(capsys, "verify", str(tmp_path / "a.zip"))
+    assert (code, "error:" in said) == (6, True), name
+
+
+ONNX = [
+    (("class_names", 0, "nothing"), "edgekit.labels"),
+    (("preprocess", "crop", "center"), "edgekit.preprocess"),
+    (("output", "name", "other"), "another output"),
+]
+
+
+@pytest.mark.parametrize(("keys", "said"), ONNX)
+def test_what_an_onnx_file_says_is_held_too(
+    made: dict[str, Packaged], tmp_path: Path, keys: tuple[str, ...], said: str
+) -> None:
+    files = crafted_bundles.unpacked(made["host-onnxruntime"].archive.read_bytes())
+    crafted_bundles.edit(files, "manifest.json", crafted_bundles.put(*keys))
+    (tmp_path / "a.zip").write_bytes(crafted_bundles.zipped(files))
+    with pytest.raises(IntegrityError, match=said):
+        verify(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_changes_of_a_zip_file_are_refused(
+    made: dict[str, Packaged], tmp_path: Path, seed: int
+) -> None:
+    random = Random(seed)
+    content = made["cortex-m7"].archive.read_bytes()
+    for _ in range(30):
+        changed, place = bytearray(content), random.randrange(len(content))
+        changed[place] ^= random.randrange(1, 256)
+        (tmp_path / "a.zip").write_bytes(changed)
+        with pytest.raises(IntegrityError):
+            verify(tmp_path / "a.zip")
+
+
+def test_a_signature_that_nobody_checked_is_said_to_be_that(
+    made: dict[str, Packaged], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = crafted_bundles.unpacked(made["host-litert"].archive.read_bytes())
+    files["model.sig"] = b"garbage"
+    archive = tmp_path / "a.zip"
+    archive.write_bytes(crafted_bundles.zipped(files))
+    code, said = executed(capsys, "verify", str(archive))
+    assert code == 0
+    assert "signature: not checked; give the key of whoever made the bundle" in said
+    assert json.loads(executed(capsys, "verify", str(archive), "--json")[1])["signature"] == (
+        "not checked"
+    )
+    key = tmp_path / "key.pub"
+    key.write_text("no key")
+    code, said = executed(capsys, "verify", str(archive), "--public-key", str(key))
+    assert code == 6
+    assert "model.sig is damaged or no signature" in said
+
+
+def test_a_signed_bundle_says_by_which_key(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("model_signing")
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make keys")
+    key = tmp_path / "key.pem"
+    for command in (
+        ["ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", str(key)],
+        ["ec", "-in", str(key), "-pubout", "-out", str(tmp_path / "key.pub")],
+    ):
+        subprocess.run(["openssl", *command], check=True, capture_output=True, timeout=60)
+    signed = package(
+        Wanted(finished, "host-litert", tmp_path, allow_miss=True, private_key=key), print
+    )
+    capsys.readouterr()
+    public = str(tmp_path / "key.pub")
+    code, said = executed(capsys, "verify", str(signed.archive), "--public-key", public)
+    assert code == 0
+    assert f"signature by {public}: verified" in said
+    # The twin: a claim that all files agree on, but not the signature.
+    files = crafted_bundles.unpacked(signed.archive.read_bytes())
+    crafted_bundles.edit(files, "manifest.json", crafted_bundles.put("images", False))
+    altered = tmp_path / "altered.zip"
+    altered.write_bytes(crafted_bundles.zipped(files))
+    code, said = executed(capsys, "verify", str(altered), "--public-key", public)
+    assert code == 6
+    assert "changed: manifest.json" in said
 
 
 def test_a_file_that_was_not_judged_is_not_packaged(finished: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 
 from edgekit.package.contents import Contents
-from edgekit.records import Accuracy, Evaluation, RunReport, Status
+from edgekit.records import Accuracy, Evaluation, RunReport, Status, Verdict
 
 # SPDX identifiers that Hugging Face knows by the same name in lower case.
 # Source: https://huggingface.co/docs/hub/repositories-licenses
@@ -281,17 +281,22 @@ def _variants(report: RunReport, contents: Contents) -> str:
     )
 
 
+def verdict_table(verdict: Verdict) -> str:
+    """Returns the checks of a verdict as the card shows them."""
+    rows = [(c.name, c.status, c.measured, c.budget, c.detail) for c in verdict.checks]
+    return _table(("check", "status", "measured", "budget", "why"), rows)
+
+
 def _accuracy(accuracy: Accuracy) -> str:
     return f"{accuracy.top1:.2%} ({accuracy.top1_low:.1%} to {accuracy.top1_high:.1%})"
 
 
 def _verdict(report: RunReport, contents: Contents) -> str:
     verdict = contents.verdict
-    rows = [(c.name, c.status, c.measured, c.budget, c.detail) for c in verdict.checks]
     parts = [
         f"## Verdict for {escaped(verdict.target)}: {verdict.status}",
         f"{verdict.status}: {_MEANING[verdict.status]}.",
-        _table(("check", "status", "measured", "budget", "why"), rows),
+        verdict_table(verdict),
     ]
     unmeasured = [check.name for check in verdict.checks if check.status == Status.UNMEASURED]
     if unmeasured:

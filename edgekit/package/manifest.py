@@ -1,18 +1,19 @@
 """What a bundle says about itself: `manifest.json`. Package layer."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
+from edgekit import limits
 from edgekit.errors import IntegrityError
 from edgekit.package.contents import Contents
 from edgekit.package.signing import SIGNATURE_NAME
 from edgekit.records import Preprocess, Record, TensorInfo, Verdict
 
 NAME = "manifest.json"
-LARGEST_BYTES = 16 * 1024**2
 # Not listed in itself, and a signature is made over everything else.
 UNLISTED = (NAME, SIGNATURE_NAME)
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -43,6 +44,8 @@ class Manifest(Record):
         output: Its output.
         class_names: Names of the classes in output order.
         verdict: How the file was judged for the target.
+        goldens: How many inputs with answers are in the bundle, three of them synthetic.
+        images: Whether the pictures that the others were made from are in it, too.
         facts: Versions and digests, by name.
         files: Every other file of the bundle.
     """
@@ -53,7 +56,7 @@ class Manifest(Record):
     name: str
     title: str
     licence: str
-    model: str
+    model: Literal["model.tflite", "model.onnx", "model.ort"]
     model_sha256: Digest
     judged_sha256: Digest
     preprocess: Preprocess
@@ -61,6 +64,8 @@ class Manifest(Record):
     output: TensorInfo
     class_names: tuple[str, ...]
     verdict: Verdict
+    goldens: int = Field(ge=1, le=limits.MAX_GOLDENS)
+    images: bool
     facts: dict[str, str]
     files: dict[str, ListedFile]
 
@@ -99,10 +104,18 @@ def manifest_of(
             "output": contents.output,
             "class_names": contents.class_names,
             "verdict": contents.verdict,
+            "goldens": len(contents.goldens),
+            "images": any(golden.picture is not None for golden in contents.goldens),
             "facts": contents.facts,
             "files": listed(files),
         }
     )
+
+
+def manifest_json(manifest: Manifest) -> bytes:
+    """Returns the one form in which a manifest is written and read."""
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False)
+    return f"{text}\n".encode()
 
 
 def read_manifest(files: Mapping[str, bytes]) -> Manifest:
@@ -119,6 +132,12 @@ def read_manifest(files: Mapping[str, bytes]) -> Manifest:
     content = files.get(NAME)
     if content is None:
         raise IntegrityError(f"a bundle without {NAME}", "a bundle of edgekit package", remedy)
+    if len(content) > limits.MAX_MANIFEST_BYTES:
+        most = f"at most {limits.MAX_MANIFEST_BYTES}"
+        raise IntegrityError(f"{NAME} of {len(content)} bytes", most, remedy)
+    if len(files.get(SIGNATURE_NAME, b"")) > limits.MAX_SIGNATURE_BYTES:
+        found = f"{SIGNATURE_NAME} of {len(files[SIGNATURE_NAME])} bytes"
+        raise IntegrityError(found, f"at most {limits.MAX_SIGNATURE_BYTES}", remedy)
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as err:
@@ -126,6 +145,10 @@ def read_manifest(files: Mapping[str, bytes]) -> Manifest:
         where = ".".join(str(part) for part in problem["loc"]) or "as a whole"
         found = f"{NAME}, {where}: {problem['msg']}"
         raise IntegrityError(found, "a manifest of this version of edgekit", remedy) from err
+    # Other forms of the same values, such as a key twice, are read differently by other programs.
+    if manifest_json(manifest) != content:
+        found = f"{NAME} is not written as edgekit writes these values"
+        raise IntegrityError(found, "the manifest, byte for byte", remedy)
     there = {path: content for path, content in files.items() if path not in UNLISTED}
     for path in sorted(manifest.files.keys() - there.keys()):
         raise IntegrityError(f"{path} is missing", f"every file that {NAME} lists", remedy)

@@ -3,13 +3,15 @@
 
     python3 verify.py [--json] [FOLDER]
 
-Needs Python 3.9 or newer and nothing else to check every file against manifest.json. With numpy and
-ai-edge-litert (for .tflite) or onnxruntime (for .onnx and .ort) it also gives the goldens' exact
-input tensors to the model and compares its raw outputs (level A); with Pillow too, it prepares the
-goldens' pictures itself and compares the classes (level B).
+Needs Python 3.9 or newer and nothing else to check every file against manifest.json, and what the
+files say about the model against one another (claims). With numpy and ai-edge-litert (for .tflite)
+or onnxruntime (for .onnx and .ort) it also gives the goldens' exact input tensors to the model and
+compares its raw outputs (level A); with Pillow too, it prepares the goldens' pictures itself and
+compares the classes (level B).
 
-It finds damage, not forgery: whoever changes a file can change manifest.json with it. Where there
-is a model.sig, `edgekit verify --public-key` or OpenSSF's model_signing tells who made the bundle.
+It finds damage and contradictions, not forgery: nothing but a signature protects manifest.json, and
+whoever changes a file can change it, too. Where there is a model.sig, `edgekit verify --public-key`
+or OpenSSF's model_signing tells who made the bundle; this program does not.
 
 Exit code: 0 if nothing wrong was found (what could not be run is said), 6 if something is wrong,
 2 for a wrong command line.
@@ -24,9 +26,11 @@ import json
 import os
 import re
 import stat
+import struct
 import sys
+import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -34,11 +38,42 @@ from typing import IO, Any, NamedTuple
 MANIFEST, GOLDENS, LABELS = "manifest.json", "goldens/goldens.json", "labels.txt"
 INPUTS, OUTPUTS, IMAGES = "goldens/inputs.bin", "goldens/outputs.bin", "goldens/images/"
 MODELS = ("model.tflite", "model.onnx", "model.ort")
-SIGNATURE = ".sig"
+CARD, PROVENANCE, PARTS = "MODEL_CARD.md", "provenance.json", "sbom.cdx.json"
+SIGNATURE = "model.sig"
+# What every bundle has beside its model and the folder of its kind.
+COMMON = (LABELS, CARD, PROVENANCE, PARTS, "verify.py")
+READ = (*MODELS, *COMMON, "web/contract.json", "web/labels.json")
+# A file of each kind of package that no other kind has.
+KINDS = {
+    "android": "android/build.gradle.kts",
+    "ios": "ios/Package.swift",
+    "linux": "linux/python/selfcheck.py",
+    "micro": "micro/golden_check.cc",
+    "web": "web/selfcheck.html",
+}
 MAX_JSON_BYTES = 16 * 1024**2
-MAX_FILE_BYTES = 512 * 1024**2
+MAX_SIGNATURE_BYTES = 4 * 1024**2
+MAX_BUNDLE_BYTES = 512 * 1024**2
+MAX_FILES = 4096
 MAX_PIXELS = 50_000_000
 MAX_DEPTH = 16
+MAX_GOLDENS = 64
+MAX_SECONDS = 300.0
+# How far raw outputs may lie apart: so many codes, or this share of the largest output of a float
+# file; behind integers inside, one code more moves a float output by steps.
+TOLERANCE_STEPS = 1
+TOLERANCE_SHARE = 1e-4
+TOLERANCE_SHARE_INTEGER = 0.05
+FLOAT_VARIANTS = ("float32", "float16")
+# The goldens that are no pictures.
+SYNTHETIC = ("all_zero", "all_255", "gradient")
+# A target's status is the first of these that one of its checks has.
+WORST_FIRST = ("MISS", "UNMEASURED", "INCONCLUSIVE", "PASS")
+ITEM_BYTES = {"float32": 4, "uint8": 1, "int8": 1}
+# Where the tables of a TFLite file hold what: version, buffers and metadata of 10 fields.
+# https://github.com/google-ai-edge/LiteRT/blob/main/tflite/converter/schema/schema.fbs
+VERSION, BUFFERS, METADATA, FIELDS = 0, 4, 6, 10
+MAX_MODEL_DIRECTORY_BYTES = 65536
 SHOWN = 5
 # Other versions of the JPEG library decode photographs 1 of 255 apart (libjpeg-turbo 3.1.1 and
 # 3.2.0, in Pillow 11.3 and 13.0); that can turn a class that won by a hair.
@@ -63,6 +98,7 @@ VNNI = {"avx512_vnni", "avx_vnni"}
 DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int8)": "int8"}
 
 Content = dict[str, bytes]
+Listed = dict[str, dict[str, Any]]
 Run = Callable[[Any], Any]
 
 
@@ -75,7 +111,7 @@ class Missing(Exception):  # noqa: N818 - nothing is wrong
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong with one file: "missing", "extra", "changed" or "special"."""
+    """What is wrong with a file: "missing", "extra", "changed" or "special"; or with a "claim"."""
 
     kind: str
     path: str
@@ -101,25 +137,27 @@ class Outcome(NamedTuple):
 
 
 class Goldens(NamedTuple):
-    """The goldens as their files describe them, and what runs the model."""
+    """The goldens as their files describe them, what runs the model, and until when it may."""
 
     about: dict[str, Any]
     inputs: list[Any]
     outputs: list[Any]
     run: Run
     runtime: str
+    until: float
 
 
 # ---- files
 
 
-def check_files(root: Path) -> tuple[Outcome, Content]:
-    """Compares every file with the manifest; returns the content of those that goldens need."""
+def check_files(root: Path) -> tuple[Outcome, dict[str, Any], Content]:
+    """Compares every file with the manifest; returns that and the content of what is read below."""
     try:
-        listed = read_manifest(root)
+        manifest = read_manifest(root)
         found, problems = files_in(root)
     except WrongError as error:
-        return Outcome(FAIL, str(error)), {}
+        return Outcome(FAIL, str(error)), {}, {}
+    listed: Listed = manifest["files"]
     content: Content = {}
     for path in sorted(found - set(listed)):
         text = f"{shown(path)} is here and not in {MANIFEST}: remove it"
@@ -144,17 +182,17 @@ def check_files(root: Path) -> tuple[Outcome, Content]:
                 f"{MANIFEST} says {wanted['sha256'][:16]}...: copy the bundle again"
             )
             problems.append(Problem("changed", path, text))
-        elif path in (*MODELS, LABELS) or path.startswith("goldens/"):
+        elif path in READ or path.startswith("goldens/"):
             content[path] = bytes_found
     if problems:
         text = f"{len(problems)} of {len(listed)} files are not as {MANIFEST} says"
-        return Outcome(FAIL, text, len(listed), (), tuple(problems)), {}
+        return Outcome(FAIL, text, len(listed), (), tuple(problems)), {}, {}
     text = f"{len(listed)} files have the digests of {MANIFEST}"
-    return Outcome(PASS, text, len(listed)), content
+    return Outcome(PASS, text, len(listed)), manifest, content
 
 
-def read_manifest(root: Path) -> dict[str, dict[str, Any]]:
-    """Returns size and digest of every file, by its path below the bundle."""
+def read_manifest(root: Path) -> dict[str, Any]:
+    """Returns the manifest, whose "files" has size and digest of every file by its path."""
     try:
         if stat.S_ISLNK(os.lstat(root / MANIFEST).st_mode):
             raise WrongError(f"{MANIFEST} is a symbolic link: copy the bundle again")
@@ -166,7 +204,7 @@ def read_manifest(root: Path) -> dict[str, dict[str, Any]]:
         ) from None
     manifest = parsed(content, MANIFEST)
     schema = manifest.get("schema_version")
-    if schema != 1:
+    if type(schema) is not int or schema != 1:
         raise WrongError(
             f"{MANIFEST} has schema version {shown(str(schema))}; this verify.py knows 1: use the "
             "verify.py of the same bundle"
@@ -174,6 +212,9 @@ def read_manifest(root: Path) -> dict[str, dict[str, Any]]:
     files = manifest.get("files")
     if not isinstance(files, dict) or not files:
         raise WrongError(f"{MANIFEST} lists no files")
+    if len(files) > MAX_FILES:
+        raise WrongError(f"{MANIFEST} lists {len(files)} files, more than {MAX_FILES}")
+    total = 0
     for path, wanted in files.items():
         if not is_below(path):
             raise WrongError(f"{MANIFEST} names '{shown(path)}', which is not below the bundle")
@@ -184,9 +225,12 @@ def read_manifest(root: Path) -> dict[str, dict[str, Any]]:
         )
         if not isinstance(digest, str) or not re.fullmatch("[0-9a-f]{64}", digest):
             raise WrongError(f"{MANIFEST} has no SHA-256 for {shown(path)}")
-        if type(size) is not int or not 0 <= size <= MAX_FILE_BYTES:
+        if type(size) is not int or not 0 <= size <= MAX_BUNDLE_BYTES:
             raise WrongError(f"{MANIFEST} has no usable size for {shown(path)}")
-    return files
+        total += size
+    if total > MAX_BUNDLE_BYTES:
+        raise WrongError(f"{MANIFEST} lists {total} bytes, more than {MAX_BUNDLE_BYTES}")
+    return manifest
 
 
 def is_below(path: str) -> bool:
@@ -196,7 +240,7 @@ def is_below(path: str) -> bool:
 
 
 def files_in(root: Path) -> tuple[set[str], list[Problem]]:
-    """Returns every plain file below the bundle but the manifest and signatures."""
+    """Returns every plain file below the bundle but the manifest and its signature."""
     found: set[str] = set()
     problems: list[Problem] = []
     for folder, below, names in os.walk(root):
@@ -212,8 +256,13 @@ def files_in(root: Path) -> tuple[set[str], list[Problem]]:
                 kind = "symbolic link" if stat.S_ISLNK(mode) else "special file"
                 text = f"{shown(path)} is a {kind}: a bundle holds plain files only"
                 problems.append(Problem("special", path, text))
-            elif "/" in path or not path.endswith(SIGNATURE):
+            elif path != SIGNATURE:
                 found.add(path)
+            elif os.lstat(full).st_size > MAX_SIGNATURE_BYTES:
+                text = f"{SIGNATURE} has more than {MAX_SIGNATURE_BYTES} bytes: it is no signature"
+                problems.append(Problem("changed", path, text))
+            if len(found) + len(problems) > 2 * MAX_FILES:
+                raise WrongError(f"the bundle has more than {MAX_FILES} files: copy it again")
     return found, problems
 
 
@@ -244,39 +293,46 @@ def parsed(content: bytes, name: str) -> dict[str, Any]:
     return value
 
 
+def plain(text: str) -> str:
+    """Returns text without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def shown(text: str) -> str:
-    """Returns text from the bundle without what a terminal would obey."""
-    clean = "".join(c if c.isprintable() else "?" for c in text)
+    """Returns text from the bundle, not too long, without what a terminal would obey."""
+    clean = plain(text)
     return clean if len(clean) <= 200 else clean[:200] + "..."
 
 
 # ---- labels
 
 
-def check_labels(content: Content) -> Outcome:
-    """Compares labels.txt with the labels that the goldens were made with."""
+def check_labels(manifest: dict[str, Any], content: Content) -> Outcome:
+    """Compares labels.txt with the labels of the manifest and of the goldens."""
     try:
         about = parsed(needed(content, GOLDENS), GOLDENS)
         found = needed(content, LABELS).decode("utf-8").removesuffix("\n").split("\n")
-        wanted, outputs = list(about["labels"]), about["output"]["classes"]
+        lists = {GOLDENS: list(about["labels"]), MANIFEST: list(manifest["class_names"])}
+        outputs = about["output"]["classes"]
     except WrongError as error:
         return Outcome(FAIL, str(error))
     except (KeyError, TypeError, ValueError) as error:
         return Outcome(FAIL, f"labels cannot be read ({shown(repr(error))})")
-    if len(wanted) != outputs:
-        text = f"{GOLDENS} has {len(wanted)} labels, the model has {shown(str(outputs))} outputs"
-        return Outcome(FAIL, text, len(wanted))
-    if len(found) != len(wanted):
-        text = f"{LABELS} has {len(found)} lines, the model has {len(wanted)} outputs"
-        return Outcome(FAIL, text, len(wanted))
-    for number, (one, other) in enumerate(zip(found, wanted), 1):  # noqa: B905 - Python 3.9
-        if one != other:
-            text = (
-                f"{LABELS}, line {number} is '{shown(one)}', the goldens say "
-                f"'{shown(str(other))}': answers would get wrong names"
-            )
+    for name, wanted in lists.items():
+        if len(wanted) != outputs:
+            text = f"{name} has {len(wanted)} labels, the model has {shown(str(outputs))} outputs"
             return Outcome(FAIL, text, len(wanted))
-    return Outcome(PASS, f"{len(wanted)} labels in the order of the outputs", len(wanted))
+        if len(found) != len(wanted):
+            text = f"{LABELS} has {len(found)} lines, the model has {len(wanted)} outputs"
+            return Outcome(FAIL, text, len(wanted))
+        for number, (one, other) in enumerate(zip(found, wanted), 1):  # noqa: B905 - Python 3.9
+            if one != other:
+                text = (
+                    f"{LABELS}, line {number} is '{shown(one)}', {name} says "
+                    f"'{shown(str(other))}': answers would get wrong names"
+                )
+                return Outcome(FAIL, text, len(wanted))
+    return Outcome(PASS, f"{len(found)} labels in the order of the outputs", len(found))
 
 
 def needed(content: Content, path: str) -> bytes:
@@ -284,6 +340,370 @@ def needed(content: Content, path: str) -> bytes:
     if path not in content:
         raise WrongError(f"{path} is not in {MANIFEST}")
     return content[path]
+
+
+# ---- claims: what the files of a bundle say about the same thing
+
+
+def check_claims(manifest: dict[str, Any], content: Content) -> Outcome:
+    """Holds what the manifest says against the other files, and these against one another."""
+    told: list[str] = []
+    count = 0
+    for check in (
+        claims_about_kind,
+        claims_about_model,
+        claims_about_contract,
+        claims_about_goldens,
+        claims_about_verdict,
+        claims_about_origin,
+    ):
+        try:
+            for right, text in check(manifest, content):
+                count += 1
+                if not right:
+                    told.append(text)
+        except WrongError as error:
+            told.append(str(error))
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, struct.error) as error:
+            subject = check.__name__.rpartition("_")[2]
+            told.append(f"what is said about the {subject} cannot be used ({shown(repr(error))})")
+    if told:
+        problems = tuple(Problem("claim", MANIFEST, text) for text in told)
+        text = f"{len(told)} claims do not hold"
+        return Outcome(FAIL, text, count, (), problems)
+    return Outcome(PASS, f"{count} claims of {MANIFEST} agree with the other files", count)
+
+
+Claims = Iterator[tuple[bool, str]]
+
+
+def claims_about_kind(manifest: dict[str, Any], content: Content) -> Claims:
+    """The folders are those of the kind, and copies of the same file in them are equal."""
+    kind, files, model = manifest["kind"], manifest["files"], manifest["model"]
+    tops = {path.partition("/")[0] for path in files if "/" in path}
+    yield (
+        kind in KINDS and tops == {"goldens", kind} and KINDS[kind] in files,
+        f"{MANIFEST} says that this is a package of the kind '{shown(str(kind))}'; its folders are "
+        f"{shown(', '.join(sorted(tops)))}",
+    )
+    alone = {path for path in files if "/" not in path}
+    yield (
+        model in MODELS and alone == {model, *COMMON},
+        f"beside the folders are {shown(', '.join(sorted(alone)))}, not one model and "
+        f"{', '.join(COMMON)}",
+    )
+    for path, wanted in files.items():
+        folder, _, name = path.rpartition("/")
+        first = f"goldens/{path.rpartition('/goldens/')[2]}" if "/goldens/" in path else name
+        copied = first in (model, LABELS) or first.startswith("goldens/")
+        if copied and folder.partition("/")[0] == kind:
+            same = first in files and files[first]["sha256"] == wanted["sha256"]
+            yield same, f"{shown(path)} is another file than {shown(first)}"
+    if kind == "web":
+        labels = json.loads(needed(content, "web/labels.json"))
+        yield labels == manifest["class_names"], f"web/labels.json has other labels than {MANIFEST}"
+        about = parsed(needed(content, "web/contract.json"), "web/contract.json")
+        digest = f"web/contract.json is about another model than {MANIFEST}"
+        yield about["sha256"] == manifest["model_sha256"], digest
+        goldens = parsed(needed(content, GOLDENS), GOLDENS)
+        share = f"web/contract.json allows goldens other differences than {GOLDENS}"
+        yield about["tolerance_share"] == goldens["tolerance_share"], share
+
+
+def claims_about_model(manifest: dict[str, Any], content: Content) -> Claims:
+    """The model is the judged file, or that with nothing but metadata around it."""
+    name, digest, judged = manifest["model"], manifest["model_sha256"], manifest["judged_sha256"]
+    model = needed(content, name)
+    yield (
+        digest == manifest["files"][name]["sha256"],
+        f"{MANIFEST} gives {name} two digests, as the model and in its list of files",
+    )
+    if judged == digest:
+        return
+    if name != "model.tflite":
+        yield False, f"{name} is not the file that was judged, by its digest"
+        return
+    labels = without_metadata(model, judged)
+    yield labels == needed(content, LABELS), f"the labels inside {name} are not those of {LABELS}"
+
+
+def without_metadata(model: bytes, judged: str) -> bytes:
+    """Returns the labels that were put behind a judged TFLite file.
+
+    The judged file stays in the shipped one byte for byte: a new root is in front of it, and an
+    archive of one file behind. What the new root says, but for metadata, must be the old one's.
+    """
+    wrong = WrongError(
+        "model.tflite is not the file that was judged with metadata around it: get the bundle again"
+    )
+    # The archive: one stored file, a directory of one entry, the end.
+    end = len(model) - 22
+    magic, *_, count, size, directory, comment = struct.unpack("<4s4H2LH", model[end:])
+    if (magic, count, comment) != (b"PK\x05\x06", 1, 0) or size > MAX_MODEL_DIRECTORY_BYTES:
+        raise wrong
+    if directory + size != end or model[directory : directory + 4] != b"PK\x01\x02":
+        raise wrong
+    (start,) = struct.unpack_from("<L", model, directory + 42)
+    length, name_bytes, extra_bytes = struct.unpack_from("<L2H", model, start + 22)
+    labels = start + 30 + name_bytes + extra_bytes
+    if (
+        model[4:8] != b"TFL3"
+        or model[start : start + 4] != b"PK\x03\x04"
+        or labels + length != directory
+    ):
+        raise wrong
+    # Everything is aligned to 16 bytes, and a flatbuffer has its mark behind the place of its root.
+    places = [at for at in range(16, min(start, 2**20), 16) if model[at + 4 : at + 8] == b"TFL3"]
+    for place in places[:SHOWN]:
+        digest = hashlib.sha256(model[place : max(place, start - 16)])
+        for byte in range(max(place, start - 16), start + 1):
+            if digest.hexdigest() == judged and not model[byte:start].strip(b"\0"):
+                if not same_network(model[:start], place):
+                    raise wrong
+                return model[labels:directory]
+            digest.update(model[byte : byte + 1])
+    raise wrong
+
+
+def same_network(model: bytes, place: int) -> bool:
+    """Returns whether the root of a flatbuffer leads where that of the one at `place` in it does.
+
+    Fields hold the distance to what they mean, so equal sums of place and distance are one table.
+    """
+
+    def number(form: str, at: int) -> int:
+        if at < 0:
+            raise ValueError("a place outside the file")
+        return int(struct.unpack_from(form, model, at)[0])
+
+    def fields(start: int) -> dict[int, int]:
+        root = start + number("<L", start)
+        table = root - number("<l", root)
+        places = range(table + 4, table + number("<H", table), 2)
+        held = {(at - table - 4) // 2: number("<H", at) for at in places}
+        return {slot: root + offset for slot, offset in held.items() if offset}
+
+    def vector(at: int | None) -> list[int]:
+        if at is None:
+            return []
+        start = at + number("<L", at)
+        length = number("<L", start)
+        if length > len(model) // 4:
+            raise ValueError("a list longer than the file")
+        return [item + number("<L", item) for item in range(start + 4, start + 4 + 4 * length, 4)]
+
+    new, old = fields(0), fields(place)
+    same = new.keys() | {METADATA} == old.keys() | {METADATA} and max(new) < FIELDS
+    for slot in old.keys() - {BUFFERS, METADATA}:
+        one, other = (number("<L", places.get(slot, 0)) for places in (new, old))
+        if slot != VERSION:
+            one, other = one + new.get(slot, 0), other + old[slot]
+        same = same and one == other
+    for slot in (BUFFERS, METADATA):
+        more, kept = vector(new.get(slot)), vector(old.get(slot))
+        same = same and more[:-1] == kept and len(more) == len(kept) + 1
+    return same
+
+
+def claims_about_contract(manifest: dict[str, Any], content: Content) -> Claims:
+    """The goldens were made by the same contract: preparation, input and output."""
+    about = parsed(needed(content, GOLDENS), GOLDENS)
+    into = {key: value for key, value in manifest["input"].items() if key != "name"}
+    out = manifest["output"]
+    pairs = {
+        "preprocessing": (manifest["preprocess"], about["preprocess"]),
+        "input": (into, about["input"]),
+        "output": (
+            [out["dtype"], out["shape"][-1], out["scale"], out["zero_point"]],
+            [about["output"][key] for key in ("dtype", "classes", "scale", "zero_point")],
+        ),
+    }
+    for what, (one, other) in pairs.items():
+        yield same_json(one, other), f"{MANIFEST} and {GOLDENS} describe another {what}"
+
+
+def claims_about_goldens(manifest: dict[str, Any], content: Content) -> Claims:
+    """As many goldens as the manifest says, no two alike, and no more allowance than is written."""
+    about = parsed(needed(content, GOLDENS), GOLDENS)
+    goldens, classes = about["goldens"], about["output"]["classes"]
+    if not isinstance(goldens, list) or not 1 <= len(goldens) <= MAX_GOLDENS:
+        count = len(goldens) if isinstance(goldens, list) else 0
+        raise WrongError(f"{GOLDENS} has {count} goldens, a bundle has 1 to {MAX_GOLDENS}")
+    yield (
+        len(goldens) == manifest["goldens"],
+        f"{GOLDENS} has {len(goldens)} goldens, {MANIFEST} says {shown(str(manifest['goldens']))}",
+    )
+    steps, share = about["tolerance_steps"], about["tolerance_share"]
+    variant = facts_of_parts(content)[1]["variant"]
+    most = TOLERANCE_SHARE if variant in FLOAT_VARIANTS else TOLERANCE_SHARE_INTEGER
+    yield (
+        type(steps) in (int, float) and 0 <= steps <= TOLERANCE_STEPS,
+        f"{GOLDENS} allows {shown(str(steps))} steps between outputs, {TOLERANCE_STEPS} at most",
+    )
+    yield (
+        type(share) in (int, float) and 0 <= share <= most,
+        f"{GOLDENS} allows {shown(str(share))} of the largest output, {most:g} at most for "
+        f"'{shown(str(variant))}'",
+    )
+    names = [golden["name"] for golden in goldens]
+    yield len({*names}) == len(names), f"{GOLDENS} has two goldens of one name"
+    yield {*SYNTHETIC} <= {*names}, f"{GOLDENS} lacks one of {', '.join(SYNTHETIC)}"
+    shape, dtypes = about["input"]["shape"], (about["input"]["dtype"], about["output"]["dtype"])
+    if shape[0] not in (1, -1) or min(shape[1:]) < 1:
+        raise WrongError(f"{GOLDENS} has inputs of the shape {shown(str(shape))}")
+    values = 1
+    for side in shape[1:]:
+        values *= side
+    seen = set()
+    for kind, path, count, dtype in (
+        ("input", INPUTS, values, dtypes[0]), ("output", OUTPUTS, classes, dtypes[1])
+    ):  # fmt: skip
+        size, all_bytes = count * ITEM_BYTES[dtype], needed(content, path)
+        places = [(golden[f"{kind}_offset"], golden[f"{kind}_bytes"]) for golden in goldens]
+        yield (
+            places == [(number * size, size) for number in range(len(goldens))]
+            and len(all_bytes) == size * len(goldens),
+            f"{path} does not hold one {kind} behind the other, as {GOLDENS} says",
+        )
+        if kind == "input":
+            seen = {all_bytes[start : start + length] for start, length in places}
+    yield len(seen) == len(goldens), f"{INPUTS} holds the same input twice"
+    shipped = {path[len(IMAGES) :] for path in manifest["files"] if path.startswith(IMAGES)}
+    pictured = [golden for golden in goldens if golden["name"] not in SYNTHETIC]
+    pictures = [golden["picture"] for golden in goldens if golden["picture"] is not None]
+    yield (
+        len({*pictures}) == len(pictures) and {*pictures} == shipped,
+        f"{GOLDENS} and {IMAGES} do not have the same pictures",
+    )
+    yield (
+        len(pictures) == (len(pictured) if manifest["images"] else 0),
+        f"{len(pictures)} of {len(pictured)} goldens that are no synthetic ones have their picture "
+        f"here; {MANIFEST} says that pictures were "
+        f"{'packed' if manifest['images'] else 'left out'}",
+    )
+    for golden in goldens:
+        synthetic = golden["name"] in SYNTHETIC
+        answers = [golden["answer"], *([] if synthetic else [golden["label"]])]
+        yield (
+            all(type(index) is int and 0 <= index < classes for index in answers)
+            and not (synthetic and (golden["label"], golden["picture"]) != (None, None)),
+            f"the golden {shown(str(golden['name']))} has a class that is none of the model's",
+        )
+
+
+def claims_about_verdict(manifest: dict[str, Any], content: Content) -> Claims:
+    """The verdict follows from its checks, is about this file, and the card says the same."""
+    verdict = manifest["verdict"]
+    found = [check["status"] for check in verdict["checks"]]
+    right = next((status for status in WORST_FIRST if status in found), "UNMEASURED")
+    yield (
+        verdict["status"] == right and {*found} <= {*WORST_FIRST},
+        f"the verdict is {shown(str(verdict['status']))}, its checks make it {right}",
+    )
+    judged, shipped = manifest["judged_sha256"], manifest["model_sha256"]
+    yield verdict["artifact_sha256"] == judged, "the verdict is about another file than was judged"
+    suffix = manifest["model"].rpartition(".")[2]
+    other = f"the verdict is about '{shown(verdict['artifact_path'])}', the bundle's is a .{suffix}"
+    yield verdict["artifact_path"].endswith(f".{suffix}"), other
+    card = needed(content, CARD).decode("utf-8")
+    status = verdict["status"]
+    told = re.findall(r"^Judged for the target .*: \*\*([A-Z]+)\*\* \(", card, re.M)
+    heads = re.findall(r"^## Verdict for .*: ([A-Z]+)$", card, re.M)
+    yield told == heads == [status], f"{CARD} has another verdict than {MANIFEST}"
+    table = card.partition("\n## Verdict for ")[2].partition("\n| --- |")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| [^|]* \| ([A-Z]+) \| ", table, re.M)
+    yield rows == found, f"the checks in {CARD} came to something else than those in {MANIFEST}"
+    digests = re.findall(r"^MobileNetV2 .* SHA-256 `([0-9a-f]{64})`", card, re.M)
+    without = re.findall(r"^MobileNetV2 .* judged without, as `([0-9a-f]{64})`", card, re.M)
+    yield (
+        digests == [shipped] and without == ([] if judged == shipped else [judged]),
+        f"{CARD} is about another model than {MANIFEST}",
+    )
+
+
+def facts_of_parts(content: Content) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the model's component in sbom.cdx.json, and what edgekit adds about it."""
+    component = parsed(needed(content, PARTS), PARTS)["metadata"]["component"]
+    start = "edgekit:"
+    return component, {
+        entry["name"][len(start) :]: entry["value"]
+        for entry in component["properties"]
+        if entry["name"].startswith(start)
+    }
+
+
+def claims_about_origin(manifest: dict[str, Any], content: Content) -> Claims:
+    """Provenance and bill of materials are about the same files, model, target and run."""
+    statement = parsed(needed(content, PROVENANCE), PROVENANCE)
+    listed = {
+        path: wanted["sha256"] for path, wanted in manifest["files"].items() if path != PROVENANCE
+    }
+    subject = {entry["name"]: entry["digest"]["sha256"] for entry in statement["subject"]}
+    unlike = f"{PROVENANCE} and {MANIFEST}"
+    yield subject == listed, f"{unlike} list other files"
+    build = statement["predicate"]["buildDefinition"]
+    asked, facts = build["externalParameters"], manifest["facts"]
+    names = {key: manifest[key] for key in ("name", "title", "licence")}
+    yield asked["package"] == names, f"{unlike} have another name, title or licence"
+    target = manifest["verdict"]["target"]
+    yield asked["target"]["name"] == target, f"{unlike} have another target"
+    versions = [
+        manifest["edgekit_version"], facts["edgekit"],
+        statement["predicate"]["runDetails"]["builder"]["version"]["edgekit"],
+    ]  # fmt: skip
+    yield len({*versions}) == 1, f"{unlike} have other versions of edgekit"
+    made_of = {entry["name"]: entry for entry in build["resolvedDependencies"]}
+    digests = {
+        "data": ("edgekit-dataset-sha256", facts["data_digest"]),
+        "recipe": ("edgekit-recipe-sha256", facts["recipe_sha256"]),
+        "weights": ("sha256", facts.get("weights_sha256")),
+    }
+    for name, (key, digest) in digests.items():
+        found = made_of.get(name, {}).get("digest", {}).get(key)
+        yield found == digest, f"{unlike} have another digest of the {name}"
+    component, properties = facts_of_parts(content)
+    unlike = f"{PARTS} and {MANIFEST}"
+    yield (
+        component["hashes"] == [{"alg": "SHA-256", "content": manifest["model_sha256"]}]
+        and component["version"] == manifest["judged_sha256"][:12],
+        f"{unlike} have another digest of the model",
+    )
+    told = [component["name"], component["description"], component["licenses"][0]["expression"]]
+    yield told == [*names.values()], f"{unlike} have another name, title or licence"
+    said = {key: properties[key] for key in ("file", "format", "verdict", "target")}
+    model = manifest["model"]
+    yield (
+        said == {"file": model, "format": model.rpartition(".")[2],
+                 "verdict": manifest["verdict"]["status"], "target": target},
+        f"{unlike} have another model file, verdict or target",
+    )  # fmt: skip
+    kept = {f"edgekit:{key}": value for key, value in facts.items()}
+    kept["edgekit:recipe:sha256"] = facts["recipe_sha256"]
+    bill = parsed(needed(content, PARTS), PARTS)["properties"]
+    yield {entry["name"]: entry["value"] for entry in bill} == kept, f"{unlike} have other facts"
+
+
+def same_json(one: Any, other: Any) -> bool:
+    """Returns whether two JSON values are the same; to Python, true is 1 and 1.0."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+# ---- signature
+
+
+def said_of_signature(root: Path) -> Outcome:
+    """Says what protects the manifest; a signature needs more than Python to be checked."""
+    if os.path.lexists(root / SIGNATURE):
+        text = (
+            f"{SIGNATURE} is here and was not checked; edgekit verify --public-key KEY does, with "
+            "the key of whoever made the bundle"
+        )
+        return Outcome(NOT_RUN, text)
+    text = (
+        f"there is none, and nothing else protects {MANIFEST} itself: whoever altered the files "
+        "could alter it, too"
+    )
+    return Outcome(NOT_RUN, text)
 
 
 # ---- goldens
@@ -303,6 +723,8 @@ def load_goldens(content: Content) -> Goldens:
         if about["schema_version"] != 1:
             raise WrongError(f"{GOLDENS} has another schema version than 1")
         into, out = about["input"], about["output"]
+        if not about["goldens"]:
+            raise WrongError(f"{GOLDENS} has no goldens: nothing shows what the model answers")
         inputs: list[Any] = []
         outputs: list[Any] = []
         for golden in about["goldens"]:
@@ -322,7 +744,7 @@ def load_goldens(content: Content) -> Goldens:
         raise WrongError(f"{GOLDENS} cannot be used ({shown(repr(error))})") from None
     opening = open_litert if models[0].endswith(".tflite") else open_onnxruntime
     run, runtime = opening(content[models[0]], about)
-    return Goldens(about, inputs, outputs, run, runtime)
+    return Goldens(about, inputs, outputs, run, runtime, time.monotonic() + MAX_SECONDS)
 
 
 def open_litert(content: bytes, about: dict[str, Any]) -> tuple[Run, str]:
@@ -392,6 +814,8 @@ def check_ends(about: dict[str, Any], asked: str, answer: str) -> None:
 
 def answered(goldens: Goldens, tensor: Any) -> Any:
     """Returns the raw outputs of the model, whatever the runtime raises."""
+    if time.monotonic() > goldens.until:
+        raise WrongError(f"the goldens take more than {MAX_SECONDS:g} s here: do not wait for them")
     try:
         return goldens.run(tensor)
     except Exception as error:  # noqa: BLE001 - runtimes have exceptions of their own
@@ -586,15 +1010,22 @@ def input_codes(about: dict[str, Any]) -> Any:
 
 def verify(root: Path) -> dict[str, Outcome]:
     """Returns what every part of the check came to."""
-    files, content = check_files(root)
+    files, manifest, content = check_files(root)
     found = {"files": files}
+    levels = ("level A", "level B")
     if files.status == FAIL:
         skipped = Outcome(NOT_RUN, "the files are not those that were packed")
-        return {**found, "labels": skipped, "level A": skipped, "level B": skipped}
-    found["labels"] = check_labels(content)
+        found.update(dict.fromkeys(("labels", "claims", *levels), skipped))
+        return {**found, "signature": said_of_signature(root)}
+    found["labels"] = check_labels(manifest, content)
+    found["claims"] = check_claims(manifest, content)
     goldens: Goldens | None = None
     found["level A"], found["level B"] = Outcome(NOT_RUN, ""), Outcome(NOT_RUN, "level A is first")
-    for level in ("level A", "level B"):
+    found["signature"] = said_of_signature(root)
+    if found["claims"].status == FAIL:
+        found["level A"] = found["level B"] = Outcome(NOT_RUN, "the claims are first")
+        return found
+    for level in levels:
         try:
             if goldens is None:
                 goldens = load_goldens(content)
@@ -625,9 +1056,9 @@ def write(found: dict[str, Outcome], as_json: bool, stream: IO[str]) -> None:
         stream.write(json.dumps({"schema_version": 1, "passed": passed, **parts}, indent=1) + "\n")
         return
     for name, outcome in found.items():
-        stream.write(f"{name:8} {outcome.status:8} {outcome.text}\n")
+        stream.write(f"{name:9} {outcome.status:8} {plain(outcome.text)}\n")
         for problem in outcome.problems:
-            stream.write(f"  {problem.kind}: {problem.text}\n")
+            stream.write(f"  {problem.kind}: {plain(problem.text)}\n")
 
 
 def main(arguments: list[str]) -> int:
