@@ -9,7 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.table import Table
 
+from edgekit import console
+from edgekit.cli import execute
 from edgekit.demo.recipe import WEIGHTS
 from edgekit.target import shipped_targets
 
@@ -36,6 +39,39 @@ def draw_classes(root: Path, *, classes: int = 3, count: int = 14, size_px: int 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return draw_classes(tmp_path_factory.mktemp("cli") / "pictures")
+
+
+def test_text_of_others_does_not_steer_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever it is said in: an error, a class name, a value of a target, a table, a bug."""
+    evil = "\x1b]0;owned\x07\x1b[31m\u202e"
+    for arguments in (
+        ("targets", "check", str(tmp_path / f"{evil}.toml")),
+        ("verify", str(tmp_path / evil)),
+        ("report", str(tmp_path / evil)),
+    ):
+        assert execute(arguments) == 2
+    console.out.print(evil, markup=False)
+    console.out.print(f"[bold]{evil}[/]")
+    table = Table(title=evil)
+    table.add_column(evil)
+    table.add_row(evil)
+    console.out.print(table)
+    console.Work(None).say(evil)
+
+    def bug(_name: str) -> None:
+        raise RuntimeError(evil)
+
+    monkeypatch.setattr("edgekit.target.load_target", bug)
+    assert execute(["targets", "check", "x"]) == 1
+    said = capsys.readouterr()
+    assert not set(said.out + said.err) & {"\x1b", "\x07", "\u202e"}
+    assert said.out.count("owned") == 5
+    assert said.err.count("owned") >= 4
+    # The twin: what is no control character is shown as it is.
+    console.out.print("Größe 猫\nनमस्ते", markup=False)
+    assert capsys.readouterr().out == "Größe 猫\nनमस्ते\n"
 
 
 def test_help_lists_commands_and_exit_codes() -> None:

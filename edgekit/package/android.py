@@ -10,8 +10,8 @@ import string
 from importlib import resources
 
 from edgekit.errors import SpecError
-from edgekit.package.contents import Contents
-from edgekit.package.goldens import golden_files
+from edgekit.package.contents import TOLERANCE_STEPS, Contents
+from edgekit.package.goldens import golden_files, tolerance_share
 from edgekit.records import input_codes
 from edgekit.target import RuntimeName
 
@@ -56,6 +56,8 @@ def files(contents: Contents) -> dict[str, bytes]:
         "EXTENSION": contents.artifact.format,
         "DEPENDENCY": _LITERT if is_tflite else _ONNXRUNTIME,
         "THREADS": str(contents.target.runtime.threads),
+        "MOST_STEPS": repr(float(TOLERANCE_STEPS)),
+        "MOST_SHARE": repr(tolerance_share(contents)),
         "XNNPACK": str(runs_xnnpack).lower(),
         "DELEGATE": "XNNPACK" if runs_xnnpack else "none",
         "TITLE": markdown(contents.title),

@@ -16,8 +16,9 @@ from edgekit.target import Target
 # Raw outputs of one file may differ by so many codes between kernels of different processors.
 TOLERANCE_STEPS = 1
 # The same for float32 outputs, as a share of the largest output of the golden: behind float
-# arithmetic, and behind integers, where one code more inside moves the output by steps (up to 1.6 %
-# were seen between x86 and WebAssembly).
+# arithmetic, and behind integers, where one code more inside moves the output by steps. Measured
+# between x86-64 and WebAssembly: "dynamic" 1.6 %, "int8" none; an overflow in a kernel, which is
+# what goldens are to find, moved outputs by 6 to 20 %.
 TOLERANCE_SHARE = 1e-4
 TOLERANCE_SHARE_INTEGER = 0.05
 

@@ -11,8 +11,8 @@ from edgekit.package.android import (
     refuse_other,
     rendered,
 )
-from edgekit.package.contents import Contents
-from edgekit.package.goldens import golden_files
+from edgekit.package.contents import TOLERANCE_STEPS, Contents
+from edgekit.package.goldens import golden_files, tolerance_share
 
 FOLDER = "ios"
 # The last two are 2.14 and 2.17: https://github.com/tensorflow/tensorflow/issues/71180 and
@@ -49,6 +49,8 @@ def files(contents: Contents) -> dict[str, bytes]:
         "FOLDER": FOLDER,
         "VERSION": _TENSORFLOW_LITE if is_tflite else _ONNXRUNTIME,
         "THREADS": str(contents.target.runtime.threads),
+        "MOST_STEPS": repr(float(TOLERANCE_STEPS)),
+        "MOST_SHARE": repr(tolerance_share(contents)),
         "XNNPACK": str(runs_xnnpack).lower(),
         "DELEGATE": "XNNPACK" if runs_xnnpack else "none",
         "TITLE": markdown(contents.title),

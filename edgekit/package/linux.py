@@ -10,7 +10,8 @@ from importlib.resources import files as resources
 
 import numpy as np
 
-from edgekit.package.contents import TOLERANCE_SHARE, TOLERANCE_STEPS, Contents
+from edgekit.package.contents import TOLERANCE_STEPS, Contents
+from edgekit.package.goldens import tolerance_share
 from edgekit.records import input_codes
 
 # From the versions that ran on Python 3.9 up to the major version of those that ran on Python 3.11.
@@ -107,6 +108,9 @@ def _contract(contents: Contents) -> Iterable[tuple[str, object]]:
         "output_scale": output.scale,
         "output_zero_point": output.zero_point if output.scale is not None else None,
         "gives_probabilities": _gives_probabilities(contents),
+        "goldens": len(contents.goldens),
+        "tolerance_steps": TOLERANCE_STEPS,
+        "tolerance_share": tolerance_share(contents),
     }.items()
 
 
@@ -138,7 +142,7 @@ def _header(contents: Contents) -> str:
         "GIVES_PROBABILITIES": _boolean(_gives_probabilities(contents)),
         "PIXEL_UNIT": ", ".join(repr(value) for value in unit),
         "TOLERANCE_STEPS": str(TOLERANCE_STEPS),
-        "TOLERANCE_SHARE": repr(TOLERANCE_SHARE),
+        "TOLERANCE_SHARE": repr(tolerance_share(contents)),
         "CODES": "".join(rows),
         "GOLDEN_COUNT": str(len(contents.goldens)),
         "GOLDENS": "".join(

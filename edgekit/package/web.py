@@ -13,16 +13,12 @@ from typing import Any
 
 from edgekit.devices.browser_page.packages import versions
 from edgekit.errors import SpecError
-from edgekit.package.contents import TOLERANCE_SHARE, Contents
-from edgekit.records import Format, Variant
+from edgekit.package.contents import Contents
+from edgekit.package.goldens import tolerance_share
+from edgekit.records import Format
 
 FOLDER = "web"
 _TEMPLATES = resources.files(__package__) / "templates" / "web"
-# Where integers are computed behind float outputs, one code of difference anywhere moves them by
-# whole steps. Measured between x86-64 and WebAssembly: "dynamic" 1.6 %, "int8" none; an overflow in
-# a kernel, which is what level A is to find, moved them by 6 to 20 %.
-_TOLERANCE_SHARE_OF_INTEGERS = 0.05
-_INTEGERS: tuple[Variant, ...] = ("int8", "dynamic", "int16x8")
 _SOURCES = ("index.d.ts", "checks.js", "selfcheck.css", "selfcheck.js")
 
 
@@ -145,14 +141,13 @@ def _contract(contents: Contents, runtime: _Runtime) -> dict[str, Any]:
     """Returns what the sources need to know about this model."""
     preprocess = contents.preprocess
     package = runtime.packages[0]
-    of_integers = contents.artifact.variant in _INTEGERS
     return {
         "schema_version": 1,
         "title": contents.title,
-        "sha256": contents.artifact.sha256,
+        "sha256": hashlib.sha256(contents.model).hexdigest(),
         "runtime": {"name": runtime.name, "package": package, "version": versions()[package]},
         "threads": contents.target.runtime.threads,
-        "tolerance_share": _TOLERANCE_SHARE_OF_INTEGERS if of_integers else TOLERANCE_SHARE,
+        "tolerance_share": tolerance_share(contents),
         "height": preprocess.height_px,
         "width": preprocess.width_px,
         "crop": preprocess.crop,
@@ -181,7 +176,7 @@ def _readme(contents: Contents, runtime: _Runtime) -> str:
     pinned = [f"{name}@{versions()[name]}" for name in runtime.packages]
     values = {
         "PACKAGE": contents.name,
-        "SHA256": contents.artifact.sha256,
+        "SHA256": hashlib.sha256(contents.model).hexdigest(),
         "CLASSES": str(len(contents.class_names)),
         "RUNTIME": package,
         "VERSION": versions()[package],

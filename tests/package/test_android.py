@@ -563,6 +563,25 @@ def test_wrong_preprocessing_is_the_picture_level(app: App, package: Any, fault:
     assert "EXIF rotation" in problem
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"goldens": [', '"goldens": [], "x": [', "goldens.json has none"),
+        ('"tolerance_steps": 1', '"tolerance_steps": 1e9', "other differences than were packed"),
+        ('"tolerance_share": 0.0', '"tolerance_share": 90.0', "other differences than were packed"),
+    ],
+)
+def test_goldens_that_show_nothing(app: App, package: Any, old: str, new: str, said: str) -> None:
+    _, goldens = package
+    assert app.ask("check", goldens=str(goldens)) is None
+    text = (goldens / "goldens.json").read_text()
+    assert old in text
+    (goldens / "goldens.json").write_text(text.replace(old, new, 1))
+    problem = app.ask("check", goldens=str(goldens))
+    assert problem.startswith("goldens: ")
+    assert said in problem
+
+
 def test_flipped_bit_in_the_model_is_the_tensor_level(app: App, package: Any) -> None:
     contents, goldens = package
     flipped = bytearray(contents.model)

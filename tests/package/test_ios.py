@@ -479,6 +479,28 @@ def test_swapped_labels_are_named(app: App, package: Any) -> None:
     assert "line 1 is 'blue', expected 'red'" in problem
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('"goldens": [', '"goldens": [], "x": [', "goldens.json has none"),
+        ('"tolerance_steps": 1', '"tolerance_steps": 1e9', "other differences than were packed"),
+        ('"tolerance_share": 0.0', '"tolerance_share": 90.0', "other differences than were packed"),
+    ],
+)
+def test_goldens_that_show_nothing(
+    app: App, swift: Swift, tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    goldens = given(app, swift, contents_of(tmp_path), tmp_path)
+    assert app.ask("check", goldens=goldens) is None
+    path = swift.folder / tmp_path.name / GOLDENS / "goldens.json"
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
+    problem = app.ask("check", goldens=goldens)
+    assert problem.startswith("goldens: ")
+    assert said in problem
+
+
 def test_labels_that_only_look_alike_are_named(app: App, swift: Swift, tmp_path: Path) -> None:
     contents = contents_of(tmp_path)
     names = ("\u00e9", "b", "c")

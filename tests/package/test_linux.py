@@ -454,6 +454,17 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda b: (b / "goldens/inputs.bin").write_bytes(b"\0\0\0") and None,
         "FAIL  the goldens in",
     ),
+    "no goldens": (
+        lambda b: altered(b / "goldens/goldens.json", ('"goldens": [', '"goldens": [], "x": [')),
+        "FAIL  0 goldens are in",
+    ),
+    "a tolerance in the goldens": (
+        lambda b: (
+            altered(b / "goldens/goldens.json", ('"tolerance_steps": 1', '"tolerance_steps": 1e9'))
+            or moved(b / "goldens/outputs.bin", 4, 2)
+        ),
+        "FAIL  tensor level",
+    ),
     "other output": (lambda b: moved(b / "goldens/outputs.bin", 4, 2), "FAIL  tensor level"),
     "other kernels": (
         lambda b: altered(
@@ -501,6 +512,17 @@ def test_the_selfcheck_says_which_level_failed(tmp_path: Path, fault: str) -> No
         assert "resize, crop, channel order (RGB or BGR), EXIF rotation" in done.stdout
     elif "tensor level" in said:
         assert "Look at the runtime (LiteRT " in done.stdout
+
+
+def test_names_of_goldens_reach_no_terminal(tmp_path: Path) -> None:
+    bundle = written(made(tmp_path), tmp_path / "bundle")
+    evil = ('"name": "golden_0"', '"name": "\\u001b[2Jgolden_0"')
+    altered(bundle / "goldens/goldens.json", evil)
+    moved(bundle / "goldens/outputs.bin", 0, 2)
+    done = run(bundle, "selfcheck.py")
+    assert done.returncode == 1
+    assert "?[2Jgolden_0" in done.stdout
+    assert "\x1b" not in done.stdout
 
 
 def test_outputs_within_the_tolerance_pass(tmp_path: Path) -> None:
@@ -726,6 +748,14 @@ def test_cpp_is_right_and_says_which_level_failed(
     moved(bundle / "model.tflite", -40, 1)
     assert "is not the file that was judged" in native(selfcheck, bundle).stdout
     assert native(selfcheck).returncode == 2
+
+
+def test_cpp_without_goldens_fails(tmp_path: Path) -> None:
+    contents = Contents(**{**vars(made(tmp_path, "int8.tflite")), "goldens": ()})
+    bundle = written(contents, tmp_path / "bundle")
+    done = native(built(bundle, tmp_path / "build") / "selfcheck", bundle)
+    assert done.returncode == 1
+    assert "FAIL  contract.h has no goldens" in done.stdout
 
 
 def test_what_cpp_measures_is_read_by_edgekit(

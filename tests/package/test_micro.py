@@ -573,6 +573,10 @@ def cut_the_goldens(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
 
 
+def check_no_golden(folder: Path) -> None:
+    replaced(folder / "golden_test.cc", "goldens.size()) == 0", "0) == 0")
+
+
 def move_an_answer(folder: Path) -> None:
     path = folder / "golden_outputs.bin"
     answers = np.frombuffer(path.read_bytes(), np.int8).copy()
@@ -592,6 +596,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], tuple[str, ...], tuple[str, ...]
     "bgr": (feed_bgr, ("so it is the preprocessing: channel order",), ("(A)", "golden_00:")),
     "arena": (shrink_the_arena, ("an arena of 640 bytes is too small",), ("level",)),
     "file": (cut_the_goldens, ("../goldens/inputs.bin: not a file of 192 bytes",), ("FAIL",)),
+    "none": (check_no_golden, ("FAIL goldens: none",), ("level", "ok:")),
     "answer": (move_an_answer, ("(A) golden_01: 1 of 3 outputs", "(A): 1 of 4"), ("(B)",)),
 }
 

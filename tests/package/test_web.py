@@ -349,6 +349,19 @@ FAULTS: dict[str, tuple[Callable[[Files], Any], str, str]] = {
         "B",
         'golden_02: answered "red", expected "green"',
     ),
+    "tolerance": (
+        lambda files: (
+            wrong_output(files),
+            replaced("goldens/goldens.json", '"tolerance_share": ', '"tolerance_share": 9')(files),
+        ),
+        "A",
+        "look at the model file, and at the runtime",
+    ),
+    "empty_goldens": (
+        replaced("goldens/goldens.json", '"goldens": [', '"goldens": [], "x": ['),
+        "page",
+        "goldens.json has no goldens, so nothing shows what the model answers",
+    ),
     "no_goldens": (
         lambda files: files.pop("goldens/inputs.bin"),
         "page",

@@ -31,7 +31,17 @@ class SelfCheck(
 
     /** Returns what is wrong, in words that say where to look; null if all is well. */
     fun problem(picture: (String) -> ByteArray): String? =
-        labelProblem() ?: tensorProblem() ?: pictureProblem(picture)
+        goldensProblem() ?: labelProblem() ?: tensorProblem() ?: pictureProblem(picture)
+
+    /** Goldens: there are some, and they allow no more difference than was packed. */
+    fun goldensProblem(): String? = when {
+        goldens.isEmpty() ->
+            "goldens: goldens.json has none, so nothing shows what the model answers: copy it again"
+        !(root.getDouble("tolerance_steps") <= MOST_STEPS) ||
+            !(root.getDouble("tolerance_share") <= MOST_SHARE) ->
+            "goldens: goldens.json allows other differences than were packed: copy it again"
+        else -> null
+    }
 
     /** Labels: the app shows the names that the file was judged with, in the same order. */
     fun labelProblem(): String? {
@@ -181,6 +191,9 @@ class SelfCheck(
         // antialiasing 2.8, 1.4 and 0.8, single pixels 3.6, 2.4 and 2.0, BGR 13, no rotation 44; a
         // JPEG that is shrunk while it is decoded, 0.2.
         const val MOST_DIFFERENCE = 1.0
+        // The tolerances that this package was made with.
+        const val MOST_STEPS = @@MOST_STEPS@@
+        const val MOST_SHARE = @@MOST_SHARE@@
 
         fun sha256(bytes: ByteArray): String =
             MessageDigest.getInstance("SHA-256").digest(bytes)

@@ -8,6 +8,9 @@ struct SelfCheck {
     // antialiasing 2.8, 1.4 and 0.8, single pixels 3.6, 2.4 and 2.0, BGR 13, no rotation 44; a
     // JPEG that is shrunk while it is decoded, 0.2.
     static let mostDifference = 1.0
+    // The tolerances that this package was made with.
+    static let mostSteps: Float = @@MOST_STEPS@@
+    static let mostShare: Float = @@MOST_SHARE@@
 
     private struct Golden: Decodable {
         let name: String
@@ -52,7 +55,20 @@ struct SelfCheck {
 
     /// Returns what is wrong, in words that say where to look; nil if all is well.
     func problem() throws -> String? {
-        try labelProblem() ?? tensorProblem() ?? pictureProblem()
+        try goldensProblem() ?? labelProblem() ?? tensorProblem() ?? pictureProblem()
+    }
+
+    /// Goldens: there are some, and they allow no more difference than was packed.
+    func goldensProblem() -> String? {
+        if file.goldens.isEmpty {
+            return "goldens: goldens.json has none, so nothing shows what the model answers: copy "
+                + "it again"
+        }
+        let isSmall = file.toleranceSteps <= SelfCheck.mostSteps
+            && file.toleranceShare <= SelfCheck.mostShare
+        return isSmall
+            ? nil
+            : "goldens: goldens.json allows other differences than were packed: copy it again"
     }
 
     /// Labels: the app shows the names that the file was judged with, in the same order.

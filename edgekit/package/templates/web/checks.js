@@ -32,6 +32,11 @@ export async function readGoldens(base) {
     return response;
   };
   const about = await (await get("goldens.json")).json();
+  if (!Array.isArray(about.goldens) || !about.goldens.length) {
+    throw new Error(
+      "goldens.json has no goldens, so nothing shows what the model answers; copy the folder again",
+    );
+  }
   const inputs = await (await get("inputs.bin")).arrayBuffer();
   const outputs = await (await get("outputs.bin")).arrayBuffer();
   const goldens = about.goldens.map((golden) => ({
@@ -76,12 +81,11 @@ export function checkLabels(classifier, { labels }) {
  *
  * @param {(fraction: number) => void} progress
  */
-export async function checkTensors(classifier, { goldens, tolerance_share }, progress) {
+export async function checkTensors(classifier, { goldens }, progress) {
   const failures = [];
-  const share = Math.max(tolerance_share, classifier.toleranceShare);
   for (const [i, { name, input, output }] of goldens.entries()) {
     const scores = await classifier.run(input);
-    const tolerance = share * output.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+    const tolerance = classifier.toleranceShare * output.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
     const apart = scores.reduce((most, x, k) => Math.max(most, Math.abs(x - output[k])), 0);
     if (scores.length !== output.length) {
       failures.push(`${name}: ${scores.length} outputs, expected ${output.length}`);

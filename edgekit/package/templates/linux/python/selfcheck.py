@@ -74,17 +74,28 @@ class Goldens:
                 _part(outputs, e["output_offset"], e["output_bytes"], CONTRACT["output_dtype"], -1)
                 for e in self.entries
             ]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise PackageError(
-                f"the goldens in {file.parent} cannot be used ({error}). Copy the folder from the "
-                "bundle again."
+                f"the goldens in {file.parent} cannot be used ({_plain(error)}). Copy the folder "
+                "from the bundle again."
             ) from error
+        if len(self.entries) != CONTRACT["goldens"]:
+            raise PackageError(
+                f"{len(self.entries)} goldens are in {file.parent}, {CONTRACT['goldens']} belong "
+                "to this package: what they show is not what it was packed with. Copy the folder "
+                "from the bundle again."
+            )
         if names != labels:
             raise PackageError(
                 "labels.txt and goldens.json name other classes or in another order: the files are "
                 "of different packages, or one was changed. Copy both from one bundle again."
             )
         self.pictures = file.parent / "images"
+
+
+def _plain(text: object) -> str:
+    """Returns text of a file without what a terminal would obey."""
+    return "".join(c if c.isprintable() else "?" for c in str(text))
 
 
 def _part(content: bytes, offset: int, size: int, dtype: str, shape: Any) -> Array:
@@ -99,8 +110,8 @@ def check_tensors(classifier: Classifier, goldens: Goldens) -> list[str]:
     worst = 0.0
     for entry, tensor, wanted in zip(goldens.entries, goldens.inputs, goldens.outputs):
         apart = np.abs(classifier.run(tensor).astype(np.float64) - wanted.astype(np.float64)).max()
-        steps = goldens.facts["tolerance_steps"]
-        share = goldens.facts["tolerance_share"] * np.abs(wanted.astype(np.float64)).max()
+        steps = CONTRACT["tolerance_steps"]
+        share = CONTRACT["tolerance_share"] * np.abs(wanted.astype(np.float64)).max()
         allowed = float(steps if exact else share)
         worst = max(worst, float(apart))
         if not apart <= allowed:
@@ -187,7 +198,7 @@ def _explain(level: str, failures: list[str], advice: str) -> None:
     if failures:
         print(f"FAIL  {level}: {len(failures)} failures")
         for failure in failures[:5]:
-            print(f"      {failure}")
+            print(f"      {_plain(failure)}")
         print(f"      {advice}")
 
 
@@ -211,7 +222,7 @@ def answer_folder(classifier: Classifier, root: Path) -> list[dict[str, Any]]:
                 content = package.read(path)
                 raw = classifier.run(classifier.preprocess(content))
             except PictureError as error:
-                print(f"--    {path}: left out, {error}")
+                print(f"--    {_plain(path)}: left out, {_plain(error)}")
                 continue
             best = int(raw.argmax())
             correct += classifier.labels[best] == label
