@@ -1,7 +1,9 @@
 """The command line. Loads no heavy package until a command needs it."""
 
+import os
 import signal
 import sys
+import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ import typer
 
 from edgekit import __version__
 from edgekit.errors import EdgekitError, SpecError
+from edgekit.folders import DOES_NOT_FIT, free_bytes, remove_dead, writing
 
 if TYPE_CHECKING:
     from edgekit.console import Work
@@ -87,6 +90,7 @@ def execute(arguments: Sequence[str]) -> int:
     as_json = "--json" in arguments
     # Ended by another program, edgekit cleans up devices as it does at Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    remove_dead(Path(tempfile.gettempdir()))
     try:
         result = app(list(arguments), standalone_mode=False)
         code = result if isinstance(result, int) else 0
@@ -95,7 +99,14 @@ def execute(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
     except OSError as error:
-        return _show_error(_unusable_path(error), as_json)
+        if error.filename is not None or not _cannot_print():
+            return _show_error(_unusable_path(error), as_json)
+        unprinted = SpecError(
+            f"standard output: {error.strerror}",
+            "a place that takes what edgekit prints",
+            "make room there, or print to another place",
+        )
+        return _show_error(unprinted, as_json=False)
     except Exception as error:  # noqa: BLE001 - the one place that sees everything
         return _usage_or_bug(error, as_json)
     if code == INTERRUPTED:  # the command-line library turns Ctrl-C into this code itself
@@ -116,11 +127,32 @@ def _show_error(error: EdgekitError, as_json: bool) -> int:
 
 
 def _unusable_path(error: OSError) -> SpecError:
+    """Returns the error for a file or folder that cannot be read or written."""
+    # Of two paths the second is the one that was written.
+    named = error.filename2 or error.filename or "a file that the system did not name"
+    path = os.fsdecode(named) if isinstance(named, bytes) else str(named)
+    received = f"{path}: {error.strerror or error}"
+    if error.errno not in DOES_NOT_FIT:
+        return SpecError(received, "a file or folder that can be used", "check path and rights")
+    free = free_bytes(path)
     return SpecError(
-        f"{error.filename or 'a file'}: {error.strerror or error}",
-        "a file or folder that can be read and written, and space on the disk",
-        "check the path, its rights and the free space",
+        received,
+        "a file or folder that can be written, and space for it",
+        ("" if free is None else f"{free / 1e6:.1f} MB are free there; ")
+        + "make room, or use another disk: --out says where a run goes, TMPDIR where temporary "
+        "files go",
     )
+
+
+def _cannot_print() -> bool:
+    """Returns whether standard output fails; if so, what is still to be printed is dropped."""
+    try:
+        sys.stdout.write("\n")  # nothing is tried by writing nothing
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
 
 
 def _show_json_error(kind: str, text: str, code: int) -> None:
@@ -275,7 +307,8 @@ def init(
         )
     found = scan(directory)
     counts = Counter(source.label for source in found.sources)
-    write_atomically(out, recipe_toml(default_recipe(directory.absolute())).encode())
+    with writing(out):
+        write_atomically(out, recipe_toml(default_recipe(directory.absolute())).encode())
     if as_json:
         classes = {printable(name): counts[i] for i, name in enumerate(found.class_names)}
         skipped = [item.model_dump(mode="json") for item in found.skipped]

@@ -1,7 +1,6 @@
 """Judging one finished file on a folder of labelled pictures: the order of the steps."""
 
 import dataclasses
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from edgekit.devices import measure
 from edgekit.devices.local import this_machine
 from edgekit.devices.transports import reached
 from edgekit.errors import DataError, IntegrityError, SpecError
+from edgekit.folders import scratch_folder
 from edgekit.records import (
     Accuracy,
     Check,
@@ -238,9 +238,9 @@ def judge_file(
         recorded = _recorded(question.reference)
         reference_plan = plan_reference(question.reference, plan, options, recorded)
     reference, drop, no_drop_because = None, None, _NO_REFERENCE
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
+    with scratch_folder() as scratch:
         images, labels, sources, skipped = read_folder(
-            scanned, plan.preprocess, Path(scratch), lambda d, t: progress("decoding", d, t)
+            scanned, plan.preprocess, scratch, lambda d, t: progress("decoding", d, t)
         )
         for item in skipped[:10]:
             say(f"skipped {item.path}: {item.reason}")

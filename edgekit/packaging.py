@@ -6,8 +6,6 @@ import io
 import itertools
 import json
 import re
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +22,7 @@ from edgekit.data.scan import printable
 from edgekit.devices import measure
 from edgekit.devices.protocol import subject_of
 from edgekit.errors import IntegrityError, SpecError
+from edgekit.folders import replace_folder, scratch_folder, writing
 from edgekit.package.archive import write_folder, write_zip
 from edgekit.package.contents import Contents, Golden
 from edgekit.package.goldens import golden_files
@@ -125,10 +124,16 @@ def package(wanted: Wanted, say: Say) -> Packaged:
     files = _every_file(contents, kind, report)
     folder = (wanted.out or wanted.run / PACKAGES) / target.name
     archive = folder.with_name(f"{folder.name}.zip")
-    _replace_folder(files, folder)
-    if wanted.private_key is not None:
-        files[SIGNATURE_NAME] = sign(folder, wanted.private_key).read_bytes()
-    write_atomically(archive, write_zip(files))
+    # Whatever fails or ends this process, a bundle that was there before is not lost.
+    with scratch_folder(folder.parent) as scratch:
+        fresh = scratch / folder.name
+        with writing(folder):
+            write_folder(files, fresh)
+        if wanted.private_key is not None:
+            files[SIGNATURE_NAME] = sign(fresh, wanted.private_key).read_bytes()
+        replace_folder(fresh, folder)
+    with writing(archive):
+        write_atomically(archive, write_zip(files))
     manifest = Manifest.model_validate_json(files[NAME])
     return Packaged(folder, archive, file_digest(archive), manifest)
 
@@ -418,11 +423,11 @@ def _check_same(
     Raises:
         IntegrityError: If a single bit of an answer differs.
     """
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        path = Path(scratch) / artifact.path
+    with scratch_folder() as scratch:
+        path = scratch / artifact.path
         path.write_bytes(model)
         shipped = artifact.model_copy(update={"sha256": file_digest(path)})
-        again, _ = _answers(report, shipped, Path(scratch), images)
+        again, _ = _answers(report, shipped, scratch, images)
     if not np.array_equal(again, raw):
         raise IntegrityError(
             f"{artifact.path} with metadata answers otherwise than without",
@@ -447,8 +452,8 @@ def _answers(
     images: npt.NDArray[np.uint8],
 ) -> tuple[npt.NDArray[np.generic], npt.NDArray[np.float32]]:
     """Returns raw outputs and scores of the judged file, by this machine's runtime."""
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        path = Path(scratch) / "images.npy"
+    with scratch_folder() as scratch:
+        path = scratch / "images.npy"
         np.save(path, images)
         subject = subject_of(artifact, folder, path, report.export.preprocess)
         found = measure.answer(subject)
@@ -468,8 +473,8 @@ def _arena(report: RunReport, kind: PackageKind, model: Path, artifact: Artifact
     from edgekit.estimate import tflite_micro
 
     contract, asked = report.export.preprocess, artifact.inputs[0]
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        path = Path(scratch) / "images.npy"
+    with scratch_folder() as scratch:
+        path = scratch / "images.npy"
         np.save(path, np.zeros((1, contract.height_px, contract.width_px, 3), np.uint8))
         codes = input_codes(contract, asked.dtype, asked.scale, asked.zero_point)
         return tflite_micro.answers(model, artifact.sha256, path, codes).arena_bytes
@@ -500,19 +505,3 @@ def _every_file(contents: Contents, kind: PackageKind, report: RunReport) -> dic
     }
     files["provenance.json"] = provenance.provenance(report, contents, files)
     return {**files, NAME: manifest_json(manifest_of(contents, kind, edgekit.__version__, files))}
-
-
-def _replace_folder(files: dict[str, bytes], folder: Path) -> None:
-    """Writes the bundle; whatever fails, one that was there before is not lost."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        write_folder(files, fresh)
-        fresh.chmod(0o755)
-        old = fresh.with_name(f"{fresh.name}.old")
-        if folder.exists():
-            folder.rename(old)
-        fresh.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)

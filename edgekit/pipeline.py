@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shlex
-import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -15,6 +14,7 @@ import numpy as np
 import edgekit
 from edgekit.code_version import code_version
 from edgekit.errors import SpecError
+from edgekit.folders import replace_folder, scratch_folder, writing
 from edgekit.network.graph import check_names, mobilenet_v2
 from edgekit.network.native_log import load_tensorflow
 from edgekit.network.starting_weights import StartingWeights, starting_weights
@@ -101,7 +101,8 @@ class _Run:
         still_good: Callable[[R], bool] = lambda _: True,
     ) -> Stored[R]:
         """Reuses or makes one stage, tells which, and remembers what it took."""
-        stored = self.store.build(key, record_type, make, still_good)
+        with writing(self.store.root):
+            stored = self.store.build(key, record_type, make, still_good)
         cost = stored.cost
         self.times.append(StageTime(stage=key.stage, seconds=cost.seconds, reused=stored.reused))
         self.peak_memory_bytes = max(self.peak_memory_bytes, cost.peak_memory_bytes)
@@ -465,13 +466,12 @@ def publish(exported: Stored[ExportRecord], out: Path) -> None:
         # A report must not speak of files that are no longer there.
         described.unlink()
         (out / MARKDOWN_NAME).unlink(missing_ok=True)
-    fresh = out / f".{ARTIFACTS}.new"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
-    exported.copy_to(fresh)
-    (fresh / ARTIFACTS_RECORD).write_text(exported.record.model_dump_json(indent=1))
-    shutil.rmtree(folder, ignore_errors=True)
-    fresh.rename(folder)
+    with scratch_folder(out) as scratch, writing(folder):
+        fresh = scratch / ARTIFACTS
+        fresh.mkdir()
+        exported.copy_to(fresh)
+        (fresh / ARTIFACTS_RECORD).write_text(exported.record.model_dump_json(indent=1))
+        replace_folder(fresh, folder)
 
 
 def _notes_before(recipe: Recipe) -> tuple[str, ...]:

@@ -16,7 +16,8 @@ import edgekit
 
 PACKAGE = Path(edgekit.__file__).parent
 
-_BASE = "errors limits spec records code_version"
+_SYSTEM = "folders processes"
+_BASE = f"errors limits spec records code_version {_SYSTEM}"
 _ASKED = "recipe target"
 _MACHINES = "runner runtimes devices estimate"
 _NETWORKS = "network fitting prefix"
@@ -31,7 +32,9 @@ ALLOWED = {
     "root": "",
     "errors": "",
     "code_version": "",
+    "folders": "",
     "limits": "",
+    "processes": "errors",
     "spec": "limits errors",
     "records": "limits errors spec",
     "recipe": _BASE,
@@ -51,7 +54,7 @@ ALLOWED = {
     "export": f"{_UNTIL_STORE} {_NETWORKS} {_MACHINES}",
     "validate": f"{_UNTIL_STORE} {_MACHINES}",
     "package": f"{_UNTIL_STORE} {_MACHINES}",
-    "report": "errors records store",
+    "report": "errors records folders store",
     "pipeline": _UNTIL_PIPELINES,
     "foreign": _UNTIL_PIPELINES,
     "packaging": f"{_UNTIL_PIPELINES} pipeline",

@@ -2,12 +2,10 @@
 
 import json
 import math
-import multiprocessing
 import os
 import shutil
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +17,7 @@ from edgekit.data.picture import Fingerprint, UnreadableError, read
 from edgekit.data.scan import SPLITS, Progress, Scan, Source, printable
 from edgekit.data.split import Decoded, assign, check, count, refuse_conflicts
 from edgekit.errors import DataError, SpecError
+from edgekit.processes import apart
 from edgekit.recipe import DataSpec
 from edgekit.records import DatasetRecord, Preprocess, SkippedFile, SplitName, SplitRecord
 
@@ -163,13 +162,9 @@ def _decode_all(
     chunks = [scanned.sources[i : i + step] for i in range(0, total, step)]
     decoded: list[Decoded] = []
     skipped: list[SkippedFile] = []
-    # A fork of a process that runs TensorFlow's threads can deadlock; spawned workers cannot.
-    context = multiprocessing.get_context("spawn")
-    workers = max(1, min(os.cpu_count() or 1, len(chunks)))
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        for chunk, results in zip(
-            chunks, pool.map(partial(_decode_chunk, preprocess=preprocess), chunks), strict=True
-        ):
+    work = partial(_decode_chunk, preprocess=preprocess)
+    with apart(work, chunks, os.cpu_count() or 1) as decoding:
+        for chunk, results in zip(chunks, decoding, strict=True):
             for source, result in zip(chunk, results, strict=True):
                 if isinstance(result, str):
                     skipped.append(SkippedFile(path=printable(source.relative), reason=result))

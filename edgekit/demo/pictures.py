@@ -5,10 +5,9 @@ and wrench): features of another task tell the pairs apart but not the two of a 
 unfreezing has to learn.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +28,7 @@ from edgekit.demo.scene import (
     worker_count,
 )
 from edgekit.errors import DataError, SpecError
+from edgekit.processes import apart
 
 SPLITS = ("train", "validation", "test")
 JPEG_QUALITY = 90
@@ -66,8 +66,7 @@ def make_pictures(
         validation_per_class: Validation pictures of each class. Defaults to 60.
         test_per_class: Test pictures of each class. Defaults to 180.
         size_px: Side of the square pictures in pixels, at least 32. Defaults to 112.
-        workers: Processes to draw with. Defaults to None: one per processor if that pays. More
-            than one needs a caller that guards its main module, as `multiprocessing` asks.
+        workers: Processes to draw with. Defaults to None: one per processor if that pays.
 
     Returns:
         Names of the classes in alphabetical order.
@@ -103,13 +102,11 @@ def make_pictures(
     if processes == 1:
         _write_pictures(directory, seed, size_px, jobs)
     else:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            futures = [
-                pool.submit(_write_pictures, directory, seed, size_px, jobs[start::processes])
-                for start in range(processes)
-            ]
-            for future in futures:
-                future.result()
+        shares = [jobs[start::processes] for start in range(processes)]
+        work = functools.partial(_write_pictures, directory, seed, size_px)
+        with apart(work, shares, processes) as drawing:
+            for _ in drawing:
+                pass
     return tuple(FIGURES)
 
 

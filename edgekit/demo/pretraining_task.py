@@ -3,10 +3,9 @@
 It stands in for ImageNet, which a demo without a network cannot have. numpy and Pillow only.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +26,7 @@ from edgekit.demo.scene import (
     worker_count,
 )
 from edgekit.errors import SpecError
+from edgekit.processes import apart
 
 PICTURES_PER_BATCH = 256
 HARD = Conditions()
@@ -61,8 +61,7 @@ def make_arrays(
         seed: Seed of every random choice, 0 or more. Defaults to 0.
         size_px: Side of the square pictures in pixels, at least 32. Defaults to 96.
         conditions: How hard the scenes are. Defaults to `HARD`, harder than the demo.
-        workers: Processes to draw with. Defaults to None: one per processor if that pays. More
-            than one needs a caller that guards its main module, as `multiprocessing` asks.
+        workers: Processes to draw with. Defaults to None: one per processor if that pays.
 
     Returns:
         uint8 images of shape (n, size_px, size_px, 3), RGB, and int32 labels of shape (n,), where
@@ -80,31 +79,30 @@ def make_arrays(
         )
     total = per_class * len(FIGURES)
     images = np.empty((total, size_px, size_px, 3), np.uint8)
-    starts = range(0, total, PICTURES_PER_BATCH)
-    stops = [min(start + PICTURES_PER_BATCH, total) for start in starts]
+    batches = [
+        range(start, min(start + PICTURES_PER_BATCH, total))
+        for start in range(0, total, PICTURES_PER_BATCH)
+    ]
+    work = functools.partial(_draw_rows, seed, size_px, conditions)
     processes = worker_count(total, workers)
     if processes == 1:
-        for start, stop in zip(starts, stops, strict=True):
-            images[start:stop] = _draw_rows(seed, size_px, conditions, start, stop)
+        for rows in batches:
+            images[rows.start : rows.stop] = work(rows)
     else:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            futures = [
-                pool.submit(_draw_rows, seed, size_px, conditions, start, stop)
-                for start, stop in zip(starts, stops, strict=True)
-            ]
-            for start, stop, future in zip(starts, stops, futures, strict=True):
-                images[start:stop] = future.result()
+        with apart(work, batches, processes) as drawing:
+            for rows, drawn in zip(batches, drawing, strict=True):
+                images[rows.start : rows.stop] = drawn
     labels = (np.arange(total) % len(FIGURES)).astype(np.int32)
     return images, labels
 
 
-def _draw_rows(seed: int, size_px: int, conditions: Conditions, start: int, stop: int) -> Pixels:
-    """Draws the rows from `start` to before `stop`; runs in a worker."""
-    rows = np.empty((stop - start, size_px, size_px, 3), np.uint8)
-    for row in range(start, stop):
+def _draw_rows(seed: int, size_px: int, conditions: Conditions, numbers: range) -> Pixels:
+    """Draws some rows; runs in a worker."""
+    rows = np.empty((len(numbers), size_px, size_px, 3), np.uint8)
+    for row in numbers:
         name = CLASS_NAMES[row % len(CLASS_NAMES)]
         rng = np.random.default_rng((seed, row))
-        rows[row - start] = paint_scene(FIGURES[name](rng), rng, size_px, conditions)
+        rows[row - numbers.start] = paint_scene(FIGURES[name](rng), rng, size_px, conditions)
     return rows
 
 

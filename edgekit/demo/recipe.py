@@ -1,11 +1,11 @@
 """The demo's recipe: generated pictures, shipped weights, settings that fit into five minutes."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 from edgekit.demo.pictures import make_pictures
 from edgekit.errors import SpecError
+from edgekit.folders import scratch_folder
 from edgekit.recipe import Recipe
 from edgekit.spec import build
 
@@ -29,11 +29,11 @@ def demo_recipe(out: Path, say: Callable[[str], None]) -> Recipe:
     pictures = out.absolute() / _PICTURES
     if not pictures.is_dir():
         say(f"drawing pictures into {pictures}")
-        draft = pictures.with_name(f".{_PICTURES}.new")
-        shutil.rmtree(draft, ignore_errors=True)
-        make_pictures(draft)
-        (draft / _MARKER).write_text(_VERSION)
-        draft.rename(pictures)
+        with scratch_folder(pictures.parent) as scratch:
+            draft = scratch / _PICTURES
+            make_pictures(draft)
+            (draft / _MARKER).write_text(_VERSION)
+            draft.rename(pictures)
     marker = pictures / _MARKER
     if not marker.is_file() or marker.read_text() != _VERSION:
         raise SpecError(

@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import IO
 
 from edgekit.devices.place import Found, Machine
-from edgekit.devices.process import CHUNK_BYTES, end
+from edgekit.devices.process import CHUNK_BYTES
 from edgekit.errors import DeviceError, SpecError
+from edgekit.processes import end, start
 from edgekit.runtimes.base import printable
 
 Say = Callable[[str], None]
@@ -609,13 +610,7 @@ def _call(
     Raises:
         DeviceError: If a limit is reached.
     """
-    process = subprocess.Popen(  # noqa: S603 - an argument list, no shell
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # so that Ctrl-C does not reach a clean-up
-    )
+    process = start(command)  # Ctrl-C does not reach it: it may be a clean-up
     deadline = time.monotonic() + seconds
     said: dict[IO[bytes] | None, bytearray] = {
         process.stdout: bytearray(),

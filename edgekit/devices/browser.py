@@ -10,9 +10,7 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,6 +32,8 @@ from edgekit.devices.exchange import ReportProgress
 from edgekit.devices.place import Found
 from edgekit.devices.protocol import Failure
 from edgekit.errors import DataError, DeviceError, EdgekitError, SpecError
+from edgekit.folders import scratch_folder
+from edgekit.processes import end, run, start
 from edgekit.records import Record
 from edgekit.runtimes.base import SHOWN_CHARACTERS, printable
 
@@ -95,7 +95,6 @@ START_SECONDS = 60.0
 AWAY_SECONDS = 5.0
 LOOK_SECONDS = 0.1
 VERSION_SECONDS = 20.0
-REMOVAL_TRIES = 100
 STDERR_READ_BYTES = 65536
 
 
@@ -252,13 +251,8 @@ def find() -> list[Found]:
 def _look(name: str, path: str) -> Found:
     """Asks one browser for its version."""
     try:
-        done = subprocess.run(  # noqa: S603 - an argument list, no shell
-            [path, "--version"],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=VERSION_SECONDS,
-            check=True,
-        )
+        done = run([path, "--version"], VERSION_SECONDS)
+        done.check_returncode()
     except (OSError, subprocess.SubprocessError) as err:
         return Found("browser", name, path, printable(f"does not tell its version: {err}"))
     return Found("browser", name, printable(done.stdout.decode("utf-8", "replace")))
@@ -352,17 +346,12 @@ def started(program: str, url: str) -> Iterator[Process]:
     Raises:
         DeviceError: If it cannot be started.
     """
-    folder = Path(tempfile.mkdtemp(prefix="edgekit-browser-"))
-    try:
+    with scratch_folder() as folder:
         browser = Process(_start(program, url, folder), folder / "stderr")
         try:
             yield browser
         finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(browser.process.pid, signal.SIGKILL)
-            browser.process.wait()
-    finally:
-        _remove(folder)
+            end(browser.process)
 
 
 def _start(program: str, url: str, folder: Path) -> subprocess.Popen[bytes]:
@@ -377,26 +366,15 @@ def _start(program: str, url: str, folder: Path) -> subprocess.Popen[bytes]:
     names = ("HOME", "XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "TMPDIR")
     try:
         with (folder / "stderr").open("wb") as stderr:
-            return subprocess.Popen(  # noqa: S603 - an argument list, no shell
+            return start(
                 [*command, first_page.as_uri()],
-                stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                start_new_session=True,  # so that its children end with it
-                env={**os.environ, **dict.fromkeys(names, str(folder))},
+                environment={**os.environ, **dict.fromkeys(names, str(folder))},
             )
     except OSError as err:
         found = f"{program}: {err.strerror or err}"
         raise DeviceError(found, "a browser that starts", TO_INSTALL) from err
-
-
-def _remove(folder: Path) -> None:
-    """Removes a folder in which killed processes may still be writing."""
-    for _ in range(REMOVAL_TRIES):
-        shutil.rmtree(folder, ignore_errors=True)
-        if not folder.exists():
-            return
-        time.sleep(LOOK_SECONDS)
 
 
 def _wait(

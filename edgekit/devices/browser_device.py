@@ -1,11 +1,9 @@
 """A browser on this machine as a device: the same tasks, done by a page. Device layer."""
 
 import math
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +16,7 @@ from edgekit.devices.measure import Task
 from edgekit.devices.place import Machine, cache_folder
 from edgekit.devices.protocol import Done, Surroundings
 from edgekit.errors import DeviceError, SpecError
+from edgekit.folders import scratch_folder
 from edgekit.runner import surroundings
 from edgekit.runtimes.base import RuntimeName
 
@@ -78,8 +77,8 @@ class BrowserDevice:
                 "float32 input and output",
                 'set artifact.io = "float32" in the target',
             )
-        with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-            codes = Path(folder) / "codes.npy"
+        with scratch_folder() as folder:
+            codes = folder / "codes.npy"
             np.save(codes, task.codes)
             job = browser.BrowserJob(
                 model=subject.model,

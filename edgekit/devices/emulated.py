@@ -19,7 +19,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,8 @@ from edgekit.devices.local import processor
 from edgekit.devices.place import Found, Machine, cache_folder, check_size
 from edgekit.devices.wheels import PIP_OPTIONS, requirements
 from edgekit.errors import DeviceError, SpecError
+from edgekit.folders import scratch_folder
+from edgekit.processes import run
 from edgekit.runtimes.base import printable
 
 EMULATOR = "qemu-aarch64-static"
@@ -176,8 +177,8 @@ def reach(
         raise SpecError(found, "a folder prepared for emulation", "prepare it again")
     program = _program(emulator)
     words = f"emulated arm64 (qemu-user {_version(program)}, {cpu}) on {processor()}"
-    with tempfile.TemporaryDirectory(prefix="edgekit-emulated-") as name, _no_core_dumps():
-        folder = Path(name).resolve()
+    with scratch_folder() as named, _no_core_dumps():
+        folder = named.resolve()
         for part in ("files", "results", "tmp"):
             (folder / part).mkdir()
         yield EmulatedPlace(
@@ -295,9 +296,8 @@ def _program(name: str) -> str:
 def _scratch(folder: Path) -> Iterator[Path]:
     """Yields a temporary folder on the same file system, so that a result can be renamed."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".preparing-", dir=folder) as name:
-            yield Path(name).resolve()
+        with scratch_folder(folder) as named:
+            yield named.resolve()
     except OSError as err:
         found = f"{folder}: {err.strerror or err}"
         raise DeviceError(
@@ -424,8 +424,8 @@ def _remove(target: Path) -> None:
         DeviceError: If it cannot be removed.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix=".removing-", dir=target.parent) as name:
-            target.rename(Path(name, "root"))
+        with scratch_folder(target.parent) as scratch:
+            target.rename(scratch / "root")
     except OSError as err:
         found = f"{target}: {err.strerror or err}"
         raise DeviceError(found, "a folder of this user", "remove it") from err
@@ -454,14 +454,11 @@ def _run(
     """
     name = Path(command[0]).name
     try:
-        done = subprocess.run(  # noqa: S603 - an argument list, no shell
+        done = run(
             command,
-            cwd=folder,
-            env={**os.environ, "LC_ALL": "C"} if environment is None else environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=STEP_SECONDS,
-            check=False,
+            STEP_SECONDS,
+            folder=folder,
+            environment={**os.environ, "LC_ALL": "C"} if environment is None else environment,
         )
     except subprocess.TimeoutExpired as err:
         found = f"{name}: no end after {STEP_SECONDS:g} s"

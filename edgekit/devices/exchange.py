@@ -9,9 +9,10 @@ from dataclasses import dataclass, field
 from pydantic import ValidationError
 
 from edgekit import errors, limits
-from edgekit.devices.process import end, hear
+from edgekit.devices.process import hear
 from edgekit.devices.protocol import LINE, Done, Failure, Progress
 from edgekit.errors import DeviceError, EdgekitError, IntegrityError
+from edgekit.processes import end, start
 from edgekit.runtimes.base import SHOWN_CHARACTERS, printable
 
 ReportProgress = Callable[[float], None]
@@ -77,7 +78,8 @@ def exchange(
 ) -> Done:
     """Runs a runner process to its end and returns its last line.
 
-    Whatever happens, an interrupt included, the process and its children are gone afterwards.
+    Whatever happens, an interrupt or a kill included, the process and its children are gone
+    afterwards.
 
     Args:
         command: Program and arguments; no shell.
@@ -95,14 +97,7 @@ def exchange(
         SpecError: If it says that the job does not fit the file.
         DataError: If it says that the images are unusable.
     """
-    process = subprocess.Popen(  # noqa: S603 - an argument list, no shell
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,  # so that Ctrl-C reaches edgekit alone, and children end with it
-        env=environment,
-    )
+    process = start(command, environment=environment)
     heard = _Heard()
     end_at = heard.silent_since + timeout_seconds
 

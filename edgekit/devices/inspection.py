@@ -6,7 +6,6 @@ part, and a file that crashes one, fills the memory or never ends takes down not
 
 import hashlib
 import sys
-import tempfile
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,6 +15,7 @@ from edgekit.devices import child
 from edgekit.devices.exchange import exchange
 from edgekit.devices.protocol import Done, Failure
 from edgekit.errors import EdgekitError, IntegrityError
+from edgekit.folders import scratch_folder
 from edgekit.records import Record
 from edgekit.runner.program import answer_channel
 from edgekit.runtimes.base import ModelFacts
@@ -50,13 +50,13 @@ def inspect_apart(path: Path, timeout_seconds: float = limits.READING_SECONDS) -
         IntegrityError: If it is damaged, untrusted, or crashes what reads it.
         DeviceError: If reading it does not end.
     """
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-        facts = Path(folder) / "facts.json"
+    with scratch_folder() as folder:
+        facts = folder / "facts.json"
         command = child.command(
             _MODULE, str(path.absolute()), str(facts), timeout_seconds=timeout_seconds
         )
         # What a library leaves in the folder for temporary files is gone with this one.
-        around = {**child.environment(), "TMPDIR": folder}
+        around = {**child.environment(), "TMPDIR": str(folder)}
         exchange(command, str(path), timeout_seconds, environment=around)
         try:
             with facts.open("rb") as stream:

@@ -4,13 +4,13 @@ import os
 import platform
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from edgekit.devices.place import Found, Machine, Place, check_size
 from edgekit.errors import DeviceError
+from edgekit.folders import scratch_folder
 
 _CPUINFO = Path("/proc/cpuinfo")
 
@@ -18,8 +18,8 @@ _CPUINFO = Path("/proc/cpuinfo")
 @contextmanager
 def reach() -> Iterator[Place]:
     """Yields this machine; every runner process runs in a folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-        yield _Here(Path(folder))
+    with scratch_folder() as folder:
+        yield _Here(folder)
 
 
 def find() -> list[Found]:

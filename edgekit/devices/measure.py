@@ -1,7 +1,6 @@
 """Answers of a file and times of single calls, each in fresh processes. Device layer."""
 
 import math
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from edgekit.devices.place import Machine, Place
 from edgekit.devices.program import runner_file
 from edgekit.devices.protocol import Done, Job, Subject
 from edgekit.errors import DataError, DeviceError, SpecError
+from edgekit.folders import scratch_folder
 from edgekit.records import LatencySession, Preprocess, TensorInfo, input_codes
 from edgekit.runner.program import MIN_WARMUP_RUNS
 from edgekit.runtimes import read_ends
@@ -251,8 +251,8 @@ class RunnerDevice:
         """Does one task in a fresh process of the runner; see `Device.run`."""
         subject, place = task.subject, self.place
         program = place.put(runner_file())
-        with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-            codes, job_file = Path(scratch) / "codes.npy", Path(scratch) / "job.json"
+        with scratch_folder() as scratch:
+            codes, job_file = scratch / "codes.npy", scratch / "job.json"
             np.save(codes, task.codes)
             job = Job(
                 model=place.put(subject.model),
@@ -286,7 +286,7 @@ class RunnerDevice:
                 place.explain,
                 task.waiting,
             )
-            results = Path(scratch) / "results.npy"
+            results = scratch / "results.npy"
             place.get(job.results, results, _largest(task, done))
             return done, _array(task, results)
 

@@ -1,9 +1,7 @@
-"""Hears what a process of this machine says, and ends it. Device layer."""
+"""Hears what a process of this machine says. Device layer."""
 
-import contextlib
 import os
 import selectors
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -48,24 +46,3 @@ def hear(process: subprocess.Popen[bytes], deadline: Callable[[], float], take: 
                 elif take(chunk):
                     return said.decode("utf-8", "replace")
     return said.decode("utf-8", "replace")
-
-
-def end(process: subprocess.Popen[bytes]) -> None:
-    """Ends a process that still runs, with its children, and closes its pipes.
-
-    Args:
-        process: One that was started as the leader of a session.
-    """
-    if process.poll() is None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    close(process)
-
-
-def close(process: subprocess.Popen[bytes]) -> None:
-    """Closes the pipes of a process."""
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        if pipe is not None:
-            with contextlib.suppress(BrokenPipeError):
-                pipe.close()

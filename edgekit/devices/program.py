@@ -1,14 +1,14 @@
 """The runner program as one file, to be started here or brought to a device. Device layer."""
 
 import atexit
+import contextlib
 import functools
 import io
-import shutil
-import tempfile
 import zipfile
 from pathlib import Path
 
 import edgekit.runner
+from edgekit.folders import scratch_folder, writing
 
 NAME = "runner.pyz"
 _FOLDER = "runner"
@@ -32,8 +32,9 @@ def runner_bytes() -> bytes:
 @functools.cache
 def runner_file() -> Path:
     """Returns where the runner program lies on this machine, until this process ends."""
-    folder = Path(tempfile.mkdtemp(prefix="edgekit-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = folder / NAME
-    path.write_bytes(runner_bytes())
+    kept = contextlib.ExitStack()
+    atexit.register(kept.close)
+    path = kept.enter_context(scratch_folder()) / NAME
+    with writing(path):
+        path.write_bytes(runner_bytes())
     return path

@@ -26,9 +26,11 @@ from typing import IO
 from pydantic import Field, ValidationError
 
 from edgekit.devices.place import Found, Machine, Place
-from edgekit.devices.process import KEPT_BYTES, Take, close, end, hear
+from edgekit.devices.process import KEPT_BYTES, Take, hear
 from edgekit.devices.wheels import PIP_OPTIONS, VARIABLE
 from edgekit.errors import DeviceError, SpecError
+from edgekit.folders import scratch_folder
+from edgekit.processes import close, end, start
 from edgekit.records import Record
 from edgekit.runtimes.base import printable
 
@@ -611,7 +613,7 @@ def reach(
     if program is None:
         raise DeviceError("no program ssh", "OpenSSH", "install the package openssh-client")
     with _socket_folder() as folder:
-        client = _Client(program, host, port, tuple(options), Path(folder, "s"))
+        client = _Client(program, host, port, tuple(options), folder / "s")
         with _kept(client, connect_seconds, say) as (keeper, there):
             place = SshPlace(client, keeper, there, python)
             place.send_watch()
@@ -672,13 +674,10 @@ def _check(host: str, port: int | None, python: str, packages: Sequence[str]) ->
             raise SpecError(f"package {name!r}", "a name that Python can import", "correct it")
 
 
-@contextmanager
-def _socket_folder() -> Iterator[str]:
-    """Yields a private folder whose path is short enough for a socket."""
-    usual = tempfile.gettempdir()
-    short = usual if len(usual.encode()) < SOCKET_FOLDER_CHARACTERS - 20 else "/tmp"  # noqa: S108
-    with tempfile.TemporaryDirectory(prefix="ek-", dir=short, ignore_cleanup_errors=True) as folder:
-        yield folder
+def _socket_folder() -> contextlib.AbstractContextManager[Path]:
+    """Returns a private folder whose path is short enough for a socket."""
+    short = len(tempfile.gettempdir().encode()) < SOCKET_FOLDER_CHARACTERS - 20
+    return scratch_folder(None if short else Path("/tmp"))  # noqa: S108
 
 
 @contextmanager
@@ -686,14 +685,11 @@ def _kept(
     client: _Client, seconds: float, say: Callable[[str], None]
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """Yields the process of the connection and the working folder there; ends both."""
-    keeper = subprocess.Popen(  # noqa: S603 - an argument list, no shell
+    # Without a terminal no question of a jump host gets there.
+    keeper = start(
         client.connect(_script(KEEPER), seconds),
         stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        # No terminal: neither Ctrl-C nor a question of a jump host gets there.
-        start_new_session=True,
-        env={**os.environ, "SSH_ASKPASS_REQUIRE": "never"},
+        environment={**os.environ, "SSH_ASKPASS_REQUIRE": "never"},
     )
     folder = ""
     try:
@@ -836,13 +832,10 @@ def _run(
     Raises:
         DeviceError: If it lasts too long.
     """
-    process = subprocess.Popen(  # noqa: S603 - an argument list, no shell
+    process = start(
         command,
         stdin=subprocess.DEVNULL if stdin is None else stdin,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        env={**os.environ, "SSH_ASKPASS_REQUIRE": "never"},
+        environment={**os.environ, "SSH_ASKPASS_REQUIRE": "never"},
     )
     deadline = time.monotonic() + seconds
     full = False

@@ -13,7 +13,6 @@ import re
 import shutil
 import signal
 import subprocess
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -23,6 +22,8 @@ from pydantic import Field
 from edgekit.devices import child
 from edgekit.devices.exchange import CRASHES
 from edgekit.errors import DeviceError, EdgekitError, IntegrityError, SpecError
+from edgekit.folders import scratch_folder
+from edgekit.processes import run
 from edgekit.records import Record
 from edgekit.runtimes import check_digest
 from edgekit.runtimes.base import FLATBUFFER_DAMAGE, SHOWN_CHARACTERS, printable
@@ -137,8 +138,7 @@ def compile_for(
     content = read_model(model)
     check_digest(content, sha256, model)
     facts = inspect_content(content, "tflite", str(model))
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-        place = Path(folder)
+    with scratch_folder() as place:
         (place / "model.tflite").write_bytes(content)
         _compile(place, options, str(model), timeout_seconds)
         compiled = _read(place / "model_vela.tflite", str(model))
@@ -243,15 +243,13 @@ def _compile(place: Path, options: list[str], path: str, timeout_seconds: float)
     words = place / "words.txt"
     try:
         with words.open("wb") as stream:
-            done = subprocess.run(  # noqa: S603 - an argument list, no shell
+            done = run(
                 command,
-                stdin=subprocess.DEVNULL,
+                timeout_seconds,
                 stdout=stream,
                 stderr=stream,
-                cwd=place,
-                env=child.environment(),
-                timeout=timeout_seconds,
-                check=False,
+                folder=place,
+                environment=child.environment(),
             )
     except subprocess.TimeoutExpired as err:
         found = f"{path}: Vela did not end after {timeout_seconds:g} s"

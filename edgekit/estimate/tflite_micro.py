@@ -5,7 +5,6 @@ give the same. The arena is an estimate, see `Arena`.
 """
 
 import math
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from edgekit.devices import child
 from edgekit.devices.exchange import PATIENT, ReportProgress, Waiting, exchange
 from edgekit.errors import DeviceError, SpecError
 from edgekit.estimate.tflite_micro_session import Arena, MicroJob
+from edgekit.folders import scratch_folder
 from edgekit.records import TensorInfo
 from edgekit.runtimes import read_ends
 
@@ -79,8 +79,7 @@ def answers(
         raise SpecError(f"codes of shape {codes.shape}", "shape (256, 3)", "use input_codes")
     child.require("tflite_micro", "tflite-micro")
     _, output = read_ends(model, "litert", sha256)
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as folder:
-        place = Path(folder)
+    with scratch_folder() as place:
         np.save(place / "codes.npy", codes)
         job = MicroJob(
             model=model,

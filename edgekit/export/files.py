@@ -1,7 +1,6 @@
 """The export stage: every file of one model, audited and compared with what it was made from."""
 
 import gc
-import tempfile
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from edgekit.devices.protocol import subject_of
 from edgekit.errors import ConversionError
 from edgekit.export import layers, onnx_file, ort_file, tflite
 from edgekit.fitting.pictures import Pictures, compiled
+from edgekit.folders import scratch_folder
 from edgekit.network import keras_model, ranges as range_table
 from edgekit.network.forward import logits_function
 from edgekit.network.graph import Arrays, Node, mobilenet_v2
@@ -180,8 +180,8 @@ def export_files(
         gc.collect()  # each conversion leaves graphs behind that refer to themselves
     range_table.write(folder / "ranges.json", sources.int8.table)
     (folder / "labels.txt").write_text("".join(f"{name}\n" for name in class_names))
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        images = Path(scratch) / "images.npy"
+    with scratch_folder() as scratch:
+        images = scratch / "images.npy"
         np.save(images, _parity_images(train, validation))
         wide = any(request.variant == "int16x8" for request in requests)
         references = _references(float_model, nodes, sources, validation, images, wide)

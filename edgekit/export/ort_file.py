@@ -5,9 +5,7 @@ from the .onnx file, which stays the source.
 """
 
 import struct
-import tempfile
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import flatbuffers
@@ -21,6 +19,7 @@ from ort_flatbuffers_py.fbs import (
     OpIdKernelTypeStrArgsEntry,
 )
 
+from edgekit.folders import scratch_folder
 from edgekit.runner.onnx_runtime import ERRORS_ONLY, EXACT
 from edgekit.runtimes.ort_file import IDENTIFIER
 
@@ -49,8 +48,8 @@ def convert(content: bytes) -> bytes:
     options.add_session_config_entry(*EXACT)
     options.add_session_config_entry("session.save_model_format", "ORT")
     options.log_severity_level = ERRORS_ONLY
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        made = Path(scratch) / "model.ort"
+    with scratch_folder() as scratch:
+        made = scratch / "model.ort"
         options.optimized_model_filepath = str(made)
         onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
         return _in_order(made.read_bytes())

@@ -15,7 +15,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -30,8 +29,10 @@ from edgekit import limits
 from edgekit.devices import child
 from edgekit.devices.exchange import CRASHES
 from edgekit.errors import DeviceError, EdgekitError, IntegrityError, SpecError
+from edgekit.folders import scratch_folder
 from edgekit.network.graph import Arrays, backbone_shapes
 from edgekit.network.pretrained import check_published, weight_file
+from edgekit.processes import run
 from edgekit.runtimes.base import SHOWN_CHARACTERS, printable
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -149,12 +150,11 @@ def starting_weights(
     sha256 = hashlib.sha256(content).hexdigest()
     note = check_published(path, sha256) if weights == "imagenet" else None
     _check_beginning(content, path, subject)
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        folder = Path(scratch)
+    with scratch_folder() as folder:
         command = child.command(
             _MODULE,
             repr(alpha),
-            scratch,
+            str(folder),
             timeout_seconds=timeout_seconds,
             memory_limit_bytes=memory_limit_bytes,
         )
@@ -210,14 +210,12 @@ def _run(
     command: list[str], content: bytes, subject: str, timeout_seconds: float
 ) -> subprocess.CompletedProcess[bytes]:
     try:
-        return subprocess.run(  # noqa: S603 - an argument list, no shell
+        return run(
             command,
-            input=content,
+            timeout_seconds,
+            content=content,
             stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            env=child.environment(),
-            timeout=timeout_seconds,
-            check=False,
+            environment=child.environment(),
         )
     except subprocess.TimeoutExpired as err:
         raise IntegrityError(

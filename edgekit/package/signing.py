@@ -15,6 +15,7 @@ from pathlib import Path
 
 from edgekit import limits
 from edgekit.errors import IntegrityError, SpecError
+from edgekit.processes import run
 from edgekit.runtimes.base import printable
 
 SIGNATURE_NAME = "model.sig"
@@ -164,15 +165,7 @@ def _run(action: str, folder: Path, signature: Path, key_option: str, key: Path)
         "--", str(folder.absolute()),
     ]  # fmt: skip
     try:
-        done = subprocess.run(  # noqa: S603 - a list of arguments, no shell
-            command,
-            stdin=subprocess.DEVNULL,  # it never gets to ask
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=TIMEOUT_SECONDS,
-            check=False,
-        )
+        done = run(command, TIMEOUT_SECONDS)  # it has no input, so it never gets to ask
     except subprocess.TimeoutExpired:
         raise IntegrityError(
             f"model-signing did not finish within {TIMEOUT_SECONDS} s",
@@ -181,14 +174,15 @@ def _run(action: str, folder: Path, signature: Path, key_option: str, key: Path)
         ) from None
     if done.returncode == 0:
         return None
-    if "No module named" in done.stderr:
+    out, said = (stream.decode("utf-8", "replace").strip() for stream in (done.stdout, done.stderr))
+    if "No module named" in said:
         # model-signing 1.1.1 does not declare that it needs pyOpenSSL.
         raise SpecError(
-            f"model-signing does not start ({printable(done.stderr.strip()[-200:])})",
+            f"model-signing does not start ({printable(said[-200:])})",
             "model-signing and pyOpenSSL",
             _INSTALL,
         )
-    last = (done.stderr.strip() or done.stdout.strip()).rpartition("failed with error:")[2]
+    last = (said or out).rpartition("failed with error:")[2]
     return " ".join("".join(c if c.isprintable() else " " for c in last).split())
 
 

@@ -2,17 +2,18 @@
 
 import json
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
 from edgekit import limits
 from edgekit.devices import child
 from edgekit.errors import DeviceError, IntegrityError, SpecError
+from edgekit.folders import scratch_folder
 from edgekit.package.archive import read_folder, read_zip, write_folder
 from edgekit.package.claims import check_model_claims
 from edgekit.package.manifest import Manifest, read_manifest
 from edgekit.package.signing import SIGNATURE_NAME, check_signature
+from edgekit.processes import run
 from edgekit.records import Record
 from edgekit.runtimes.base import SHOWN_CHARACTERS, printable
 
@@ -66,8 +67,8 @@ def verify(
     files = read_folder(bundle) if bundle.is_dir() else read_zip(bundle)
     manifest = read_manifest(files)
     check_model_claims(manifest, files)
-    with tempfile.TemporaryDirectory(prefix="edgekit-") as scratch:
-        folder = Path(scratch) / "bundle"
+    with scratch_folder() as scratch:
+        folder = scratch / "bundle"
         write_folder(files, folder)
         if public_key is not None:
             check_signature(folder, public_key)
@@ -87,13 +88,7 @@ def _goldens(folder: Path, bundle: Path) -> str:
         _MODULE, str(folder), "--json", timeout_seconds=limits.MAX_VERIFY_SECONDS
     )
     try:
-        done = subprocess.run(  # noqa: S603 - an argument list, no shell
-            command,
-            capture_output=True,
-            env=child.environment(),
-            timeout=limits.MAX_VERIFY_SECONDS,
-            check=False,
-        )
+        done = run(command, limits.MAX_VERIFY_SECONDS, environment=child.environment())
     except subprocess.TimeoutExpired as err:
         raise DeviceError(
             f"{bundle}: its goldens did not end within {limits.MAX_VERIFY_SECONDS:g} s",

@@ -106,7 +106,7 @@ def leftovers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def abandoned() -> set[Path]:
     """Returns the profiles that no process uses: tests beside this one have browsers, too."""
-    folders = set(Path(tempfile.gettempdir()).glob("edgekit-browser-*"))
+    folders = {path.parent for path in Path(tempfile.gettempdir()).glob("edgekit-*/profile")}
     for command in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = command.read_bytes()

@@ -230,11 +230,12 @@ def test_a_program_that_still_runs_at_the_end_ends_then(server: Server, tmp_path
 
 
 def clients(server: Server) -> list[int]:
-    """Returns the processes that were given the client configuration of a server."""
+    """Returns the ssh processes that were given the client configuration of a server."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
-            if str(server.config).encode() in path.read_bytes():
+            words = path.read_bytes()
+            if str(server.config).encode() in words and b"supervisor.py" not in words:
                 found.append(int(path.parent.name))
     return found
 

@@ -8,12 +8,13 @@ import hashlib
 import json
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
 from edgekit.errors import DeviceError
+from edgekit.folders import replace_folder, scratch_folder
+from edgekit.processes import run
 from edgekit.runtimes.base import printable
 
 LIST = resources.files(__package__) / "packages.json"
@@ -56,10 +57,9 @@ def prepare(folder: Path, say: Callable[[str], None]) -> Path:
     names = [f"{name}@{version}" for name, version in versions().items()]
     say(f"fetching {', '.join(names)} with npm, once")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="web-", dir=folder) as unfinished:
-            _install(npm, names, Path(unfinished))
-            _keep(Path(unfinished), packages)
+        with scratch_folder(folder) as unfinished:
+            _install(npm, names, unfinished)
+            _keep(unfinished, packages)
     except OSError as err:
         raise DeviceError(
             f"{folder}: {err.strerror or err}", "a folder to write to", "free it or name another"
@@ -87,14 +87,7 @@ def _install(npm: str, names: list[str], folder: Path) -> None:
         "--prefix", str(folder), *names,
     ]  # fmt: skip
     try:
-        done = subprocess.run(  # noqa: S603 - an argument list, no shell
-            command,
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=INSTALL_SECONDS,
-            check=False,
-        )
+        done = run(command, INSTALL_SECONDS, folder=folder)
     except subprocess.TimeoutExpired as err:
         found = f"npm install: no end after {INSTALL_SECONDS:g} s"
         raise DeviceError(found, "the packages", "check the network and run it again") from err
@@ -118,10 +111,4 @@ def _keep(installed: Path, packages: Path) -> None:
             "the published packages, byte for byte",
             "check which registry npm is configured for",
         )
-    shutil.rmtree(packages, ignore_errors=True)
-    try:
-        kept.rename(packages)
-    except OSError:
-        # Another process was faster.
-        if problem(packages) is not None:
-            raise
+    replace_folder(kept, packages)
