@@ -1,6 +1,7 @@
 """The command line as a user meets it: real processes, real messages, real exit codes."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.table import Table
+from tiny_models import mean_tflite
 
 from edgekit import console
 from edgekit.cli import execute
@@ -259,3 +261,65 @@ def test_report_of_nothing(tmp_path: Path) -> None:
     shown = edgekit("report", tmp_path)
     assert shown.returncode == 2
     assert "report.json" in shown.stderr
+
+
+@pytest.mark.parametrize("arguments", [("targets",), ("targets", "--json"), ("--help",)])
+def test_what_cannot_be_printed_is_told(arguments: tuple[str, ...]) -> None:
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("this system has no /dev/full")
+    with full.open("w") as stream:
+        done = subprocess.run(
+            [sys.executable, "-m", "edgekit", *arguments],
+            stdout=stream,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: standard output: No space left on device\n")
+    assert "Traceback" not in done.stderr
+
+
+def fill(disk: Path, room_bytes: int) -> None:
+    """Leaves some bytes of a disk."""
+    with (disk / "filler").open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, shutil.disk_usage(disk).free - room_bytes)
+
+
+def test_a_recipe_that_does_not_fit_is_told(pictures: Path, small_disk: Path) -> None:
+    fill(small_disk, 0)
+    recipe = small_disk / "recipe.toml"
+    done = edgekit("init", pictures, "--out", recipe)
+    assert done.returncode == 2
+    assert f"error: {recipe}: No space left on device" in done.stderr
+    assert "0.0 MB are free there" in done.stderr
+    (small_disk / "filler").unlink()
+    assert edgekit("init", pictures, "--out", recipe).returncode == 0
+
+
+# Where the first, the second, ... of the temporary files does not fit.
+@pytest.mark.parametrize("room_bytes", [4096, 3 * 4096, None])
+def test_temporary_files_that_do_not_fit_are_told(
+    pictures: Path, small_disk: Path, tmp_path: Path, room_bytes: int | None
+) -> None:
+    if room_bytes is not None:
+        fill(small_disk, room_bytes)
+    labels = tmp_path / "labels.txt"
+    labels.write_text("class-0\nclass-1\nclass-2\n")
+    model = mean_tflite(tmp_path / "model.tflite")
+    command = [sys.executable, "-m", "edgekit", "validate", model, "--data", pictures]
+    done = subprocess.run(
+        [*command, "--labels", labels, "--target", "host-litert"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TMPDIR": str(small_disk)},
+    )
+    assert "Traceback" not in done.stderr
+    if room_bytes is None:
+        assert done.returncode in (0, 4, 5), done.stderr
+        assert list(small_disk.iterdir()) == []
+        return
+    assert done.returncode in (2, 7), done.stderr
+    assert f"{small_disk}/edgekit-" in done.stderr
+    assert "No space left on device" in done.stderr
+    assert [path.name for path in small_disk.iterdir()] == ["filler"]

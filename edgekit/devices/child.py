@@ -76,6 +76,19 @@ def still_working(timeout_seconds: float) -> None:
     signal.alarm(math.ceil(timeout_seconds) + GRACE_SECONDS)
 
 
+def unwritable(error: OSError) -> DeviceError:
+    """Returns the error for a result that such a program cannot write for its parent.
+
+    Args:
+        error: With its path, as `edgekit.folders.writing` gives it.
+    """
+    return DeviceError(
+        f"{error.filename}: {error.strerror}",
+        "a folder for temporary files with space",
+        "make room there, or name a folder on another disk by TMPDIR",
+    )
+
+
 def main(arguments: list[str]) -> None:
     """Sets the limits, then becomes the program.
 

@@ -15,7 +15,7 @@ from edgekit.devices import child
 from edgekit.devices.exchange import exchange
 from edgekit.devices.protocol import Done, Failure
 from edgekit.errors import EdgekitError, IntegrityError
-from edgekit.folders import scratch_folder
+from edgekit.folders import scratch_folder, writing
 from edgekit.records import Record
 from edgekit.runner.program import answer_channel
 from edgekit.runtimes.base import ModelFacts
@@ -98,7 +98,11 @@ def _inspect(path: Path, result: Path) -> tuple[Done | Failure, int]:
         )
     except EdgekitError as err:
         return _refuse(err)
-    result.write_text(found.model_dump_json(), encoding="utf-8")
+    try:
+        with writing(result):
+            result.write_text(found.model_dump_json(), encoding="utf-8")
+    except OSError as err:
+        return _refuse(child.unwritable(err))
     return Done(runtime="inspection", count=1), 0
 
 

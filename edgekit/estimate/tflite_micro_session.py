@@ -21,6 +21,7 @@ from pydantic import Field
 from edgekit.devices import child
 from edgekit.devices.protocol import Done, Failure, Progress
 from edgekit.errors import DataError, DeviceError, EdgekitError, IntegrityError, SpecError
+from edgekit.folders import writing
 from edgekit.records import Record, TensorInfo
 from edgekit.runtimes import check_digest, classifier_io
 from edgekit.runtimes.base import FLATBUFFER_DAMAGE, printable
@@ -106,6 +107,10 @@ def main(arguments: list[str]) -> int:
         except EdgekitError as err:
             _say(channel, _failure(err))
             return err.exit_code
+        except OSError as err:
+            unwritable = child.unwritable(err)
+            _say(channel, _failure(unwritable))
+            return unwritable.exit_code
         except MemoryError:
             shortage = DeviceError(
                 f"{job.model}: ran out of memory", "a model of usual size", "judge fewer images"
@@ -173,7 +178,8 @@ def _work(job: MicroJob, report: Report) -> Done:
             "give it more memory, or train with a smaller input or width",
         )
     count = _answer_all(job, content, size, (images, codes), output, report)
-    job.arena.write_text(arena.model_dump_json(), encoding="utf-8")
+    with writing(job.arena):
+        job.arena.write_text(arena.model_dump_json(), encoding="utf-8")
     named = f"TensorFlow Lite Micro {version('tflite-micro')}, reference kernels"
     return Done(runtime=named, count=count)
 
@@ -294,7 +300,7 @@ def _answer_all(
                     report(index / len(images))
         except REFUSALS as err:
             raise _refusal(str(job.model), words(), err) from err
-    with job.answers.open("wb") as stream:
+    with writing(job.answers), job.answers.open("wb") as stream:
         np.save(stream, raw)
     return len(images)
 

@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
         except MemoryError:
             return _refuse(channel, _out_of_memory(job))
         except OSError as error:
-            return _refuse(channel, _unusable(error))
+            return _refuse(channel, _unusable(error, job))
     return 0
 
 
@@ -106,10 +106,11 @@ def _out_of_memory(job: Job) -> Refusal:
     )
 
 
-def _unusable(error: OSError) -> Refusal:
+def _unusable(error: OSError, job: Job) -> Refusal:
+    # A full disk names no file; only results are written.
     return Refusal(
         "DeviceError",
-        f"{error.filename or 'a file'} on the device: {error.strerror or error}",
+        f"{error.filename or job['results']} on the device: {error.strerror or error}",
         "a folder that can be read and written, and space in it",
         "free some space on the device and run it again",
     )

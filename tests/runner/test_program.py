@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -140,3 +141,16 @@ def test_the_program_reads_as_python_3_9() -> None:
         ast.parse(source, feature_version=(3, 9))
     with pytest.raises(SyntaxError):
         ast.parse("match x:\n    case 1: pass", feature_version=(3, 9))
+
+
+@pytest.mark.parametrize("mode", ["accuracy", "latency"])
+def test_results_that_do_not_fit_are_named(tmp_path: Path, small_disk: Path, mode: str) -> None:
+    results = str(small_disk / "results.npy")
+    asked = job(tmp_path, "litert", mode, results=results)
+    with (small_disk / "filler").open("wb") as stream:
+        os.posix_fallocate(stream.fileno(), 0, shutil.disk_usage(small_disk).free)
+    code, said = run(tmp_path, asked)
+    assert (code, said["error"]) == (7, "DeviceError")
+    assert said["received"].startswith(f"{results} on the device: ")
+    (small_disk / "filler").unlink()
+    assert run(tmp_path, asked)[0] == 0
