@@ -1,12 +1,15 @@
 """Entry point of the `edgekit` command: turns every outcome into an exit code."""
 
+import signal
 import sys
 
 
 def main() -> None:
     """Runs the command line and exits with the codes of the command line's documentation."""
-    from edgekit.cli import execute
-
+    try:
+        from edgekit.cli import execute
+    except KeyboardInterrupt:  # nothing was begun that could be continued
+        sys.exit(128 + signal.SIGINT)
     sys.exit(execute(sys.argv[1:]))
 
 

@@ -90,8 +90,8 @@ def execute(arguments: Sequence[str]) -> int:
     as_json = "--json" in arguments
     # Ended by another program, edgekit cleans up devices as it does at Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    remove_dead(Path(tempfile.gettempdir()))
     try:
+        remove_dead(Path(tempfile.gettempdir()))
         result = app(list(arguments), standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except EdgekitError as error:
@@ -133,7 +133,8 @@ def _unusable_path(error: OSError) -> SpecError:
     path = os.fsdecode(named) if isinstance(named, bytes) else str(named)
     received = f"{path}: {error.strerror or error}"
     if error.errno not in DOES_NOT_FIT:
-        return SpecError(received, "a file or folder that can be used", "check path and rights")
+        expected = "a file or folder that can be read and written"
+        return SpecError(received, expected, "check the path, its rights and its disk")
     free = free_bytes(path)
     return SpecError(
         received,
@@ -320,7 +321,7 @@ def init(
         console.print(f"  {counts[label]:6d}  {printable(name)}", markup=False)
     for item in found.skipped[:10]:
         console.print(f"left out {item.path}: {item.reason}", markup=False)
-    console.print(f"wrote {out}; next: edgekit run {out}", markup=False)
+    console.print(f"wrote {out}; next: {_command_line(('run', str(out)))}", markup=False)
 
 
 @app.command(

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -323,3 +325,29 @@ def test_temporary_files_that_do_not_fit_are_told(
     assert f"{small_disk}/edgekit-" in done.stderr
     assert "No space left on device" in done.stderr
     assert [path.name for path in small_disk.iterdir()] == ["filler"]
+
+
+def test_an_interrupt_is_no_bug_at_any_moment_of_the_start(tmp_path: Path) -> None:
+    """From the first line of edgekit's own code on; what Python does before is not edgekit's."""
+    command = [sys.executable, "-X", "importtime", "-m", "edgekit", "targets"]
+    for moment in ("edgekit.errors", "typer", "edgekit.folders", "edgekit.target"):
+        with subprocess.Popen(
+            command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stderr is not None
+            for line in process.stderr:
+                if line.rpartition("|")[2].strip() == moment:
+                    process.send_signal(signal.SIGINT)
+                    break
+            said = process.stderr.read()
+        assert process.returncode == 130, moment
+        assert "Traceback" not in said
+
+
+def test_a_command_to_type_is_quoted(pictures: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "it's my recipe.toml"
+    done = edgekit("init", pictures, "--out", recipe)
+    assert f"next: edgekit run {shlex.quote(str(recipe))}" in done.stdout
+    empty = tmp_path / "an empty run"
+    empty.mkdir()
+    assert f"edgekit run --out '{empty}'" in edgekit("report", empty).stderr

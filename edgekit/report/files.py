@@ -1,5 +1,6 @@
 """Writing and reading `report.json`, and `report.md` beside it."""
 
+import shlex
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -52,7 +53,7 @@ def read_report(folder: Path, artifacts: Path) -> RunReport:
         raise SpecError(
             f"{folder} holds no {JSON_NAME}",
             "the folder of a finished edgekit run",
-            "finish it with edgekit run --out " + str(folder),
+            f"finish it with edgekit run --out {shlex.quote(str(folder))}",
         )
     try:
         report = RunReport.model_validate_json(path.read_bytes())
