@@ -22,8 +22,11 @@ from pathlib import Path
 
 _PREFIX = "edgekit-"
 # As `tempfile.mkdtemp` names them; hidden where they lie beside what a user looks at.
-_NAME = re.compile(r"\.?edgekit-[a-z0-9_]{8}")
+_NAME = re.compile(r"\.?edgekit-[a-z0-9_]{8}(\.unlocked)?")
 _LOCK = ".edgekit-lock"
+# Ends the name of a folder that is being made or removed: its lock may be missing, and nothing else
+# is in it.
+_UNLOCKED = ".unlocked"
 # Holds, below a scratch folder, what lay in a place beside it until something else came there.
 _REPLACED = ".edgekit-replaced"
 # Killed processes may still be writing into a folder for a moment.
@@ -55,16 +58,13 @@ def scratch_folder(beside: Path | None = None) -> Iterator[Path]:
         prefix, parent = f".{_PREFIX}", beside.absolute()
         parent.mkdir(parents=True, exist_ok=True)
     remove_dead(parent)
-    folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    lock = None
+    folder, lock = _make(parent, prefix)
     try:
         with writing(folder):
-            lock = _lock_new(folder)
             yield folder
     finally:
         _remove(folder)
-        if lock is not None:
-            os.close(lock)
+        os.close(lock)
 
 
 @functools.cache
@@ -141,18 +141,38 @@ def free_bytes(path: Path | str) -> int | None:
     return None
 
 
-def _lock_new(folder: Path) -> int | None:
-    """Locks a new folder and returns the lock; None where the file system knows no locks."""
-    unlocked = folder / f"{_LOCK}.new"
-    handle = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+def _make(parent: Path, prefix: str) -> tuple[Path, int]:
+    """Returns a new folder and its lock, which is open and, where there are locks, taken."""
+    while True:
+        unlocked = Path(tempfile.mkdtemp(prefix=prefix, suffix=_UNLOCKED, dir=parent))
+        folder = unlocked.with_suffix("")
+        with contextlib.ExitStack() as undone:
+            undone.callback(shutil.rmtree, unlocked, ignore_errors=True)
+            undone.callback(shutil.rmtree, folder, ignore_errors=True)
+            # Another process may take it for a dead one, and remove it, until it is locked.
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):
+                lock = os.open(unlocked / _LOCK, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+                undone.callback(os.close, lock)
+                _take(lock)
+                unlocked.rename(folder)
+                if os.path.samestat((folder / _LOCK).stat(), os.fstat(lock)):
+                    undone.pop_all()
+                    return folder, lock
+
+
+def _take(lock: int) -> bool:
+    """Takes a lock; returns False where the file system knows none.
+
+    Raises:
+        BlockingIOError: If another process holds it.
+    """
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
     except OSError:
-        os.close(handle)
-        unlocked.unlink()
-        return None
-    unlocked.rename(folder / _LOCK)  # nobody ever sees the lock file of a living process unlocked
-    return handle
+        return False
+    return True
 
 
 def _remove_if_dead(folder: Path) -> None:
@@ -166,13 +186,19 @@ def _remove_if_dead(folder: Path) -> None:
         about = os.fstat(handle)
         if about.st_uid != os.geteuid() or stat.S_IMODE(about.st_mode) & 0o077:
             return
+        if folder.name.endswith(_UNLOCKED):
+            with contextlib.suppress(OSError):  # not empty
+                folder.rmdir()
+            if os.listdir(handle) != [_LOCK]:  # noqa: PTH208 - by its handle
+                return
         lock = os.open(_LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=handle)
         try:
-            if not stat.S_ISREG(os.fstat(lock).st_mode):
-                return
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Another process may have removed it in the meantime.
-            if os.path.samestat(os.stat(_LOCK, dir_fd=handle), os.fstat(lock)):
+            if (
+                stat.S_ISREG(os.fstat(lock).st_mode)
+                and _take(lock)
+                and os.path.samestat(os.stat(_LOCK, dir_fd=handle), os.fstat(lock))
+            ):
                 _remove(folder)
         finally:
             os.close(lock)
@@ -181,7 +207,7 @@ def _remove_if_dead(folder: Path) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """Removes a scratch folder, its lock last, so that a kill leaves it recognizable."""
+    """Removes a scratch folder; a kill on the way leaves it recognizable."""
     _put_back(folder)
     for _ in range(_REMOVAL_TRIES):
         with contextlib.suppress(OSError):
@@ -190,13 +216,16 @@ def _remove(folder: Path) -> None:
                     shutil.rmtree(entry.path, ignore_errors=True)
                 elif entry.name != _LOCK:
                     Path(entry.path).unlink(missing_ok=True)
-            if list(folder.iterdir()) == [folder / _LOCK]:
-                (folder / _LOCK).unlink()
-        with contextlib.suppress(OSError):
-            folder.rmdir()
-        if not folder.exists():
-            return
+        if not folder.exists() or set(folder.iterdir()) <= {folder / _LOCK}:
+            break
         time.sleep(_REMOVAL_SECONDS)
+    unlocked = folder.with_suffix(_UNLOCKED)
+    with contextlib.suppress(OSError):
+        folder.rename(unlocked)
+    with contextlib.suppress(OSError):
+        (unlocked / _LOCK).unlink()
+    with contextlib.suppress(OSError):
+        unlocked.rmdir()
 
 
 def _put_back(folder: Path) -> None:

@@ -105,6 +105,15 @@ def without_lock(folder: Path) -> None:
     (folder / ".edgekit-lock").unlink()
 
 
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir(0o700)
+
+
+def not_only_a_lock(folder: Path) -> None:
+    folder.rename(folder.with_suffix(".unlocked"))
+
+
 def open_to_others(folder: Path) -> None:
     folder.chmod(0o750)
 
@@ -141,8 +150,8 @@ def is_a_file(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [without_lock, open_to_others, of_another_user, otherwise_named, lock_is_a_link,
-     lock_is_a_pipe, is_a_link, is_a_file],
+    [without_lock, empty, not_only_a_lock, open_to_others, of_another_user, otherwise_named,
+     lock_is_a_link, lock_is_a_pipe, is_a_link, is_a_file],
 )  # fmt: skip
 def test_the_twin_what_only_looks_like_a_dead_one_stays(
     tmp_path: Path, change: Callable[[Path], None]
@@ -151,6 +160,18 @@ def test_the_twin_what_only_looks_like_a_dead_one_stays(
     before = sorted(tmp_path.rglob("*"))
     edgekit(tmp_path, "--version")
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_what_was_killed_while_it_was_made_or_removed_is_removed(
+    tmp_path: Path, locked: bool
+) -> None:
+    folder = tmp_path / "edgekit-abcdefgh.unlocked"
+    folder.mkdir(0o700)
+    if locked:
+        (folder / ".edgekit-lock").touch()
+    edgekit(tmp_path, "--version")
+    assert list(tmp_path.iterdir()) == []
 
 
 MANY = """

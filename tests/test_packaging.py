@@ -27,6 +27,8 @@ from edgekit.cli import execute
 from edgekit.demo.pictures import make_pictures
 from edgekit.demo.recipe import WEIGHTS
 from edgekit.errors import IntegrityError, SpecError
+from edgekit.package.archive import read_folder
+from edgekit.package.manifest import read_manifest
 from edgekit.package.templates import verify as verify_script
 from edgekit.package.verification import verify
 from edgekit.packaging import Packaged, Wanted, package
@@ -498,6 +500,50 @@ def test_what_missed_its_budget_is_packaged_only_if_asked(finished: Path, tmp_pa
         package(Wanted(out, "pixel-8"), print)
     made = package(Wanted(out, "pixel-8", tmp_path / "b", allow_miss=True), print)
     assert "MISS" in (made.folder / "MODEL_CARD.md").read_text()
+
+
+PACKAGING = """
+import sys
+from pathlib import Path
+from edgekit.packaging import Wanted, package
+run, out = map(Path, sys.argv[1:])
+while True:
+    package(Wanted(run, "host-litert", out=out, allow_miss=True), lambda line: None)
+    print("made", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_a_bundle_is_whole_after_every_kill(finished: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    wanted = Wanted(finished, "host-litert", out=out, allow_miss=True)
+    first = package(wanted, print)
+    command = [sys.executable, "-c", PACKAGING, str(finished), str(out)]
+    random = np.random.default_rng(4)
+    for _ in range(30):
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TMPDIR": str(temporary)},
+        ) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "made\n"
+            begun = time.monotonic()  # the first one took longer
+            assert process.stdout.readline() == "made\n"
+            time.sleep(random.uniform(0, time.monotonic() - begun))
+            process.kill()
+        assert read_manifest(read_folder(first.folder)) == first.manifest
+    subprocess.run(
+        [sys.executable, "-m", "edgekit", "package", str(finished), "--for", "host-litert",
+         "--out", str(out), "--allow-miss"],
+        check=True, capture_output=True, env={**os.environ, "TMPDIR": str(temporary)},
+    )  # fmt: skip
+    assert list(temporary.iterdir()) == []
+    left = {path.name for path in out.iterdir() if not path.name.startswith(".host-litert.zip.")}
+    assert left == {"host-litert", "host-litert.zip"}
 
 
 def test_the_command_line_tells_what_it_made(finished: Path, made: dict[str, Packaged]) -> None:
