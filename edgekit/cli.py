@@ -78,6 +78,14 @@ Weights = Annotated[
     str | None,
     typer.Option(help='"imagenet", "none", or the path of a MobileNetV2 no-top .h5 or .npz file.'),
 ]
+MeasureAgain = Annotated[
+    bool,
+    typer.Option(
+        "--measure-again",
+        help="Measure once more what was judged before; the earlier sessions count, too. Sensible "
+        "where a latency is INCONCLUSIVE and the device is quiet now. Without it a verdict stands.",
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Run folder: artifacts, report and stored stages.")]
 
 
@@ -202,7 +210,9 @@ def _options(
 
 
 @app.command(epilog="Example: `edgekit demo --out my-demo`")
-def demo(out: Out = Path("edgekit-demo"), as_json: Json = False) -> None:
+def demo(
+    measure_again: MeasureAgain = False, out: Out = Path("edgekit-demo"), as_json: Json = False
+) -> None:
     """Run everything on generated pictures: no network, no data, under five minutes on 2 cores.
 
     Draws a labelled picture set, fine-tunes a small pretrained MobileNetV2 by progressive
@@ -217,7 +227,7 @@ def demo(out: Out = Path("edgekit-demo"), as_json: Json = False) -> None:
         recipe = demo_recipe(out, work.say)
         asked = _targets(recipe.targets)
         command = ("edgekit", "demo", "--out", str(out))
-        _run(recipe, asked, out, command, "validate", work, as_json)
+        _run(recipe, asked, out, command, "validate", work, as_json, measure_again)
 
 
 @app.command(
@@ -255,6 +265,7 @@ def run(
     until: Annotated[
         str, typer.Option(help="Last stage: data, train, quantize, export or validate.")
     ] = "validate",
+    measure_again: MeasureAgain = False,
     out: Out = Path("edgekit-run"),
     as_json: Json = False,
 ) -> None:
@@ -281,10 +292,16 @@ def run(
         overrides["train.unfreeze_until"] = None
     wanted = _recipe(recipe, data, overrides)
     stage = _stage(until)
+    if measure_again and stage != "validate":
+        raise SpecError(
+            f"--measure-again with --until {stage}",
+            "a run that measures",
+            "leave out one of them",
+        )
     asked = _targets(wanted.targets, device, latency_budget_ms, install)
     with working() as work:
         command = ("edgekit", *sys.argv[1:])
-        _run(wanted, asked, out, command, stage, work, as_json)
+        _run(wanted, asked, out, command, stage, work, as_json, measure_again)
 
 
 @app.command(epilog="Example: `edgekit init pictures/ --out recipe.toml`")
@@ -376,6 +393,9 @@ def validate(
     Files that edgekit exported carry or stand beside their preprocessing and labels. For others the
     input is read from the file's quantization, or given with --input-scale and --input-offset; what
     you give wins. Of a folder with splits, only test is judged.
+
+    Nothing is kept: each judgement stands for itself, so the first one counts. Of a run's files
+    `edgekit run --measure-again` counts all that was measured.
     """
     from edgekit.console import out as console, show_json, show_verdicts, working
     from edgekit.foreign import Question, judge_file
@@ -712,6 +732,7 @@ def _run(
     until: "Stage",
     work: "Work",
     as_json: bool,
+    measure_again: bool,
 ) -> None:
     from edgekit.console import show_json
     from edgekit.pipeline import Telling, run as run_pipeline
@@ -719,7 +740,15 @@ def _run(
 
     _check_training_is_installed()
     telling = Telling(work.say, work.progress)
-    result = run_pipeline(recipe, asked, out, command=command, until=until, telling=telling)
+    result = run_pipeline(
+        recipe,
+        asked,
+        out,
+        command=command,
+        until=until,
+        telling=telling,
+        measure_again=measure_again,
+    )
     if result is None:
         work.say(f"stopped after {until}, as asked; without --until the run continues from here")
         if as_json:

@@ -514,4 +514,5 @@ def _verdict(
         checks=checks,
         status=combine(checks),
         notes=notes,
+        latency_measurements=measured.latencies,
     )

@@ -28,8 +28,8 @@ from edgekit.records import (
     Record,
     RunReport,
     StageTime,
-    Status,
     ValidationRecord,
+    Verdict,
 )
 from edgekit.report import JSON_NAME, MARKDOWN_NAME, describes, write_report
 from edgekit.store import StageKey, Store, Stored, canonical, tool_version
@@ -119,6 +119,7 @@ def run(
     command: tuple[str, ...],
     until: Stage,
     telling: Telling,
+    measure_again: bool = False,
 ) -> RunReport | None:
     """Runs the stages in order, reusing every stage whose inputs did not change.
 
@@ -129,6 +130,8 @@ def run(
         command: The command line, for the report.
         until: Last stage to run.
         telling: Where lines and progress go.
+        measure_again: Whether files that were judged before are measured once more; what was
+            measured before counts as well. Defaults to False: a stored verdict stands.
 
     Returns:
         The report, or None when `until` stops before the last stage.
@@ -178,7 +181,7 @@ def run(
         publish(exported, out)
         if until == "export":
             return None
-        validation = _validate(state, dataset, exported, targets, devices)
+        validation = _validate(state, dataset, exported, targets, devices, measure_again)
         return _report(
             state, targets, out, command, notes,
             dataset, float_model, quantized, exported, validation,
@@ -402,6 +405,7 @@ def _validate(
     exported: Stored[ExportRecord],
     targets: tuple[Target, ...],
     devices: dict[str, str],
+    measure_again: bool,
 ) -> Stored[ValidationRecord]:
     from edgekit.devices.local import this_machine
     from edgekit.devices.measure import Pace
@@ -420,6 +424,14 @@ def _validate(
         {"data": dataset.digest, "export": exported.digest},
         ("ai-edge-litert", "onnxruntime", "tflite-micro", "ethos-u-vela"),
     )
+    earlier: list[Verdict] = []
+
+    def stands(stored: ValidationRecord) -> bool:
+        """Keeps a verdict, whatever it says, unless somebody asks for more measurements."""
+        if measure_again:
+            earlier.extend(stored.verdicts)
+            state.telling.say("measuring again; what was measured before counts, too")
+        return not measure_again
 
     def make(_folder: Path) -> ValidationRecord:
         return judge(
@@ -436,18 +448,10 @@ def _validate(
             names=json.loads((dataset.folder / "test.files.json").read_text()),
             say=state.telling.say,
             progress=state.telling.progress,
+            earlier=earlier,
         )
 
-    return state.stage(key, ValidationRecord, make, _latency_is_decided)
-
-
-def _latency_is_decided(record: ValidationRecord) -> bool:
-    """Returns whether a stored verdict may stand: a noisy latency is measured again instead."""
-    return not any(
-        check.name == "latency" and check.status == Status.INCONCLUSIVE
-        for verdict in record.verdicts
-        for check in verdict.checks
-    )
+    return state.stage(key, ValidationRecord, make, stands)
 
 
 def _arrays(path: Path) -> dict[str, Any]:

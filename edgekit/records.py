@@ -633,6 +633,8 @@ class Verdict(Record):
         checks: Every budget held against its measurement.
         status: The worst of them.
         notes: What the target's owner should know although no budget asks for it, in words.
+        latency_measurements: Every measurement of this file's latency for this target, oldest
+            first; each more than one was asked for, and all of them decide together.
     """
 
     target: str
@@ -641,6 +643,7 @@ class Verdict(Record):
     checks: tuple[Check, ...]
     status: Status
     notes: tuple[str, ...] = ()
+    latency_measurements: tuple[Latency, ...] = ()
 
 
 class Evaluation(Record):

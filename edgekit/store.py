@@ -283,8 +283,8 @@ class Store:
             key: What the result depends on.
             record_type: Type of the record.
             make: Writes blobs into the folder it is given and returns the record.
-            still_good: Whether a stored record may be used; if not, it is made again. Defaults to
-                any.
+            still_good: Whether a stored record may be used; if not, it is made again, and stays
+                until that is done. Defaults to any.
             durable: Whether it is to survive a power cut. Defaults to True; without it it may be
                 lost or come out damaged, which the next read notices.
 
@@ -292,10 +292,8 @@ class Store:
             SpecError: If the store cannot be written: no space, no right, a read-only disk.
         """
         found = self.get(key, record_type)
-        if found is not None:
-            if still_good(found.record):
-                return found
-            shutil.rmtree(found.folder)
+        if found is not None and still_good(found.record):
+            return found
         parent = self.root / key.stage
         draft = None
         started = time.monotonic()
@@ -343,6 +341,7 @@ class Store:
             for name in (*blobs, _RECORD, "."):
                 _sync(draft / name)
         final = self.root / key.stage / key.digest
+        shutil.rmtree(final, ignore_errors=True)  # of a result that was made again
         draft.rename(final)
         if durable:
             _sync(final.parent)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from edgekit.records import RunReport, Status
+from edgekit.records import RunReport, Status, Verdict
 
 pytest.importorskip("tensorflow")
 
@@ -377,17 +377,43 @@ def test_stopping_early_is_json_too(
 
 
 @pytest.mark.slow
-def test_an_undecided_latency_is_measured_again(
+def test_a_verdict_stands_until_measuring_again_is_asked_for(
     first: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
     recipe, out, _ = first
     other = tmp_path / "out"
     shutil.copytree(out, other)
-    # Three sessions cannot show a pass, so this budget stays undecided.
-    for _ in range(2):
-        done = run(recipe, other, "--latency-budget-ms", "1000")
-        assert "validate: done in" in done.stderr
-        assert "latency INCONCLUSIVE" in done.stdout
+
+    def judged(*more: str) -> tuple[str, Verdict]:
+        done = run(recipe, other, "--latency-budget-ms", "1000", "--json", *more)
+        report = RunReport.model_validate_json(done.stdout)
+        return done.stderr, next(v for v in report.validation.verdicts if v.target == "host-litert")
+
+    # Three sessions cannot show a pass, so this budget stays undecided, and is not tried anew.
+    said, undecided = judged()
+    assert "validate: done in" in said
+    latency = next(check for check in undecided.checks if check.name == "latency")
+    assert latency.status == Status.INCONCLUSIVE
+    assert "edgekit run --measure-again" in latency.detail
+    said, same = judged()
+    assert "validate: unchanged, reused" in said
+    assert same == undecided
+    said, again = judged("--measure-again")
+    assert "validate: done in" in said
+    assert len(again.latency_measurements) == 2
+    assert again.latency_measurements[:1] == undecided.latency_measurements
+    said, kept = judged()
+    assert "validate: unchanged, reused" in said
+    assert kept == again
+
+
+def test_measuring_again_without_measuring_is_refused(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    recipe, out, _ = first
+    done = run(recipe, out, "--measure-again", "--until", "export")
+    assert done.returncode == 2
+    assert "--measure-again with --until export" in done.stderr
 
 
 def test_a_budget_that_no_asked_target_can_take_is_refused(

@@ -614,6 +614,18 @@ def test_a_record_that_is_no_longer_good_is_made_again(store: Store, said: list[
     assert said == []
 
 
+def test_a_result_stays_until_it_has_been_made_again(store: Store) -> None:
+    """Whoever measures again and stops halfway still has what was measured before."""
+    first = store.build(KEY, SkippedFile, make)
+
+    def interrupted(folder: Path) -> SkippedFile:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.build(KEY, SkippedFile, interrupted, still_good=lambda _: False)
+    assert store.get(KEY, SkippedFile) == replace(first, reused=True)
+
+
 def test_discarded_results_are_gone(store: Store) -> None:
     store.build(KEY, SkippedFile, make)
     store.discard(KEY.stage)

@@ -1,7 +1,7 @@
 """The validate stage: measures every exported file here and holds it against each target."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +89,7 @@ def judge(
     names: Sequence[str],
     say: Callable[[str], None],
     progress: Callable[[str, int, int], None],
+    earlier: Sequence[Verdict] = (),
 ) -> ValidationRecord:
     """Judges every file on the test split and every target by the file it asks for.
 
@@ -105,6 +106,8 @@ def judge(
         names: What each image is called, for people.
         say: Called with one line worth keeping.
         progress: Called with (what, done, in all).
+        earlier: Verdicts on the same files for the same targets, with all else equal; their
+            measurements of latency count as well. Defaults to none.
 
     Raises:
         SpecError: If a target asks for a file that was not exported.
@@ -155,6 +158,7 @@ def judge(
         )
     positions = {key: position for position, key in enumerate(wanted)}
     verdicts = []
+    before = {(v.target, v.artifact_sha256): v.latency_measurements for v in earlier}
     for target in targets:
         artifact = artifact_for(target, exported)
         if is_host(target):
@@ -170,6 +174,7 @@ def judge(
             measured = measured_of(evaluation)
         else:
             measured, notes = estimates[target.name], ()
+        measured = replace(measured, earlier=before.get((target.name, artifact.sha256), ()))
         verdicts.append(_verdict(target, artifact, measured, notes))
     return ValidationRecord(
         reference=reference.artifact.path,
@@ -262,17 +267,21 @@ def checks_of(
         ),
         (
             budget.latency_ms,
-            lambda most: check_latency(measured.latency, most, no_time, estimates.get("latency")),
+            lambda most: check_latency(
+                measured.latency, most, no_time, estimates.get("latency"), measured.earlier
+            ),
         ),
         (
             expect.latency_min_ms,
-            lambda least: check_believable_latency(measured.latency, least, no_time),
+            lambda least: check_believable_latency(
+                measured.latency, least, no_time, measured.earlier
+            ),
         ),
         (budget.size_bytes, lambda most: check_size(size_bytes, most)),
         (
             budget.memory_bytes,
             lambda most: check_memory(
-                measured.memory_bytes, most, no_memory, estimates.get("memory")
+                measured.most_memory_bytes, most, no_memory, estimates.get("memory")
             ),
         ),
         (budget.flash_bytes, lambda most: check_flash(most, absent, estimates.get("flash"))),
@@ -433,4 +442,5 @@ def _verdict(
         checks=checks,
         status=combine(checks),
         notes=notes,
+        latency_measurements=measured.latencies,
     )

@@ -121,6 +121,7 @@ class Measured:
         drop: Against the float reference.
         latency: At the target's percentile.
         memory_bytes: Most memory that the runtime and the file took.
+        earlier: Measurements of its latency before this one, oldest first, which count as well.
         no_drop_because: Why `drop` is None; empty: because nothing was measured.
         no_latency_because: Why `latency` is None; empty: because nothing was measured.
         estimates: What a model of the device says instead of it, in words, by the check's name.
@@ -131,10 +132,22 @@ class Measured:
     drop: PairedDrop | None = None
     latency: Latency | None = None
     memory_bytes: int | None = None
+    earlier: tuple[Latency, ...] = ()
     no_drop_because: str = ""
     no_latency_because: str = ""
     estimates: tuple[tuple[str, str], ...] = ()
     no_estimate_because: str = ""
+
+    @property
+    def latencies(self) -> tuple[Latency, ...]:
+        """Every measurement of its latency, oldest first."""
+        return self.earlier if self.latency is None else (*self.earlier, self.latency)
+
+    @property
+    def most_memory_bytes(self) -> int | None:
+        """Most memory of all measurements; None if unknown."""
+        known = (self.memory_bytes, *(look.memory_bytes for look in self.earlier))
+        return max((value for value in known if value is not None), default=None)
 
     @property
     def anything(self) -> bool:

@@ -2,7 +2,9 @@
 
 Sources: Tango, Statistics in Medicine 17:891 (1998); Wilson, JASA 22:209 (1927); McNemar,
 Psychometrika 12:153 (1947); Hahn & Meeker, Statistical Intervals, for order statistics; Geyer,
-Statistical Science 7:473 (1992), for the initial positive sequence.
+Statistical Science 7:473 (1992), for the initial positive sequence; Arbuthnott, Philosophical
+Transactions 27:186 (1710), for the sign test; Lan & DeMets, Biometrika 70:659 (1983), for error
+that is spent look by look, here added up by Bonferroni's inequality.
 """
 
 import math
@@ -13,6 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 CONFIDENCE = 0.95
+# Share of the error that is left which the next look at the same sessions may spend. With five
+# sessions a look, 1 over of 10 has a probability of 11/1024 = 1.07 %; three fifths of what is left
+# behind the first look are 1.13 %, half would be 0.94 % and the second look could then never decide
+# what the first did not.
+SPENT_SHARE = 0.6
 _BISECTIONS = 60  # halves an interval of width 2 to below 1e-17
 
 
@@ -245,6 +252,49 @@ def samples_needed(percentile: int, confidence: float = CONFIDENCE) -> int:
         confidence: One-sided confidence. Defaults to 0.95.
     """
     return math.ceil(math.log(1 - confidence) / math.log(percentile / 100))
+
+
+def sign_p(fewest: int, sessions: int) -> float:
+    """Returns the exact one-sided p-value of the sign test: `P(X <= fewest)`, X ~ B(sessions, 1/2).
+
+    It is how likely at most so many sessions lie on that side of a budget when at least half of all
+    such sessions do.
+
+    Args:
+        fewest: Sessions on the side that is doubted.
+        sessions: All of them, at least 1.
+
+    Raises:
+        ValueError: If the counts are impossible.
+    """
+    _check_counts(fewest, 0, sessions)
+    ways = sum(math.comb(sessions, count) for count in range(fewest + 1))
+    return ways / (1 << sessions)
+
+
+def sign_level(look: int, sessions_at_first: int, confidence: float = CONFIDENCE) -> float:
+    """Returns the p-value up to which one look at sessions that become more may decide.
+
+    The first look decides when all its n sessions lie on one side, so it spends `0.5 ** n`. Each
+    later look, at all sessions so far, may spend three fifths of what is left (see `SPENT_SHARE`).
+    All levels together are at most `1 - confidence`, so by Bonferroni's inequality a wrong decision
+    at any look, however many follow and whatever made somebody look again, is no more probable.
+
+    Args:
+        look: Number of the look, from 1; only those count that could decide.
+        sessions_at_first: Sessions at the first look.
+        confidence: One-sided confidence over all looks. Defaults to 0.95.
+
+    Raises:
+        ValueError: If the first look alone could exceed the error, or `look` is below 1.
+    """
+    first, allowed = 0.5**sessions_at_first, 1 - confidence
+    if look < 1 or first > allowed:
+        msg = f"look {look} with {sessions_at_first} sessions at the first"
+        raise ValueError(msg)
+    if look == 1:
+        return first
+    return (allowed - first) * SPENT_SHARE * (1 - SPENT_SHARE) ** (look - 2)
 
 
 def effective_samples(samples: npt.ArrayLike) -> float:

@@ -15,11 +15,13 @@ from edgekit.records import (
     Artifact,
     ExportRecord,
     IoType,
+    Latency,
     LatencySession,
     Preprocess,
     Status,
     ValidationRecord,
     Variant,
+    Verdict,
 )
 from edgekit.runtimes.inspect import inspect_model
 from edgekit.target import Target
@@ -30,6 +32,7 @@ from edgekit.validate.judging import (
     slower_than_float,
     unasked_estimates,
 )
+from edgekit.validate.latency import summarize
 from edgekit.validate.on_device import Measured, Measuring
 
 # Keeps a runner busy for over half a second, after which it tells how far it is.
@@ -149,6 +152,56 @@ def test_the_candidate_that_lost_is_compared_but_neither_timed_nor_given_to_a_ta
     assert ships.sqnr_db is not None
     assert lost.sqnr_db < ships.sqnr_db
     assert record.evaluations[0].sqnr_db is None
+
+
+def test_what_was_measured_before_counts(tmp_path: Path) -> None:
+    labels = 2 - colour_images(tmp_path / "images.npy", 12)
+    model = artifact_of(mean_tflite(tmp_path / "f.tflite", "float32"), "float32", "float32")
+    exported = ExportRecord(
+        preprocess=Preprocess(height_px=SIZE, width_px=SIZE),
+        class_names=("red", "green", "blue"),
+        artifacts=(model,),
+        parity=(),
+    )
+
+    def judged(earlier: tuple[Verdict, ...], artifact: str = model.sha256) -> Verdict:
+        record = judge(
+            exported,
+            tmp_path,
+            tmp_path / "images.npy",
+            labels.astype(np.int32),
+            (target_of("here", "local", ("float32", "float32"), latency_ms=1000.0),),
+            Measuring(2, Pace(0.0, 5, 0.0), 60.0),
+            names=[f"{index}.png" for index in range(12)],
+            say=lambda line: None,
+            progress=lambda *what: None,
+            earlier=[v.model_copy(update={"artifact_sha256": artifact}) for v in earlier],
+        )
+        return record.verdicts[0]
+
+    first = judged(())
+    assert len(first.latency_measurements) == 1
+    second = judged((first,))
+    assert second.latency_measurements[:1] == first.latency_measurements
+    assert len(second.latency_measurements) == 2
+    assert "measured 2 times" in second.checks[0].detail
+    # The twin: what was measured of another file does not count.
+    assert len(judged((first,), "0" * 64).latency_measurements) == 1
+
+
+def test_memory_is_the_most_of_all_measurements() -> None:
+    target = target_of("here", "local", ("int8", "int8"), memory_bytes=100)
+    session = timing_of(2.0).sessions[0]
+    little, much = (
+        summarize([session.model_copy(update={"memory_bytes": b})], 90, "d", "r") for b in (90, 110)
+    )
+
+    def status(earlier: Latency) -> Status:
+        measured = Measured(latency=little, memory_bytes=90, earlier=(earlier,))
+        return checks_of(target, 1, (), measured)[0].status
+
+    assert status(much) == Status.MISS
+    assert status(little) == Status.PASS
 
 
 def timing_of(*medians_ms: float) -> Timing:

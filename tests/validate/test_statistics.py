@@ -179,3 +179,27 @@ def test_effective_samples_at_the_ends() -> None:
     assert st.effective_samples([1.0, 2.0] * 50) == 100
     assert st.effective_samples([0.0] * 50 + [1.0] * 50) < 10
     assert st.pooled_effective_samples([[1.0] * 50, [2.0] * 50]) == 100
+
+
+@pytest.mark.parametrize("sessions", [5, 6, 7, 10, 20])
+def test_all_looks_together_spend_no_more_than_the_error(sessions: int) -> None:
+    levels = [st.sign_level(look, sessions) for look in range(1, 200)]
+    assert sum(levels) <= 0.05 + 1e-12
+    assert sum(levels) == pytest.approx(0.05)
+    assert levels[0] == 0.5**sessions
+    with pytest.raises(ValueError, match="look 1 with 4 sessions"):
+        st.sign_level(1, 4)  # 6.3 % alone
+    with pytest.raises(ValueError, match="look 0"):
+        st.sign_level(0, sessions)
+
+
+def test_sign_p() -> None:
+    assert st.sign_p(0, 5) == 0.5**5
+    assert st.sign_p(1, 10) == 11 / 1024
+    assert st.sign_p(10, 10) == 1.0
+    # The second of two looks at five sessions each can decide; with half of what is left, it
+    # could not.
+    left = 1 - st.CONFIDENCE - 0.5**5
+    assert 0.5 * left < st.sign_p(1, 10) <= st.sign_level(2, 5)
+    with pytest.raises(ValueError, match="counts 6"):
+        st.sign_p(6, 5)
