@@ -540,7 +540,8 @@ class LatencySession(Record):
     """One fresh process: every sample in milliseconds of wall time, and what disturbed it.
 
     Args:
-        samples_ms: Wall time of single calls, in the order they were made.
+        samples_ms: Wall time of a call, in the order they were made; where a call is too short for
+            the clock, the mean of `calls_per_sample` calls one behind the other.
         threads: Threads the runtime was given.
         warmup_runs: Untimed calls before the first sample.
         context_switches_involuntary: Of this process, while it was timed.
@@ -554,6 +555,8 @@ class LatencySession(Record):
         throttled: How often the cores were slowed down for heat while it was timed.
         power_saving: Whether a mode that saves power was on.
         memory_bytes: Most that the process's memory grew from before the runtime was loaded.
+        clock_step_ms: Least by which the clock moves; None if unknown.
+        calls_per_sample: Calls that a sample is the mean of.
     """
 
     samples_ms: tuple[float, ...]
@@ -569,6 +572,8 @@ class LatencySession(Record):
     throttled: int | None = None
     power_saving: bool | None = None
     memory_bytes: int | None = None
+    clock_step_ms: float | None = None
+    calls_per_sample: int = 1
 
 
 class Latency(Record):
@@ -591,6 +596,9 @@ class Latency(Record):
         governor: CPU frequency governor; None where unreadable.
         memory_bytes: Most memory that a process grew by; None where unreadable.
         hottest_c: Highest temperature seen, in degrees Celsius; None where unreadable.
+        clock_step_ms: Coarsest step of the clock in a session; None where unknown.
+        session_calls_per_sample: Calls that each session's samples are the means of. Defaults to
+            none: every sample is a single call.
         disturbances: What speaks against trusting the numbers, in words; empty when quiet.
     """
 
@@ -610,7 +618,18 @@ class Latency(Record):
     governor: str | None
     memory_bytes: int | None = None
     hottest_c: float | None = None
+    clock_step_ms: float | None = None
+    session_calls_per_sample: tuple[int, ...] = ()
     disturbances: tuple[str, ...]
+
+    @property
+    def means(self) -> str:
+        """What its samples are where they are not single calls, in words; else empty."""
+        most = max(self.session_calls_per_sample, default=1)
+        if most == 1:
+            return ""
+        least = min(self.session_calls_per_sample)
+        return f"means of {most if least == most else f'{least} to {most}'} calls"
 
 
 class Check(Record):

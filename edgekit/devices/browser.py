@@ -35,6 +35,7 @@ from edgekit.errors import DataError, DeviceError, EdgekitError, SpecError
 from edgekit.folders import scratch_folder
 from edgekit.processes import end, run, start
 from edgekit.records import Record
+from edgekit.runner import clock
 from edgekit.runtimes.base import SHOWN_CHARACTERS, printable
 
 __all__ = [
@@ -136,12 +137,14 @@ class BrowserAnswer:
     Args:
         runtime: Package and version.
         user_agent: What the browser calls itself; printable.
-        array: float32 scores of shape `(count, classes)`, or float64 samples in milliseconds of
-            shape `(samples,)`.
+        array: float32 scores of shape `(count, classes)`, or float64 samples in milliseconds a call
+            of shape `(samples,)`.
         hardware_concurrency: Logical cores that the browser admits to.
         visible: Whether the page could be seen all the time; browsers slow hidden pages down.
         warmup_runs: Untimed calls before the first sample.
         cross_origin_isolated: Whether the page had a clock of 5 microseconds, and threads.
+        clock_step_ms: Least by which that clock moved; None where nothing was timed.
+        calls_per_sample: Calls that a sample is the mean of.
     """
 
     runtime: str
@@ -151,6 +154,8 @@ class BrowserAnswer:
     visible: bool
     warmup_runs: int
     cross_origin_isolated: bool
+    clock_step_ms: float | None
+    calls_per_sample: int
 
 
 class _Facts(Record):
@@ -163,6 +168,8 @@ class _Facts(Record):
     hardware_concurrency: int = Field(ge=1, le=65536)
     visible: bool
     cross_origin_isolated: bool
+    clock_step_ms: float | None = Field(gt=0)
+    calls_per_sample: int = Field(ge=1, le=MAX_SAMPLES)
 
 
 @dataclass(frozen=True)
@@ -293,6 +300,8 @@ def _task(job: BrowserJob) -> Task:
         "warmup_seconds": job.warmup_seconds,
         "min_queries": job.min_queries,
         "min_seconds": job.min_seconds,
+        "sample_steps": clock.SAMPLE_STEPS,
+        "longest_sample_ms": 1000 * clock.LONGEST_SAMPLE_SECONDS,
     }
     most = count * limits.MODEL_CLASSES * 4 if job.mode == "accuracy" else MAX_SAMPLES * 8
     return Task(description, job.model, images, codes, min(most, MAX_RESULT_BYTES))
@@ -455,6 +464,8 @@ def _judge(task: Task, job: BrowserJob, elapsed_seconds: float) -> BrowserAnswer
         visible=facts.visible,
         warmup_runs=facts.warmup_runs,
         cross_origin_isolated=facts.cross_origin_isolated,
+        clock_step_ms=facts.clock_step_ms,
+        calls_per_sample=facts.calls_per_sample,
     )
 
 
@@ -474,9 +485,10 @@ def _numbers(
         return scores
     samples = np.frombuffer(raw, "<f8").astype(np.float64)
     enough = facts.columns == 1 and facts.rows >= job.min_queries
-    usable = np.isfinite(samples).all() and (samples >= 0).all()
+    usable = np.isfinite(samples).all() and (samples >= 0).all() and samples.max() > 0
+    usable = usable and facts.clock_step_ms is not None
     # More time than has passed cannot have been measured.
-    possible = usable and samples.sum() <= elapsed_seconds * 1000
+    possible = usable and samples.sum() * facts.calls_per_sample <= elapsed_seconds * 1000
     if not (enough and possible and facts.warmup_runs >= MIN_WARMUP_RUNS):
         raise _nonsense(job, f"{facts.rows} samples, or some not usable")
     return samples

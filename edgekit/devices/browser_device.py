@@ -104,13 +104,13 @@ class BrowserDevice:
                 "keep its window and its tab in front, and run it again",
             )
         # Seen from here: a page cannot, and the browser's own work is among what keeps cores busy.
-        around = Surroundings.model_validate(
-            surroundings.compare(before, after, 0, found.warmup_runs)
-        )
+        seen = surroundings.compare(before, after, 0, found.warmup_runs)
+        clock = {"clock_step_ms": found.clock_step_ms, "calls_per_sample": found.calls_per_sample}
+        timed = task.mode == "latency"
         words = f"{found.runtime}, {found.user_agent}"
         done = Done(
             runtime=words[:200],
             count=len(found.array),
-            surroundings=around if task.mode == "latency" else None,
+            surroundings=Surroundings.model_validate({**seen, **clock}) if timed else None,
         )
         return done, found.array

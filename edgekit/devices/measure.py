@@ -1,4 +1,4 @@
-"""Answers of a file and times of single calls, each in fresh processes. Device layer."""
+"""Answers of a file and times of calls, each in fresh processes. Device layer."""
 
 import math
 import time
@@ -390,14 +390,17 @@ def _time_once(
     samples = array.astype(np.float64)
     around, least = done.surroundings, task.pace.min_queries
     valid = done.count >= least and np.isfinite(samples).all() and (samples >= 0).all()
+    valid = valid and samples.max() > 0
     if around is None or not valid or around.warmup_runs < MIN_WARMUP_RUNS:
         found = f"{task.subject.model}: {done.count} samples, some not usable"
         expected = (
-            f"at least {least} finite times of 0 ms or more, behind {MIN_WARMUP_RUNS} other calls"
+            f"at least {least} finite times of 0 ms or more, not all 0, behind {MIN_WARMUP_RUNS} "
+            "other calls"
         )
         raise DeviceError(found, expected, "check the device's clock and run it again")
-    if samples.sum() > elapsed_ms:
-        found = f"{task.subject.model}: calls of {samples.sum():.0f} ms in {elapsed_ms:.0f} ms"
+    timed_ms = around.calls_per_sample * samples.sum()
+    if timed_ms > elapsed_ms:
+        found = f"{task.subject.model}: calls of {timed_ms:.0f} ms in {elapsed_ms:.0f} ms"
         raise DeviceError(found, "no more than passed here", "check the device's clock")
     session = LatencySession(
         samples_ms=tuple(samples.tolist()),

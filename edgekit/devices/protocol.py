@@ -89,7 +89,7 @@ class Job(Record):
             pixel value, per channel.
         mode: "accuracy" answers every image; "latency" times single calls.
         results: Where the array goes: raw scores of shape `(count, classes)` in the file's own
-            dtype, or float64 samples in milliseconds of shape `(samples,)`.
+            dtype, or float64 samples in milliseconds a call of shape `(samples,)`.
         warmup_seconds: Latency: untimed running before the first sample. Defaults to 0.5.
         min_queries: Latency: fewest samples. Defaults to 200.
         min_seconds: Latency: shortest timed part. Defaults to 10.
@@ -140,6 +140,8 @@ class Surroundings(Record):
     temperature_after_c: float | None = Field(ge=-50, le=200)
     throttled: int | None = Field(ge=0)
     power_saving: bool | None
+    clock_step_ms: float = Field(gt=0)
+    calls_per_sample: int = Field(ge=1)
 
 
 class Done(Record):

@@ -1,4 +1,4 @@
-"""Does one job: answers every picture, or times single calls.
+"""Does one job: answers every picture, or times calls.
 
 One fresh process per job, for accuracy and for latency alike, so both judge the same bytes by the
 same code. A model that crashes or hangs takes this process down and nothing else. Unix only.
@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from . import surroundings
+from . import clock, surroundings
 from .model import Array, Model, Request
 from .refusal import EXIT_CODES, Refusal
 
@@ -243,20 +243,22 @@ def _answer_all(
 def _time_calls(
     model: Model, tensors: list[Array], job: Job, report: Callable[[float], None]
 ) -> tuple[int, dict[str, Any]]:
-    """Warms up, times single calls, writes the samples; returns their number and what went on."""
+    """Warms up, times calls, writes the samples; returns their number and what went on."""
     warmup_runs = _warm_up(model, tensors, job, report)
     # Collections inside a sample would be Python's time, not the model's.
     gc.collect()
     gc.disable()
+    step = clock.step_ns(time.perf_counter_ns)
+    calls, made = clock.calls_per_sample(lambda count: _timed_ns(model, tensors, 0, count), step)
     before = surroundings.look()
-    samples_ns = sample(model, tensors, job, report)
-    around = surroundings.compare(before, surroundings.look(), job["threads"], warmup_runs)
+    samples_ns = sample(model, tensors, job, report, calls)
+    around = surroundings.compare(before, surroundings.look(), job["threads"], warmup_runs + made)
     gc.enable()
     unfinished = Path(job["results"] + ".part")
     with unfinished.open("wb") as stream:
-        np.save(stream, np.array(samples_ns, dtype=np.float64) / 1e6)
+        np.save(stream, np.array(samples_ns, dtype=np.float64) / (1e6 * calls))
     unfinished.replace(job["results"])
-    return len(samples_ns), around
+    return len(samples_ns), {**around, "clock_step_ms": step / 1e6, "calls_per_sample": calls}
 
 
 def _warm_up(model: Model, tensors: list[Array], job: Job, report: Callable[[float], None]) -> int:
@@ -274,30 +276,41 @@ def _warm_up(model: Model, tensors: list[Array], job: Job, report: Callable[[flo
 
 
 def sample(
-    model: Model, tensors: list[Array], job: Job, report: Callable[[float], None]
+    model: Model,
+    tensors: list[Array],
+    job: Job,
+    report: Callable[[float], None],
+    calls: int = 1,
 ) -> list[int]:
-    """Returns the wall time of single calls in nanoseconds.
+    """Returns the wall time of single calls, or of as many as make a sample, in nanoseconds.
 
-    A sample spans one `Model.run`: the input tensor goes in, the answer is copied out.
+    A call is one `Model.run`: the input tensor goes in, the answer is copied out.
 
     Args:
         model: An open model, warmed up.
         tensors: Inputs, which take turns.
         job: "min_queries" and "min_seconds" say how long; both are reached.
         report: Called with fractions from 0 to 1.
+        calls: Calls that are timed as one sample. Defaults to 1.
     """
     least, seconds = job["min_queries"], job["min_seconds"]
     samples: list[int] = []
-    clock, run = time.perf_counter_ns, model.run
     begin = last = time.perf_counter()
     while len(samples) < least or time.perf_counter() - begin < seconds:
-        tensor = tensors[len(samples) % len(tensors)]
-        start = clock()
-        run(tensor)
-        samples.append(clock() - start)
+        samples.append(_timed_ns(model, tensors, len(samples) * calls, calls))
         now = time.perf_counter()
         if now - last > PROGRESS_SECONDS:
             last = now
             elapsed = (now - begin) / seconds if seconds else 1.0
             report(min(elapsed, len(samples) / least))
     return samples
+
+
+def _timed_ns(model: Model, tensors: list[Array], first: int, calls: int) -> int:
+    """Returns the wall time of calls one behind the other, from the `first` tensor on."""
+    inputs = [tensors[number % len(tensors)] for number in range(first, first + calls)]
+    now, run = time.perf_counter_ns, model.run
+    start = now()
+    for tensor in inputs:
+        run(tensor)
+    return now() - start

@@ -65,6 +65,8 @@ def summarize(
         governor=" and ".join(governors) or None,
         memory_bytes=_largest(session.memory_bytes for session in sessions),
         hottest_c=_largest(session.temperature_after_c for session in sessions),
+        clock_step_ms=_largest(session.clock_step_ms for session in sessions),
+        session_calls_per_sample=tuple(session.calls_per_sample for session in sessions),
         disturbances=(
             *said,
             *disturbances(sessions, percentile, cores or os.cpu_count() or 1),
@@ -90,6 +92,7 @@ def disturbances(
             _heat(session),
             _power(session),
             _drift(session),
+            _clock(session),
             _too_few(session, percentile),
         )
         found += [f"session {number}: {reason}" for reason in reasons if reason]
@@ -140,6 +143,17 @@ def _too_few(session: LatencySession, percentile: int) -> str | None:
     return f"{len(session.samples_ms)} samples, p{percentile} needs {needed}"
 
 
+def _clock(session: LatencySession) -> str | None:
+    """Compares the clock's step, where it is known, with what one sample spans."""
+    step = session.clock_step_ms
+    spanned = session.calls_per_sample * float(np.median(session.samples_ms))
+    if step is None or step <= TIMER_SHARE * spanned:
+        return None
+    calls = session.calls_per_sample
+    of = f"{calls} calls" if calls > 1 else "a call"
+    return f"the clock moves in steps of {step:.3g} ms, and {of} took {spanned:.3g} ms (median)"
+
+
 def _timer(samples: npt.NDArray[np.float64]) -> str | None:
     """Finds a coarse clock by its traces: all samples are multiples of its tick.
 
@@ -148,6 +162,9 @@ def _timer(samples: npt.NDArray[np.float64]) -> str | None:
     """
     median = float(np.median(samples))
     gaps = np.diff(np.unique(samples))
+    zeros = int(np.count_nonzero(samples == 0))
+    if zeros:
+        return f"{zeros} of {samples.size} samples are 0 ms: the timer is too coarse"
     if samples.size > 1 and gaps.size == 0:
         return f"all samples are {median:.3g} ms: the timer is too coarse"
     # Few samples can lie far apart by chance; too few of them is reported on its own.

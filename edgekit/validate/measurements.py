@@ -17,9 +17,12 @@ when. Keys, of which those marked * must be there:
     emulated                true on an emulator or simulator, whose time never decides
     memory_peak_bytes       most memory while it ran; on a microcontroller, the arena
     latency                 list of sessions: each one process that was started for it
-        samples_ms *            wall time of every single-image call, in the order they were made
+        samples_ms *            wall time of every single-image call, in the order they were made;
+                                of calls that are too short for the clock, the mean of each batch
         fresh_process *         false if the process had measured or worked before
         warmup_runs             calls before the first sample (0)
+        clock_step_ms           least by which the clock moves; a sample has to span 100 steps
+        calls_per_sample        calls that each sample is the mean of (1)
         load                    mean number of cores that were busy, own threads included
         context_switches        involuntary ones (0)
         governor                CPU frequency governor
@@ -161,6 +164,12 @@ class Session(_Untrusted):
     )
     warmup_runs: int = Field(
         default=0, ge=0, le=10**9, description="Calls before the first sample."
+    )
+    clock_step_ms: float | None = Field(
+        default=None, gt=0, le=3_600_000, description="Least by which the clock moves."
+    )
+    calls_per_sample: int = Field(
+        default=1, ge=1, le=10**6, description="Calls that each sample is the mean of."
     )
     load: float | None = Field(
         default=None, ge=0, le=10**6, description="Mean number of busy cores, own threads included."
@@ -694,6 +703,8 @@ def _composed(name: str) -> str:
 def _refuse_impossible(measurements: Measurements, path: Path) -> None:
     """Refuses what fits the format but cannot be true."""
     sessions = measurements.latency or ()
+    for number, session in enumerate(sessions):
+        _refuse_impossible_times(session, f"{path}: latency[{number}]")
     series = [s.samples_ms for s in sessions if len(s.samples_ms) >= _REPEATS_BY_CHANCE]
     _refuse_copies([s for s in series if min(s) < max(s)], f"{path}: latency")
     runs = _runs(measurements)
@@ -725,6 +736,30 @@ def _refuse_impossible(measurements: Measurements, path: Path) -> None:
                 "the picture that was answered",
                 "add its path below the data folder, or the sha256 of its bytes",
             )
+
+
+def _refuse_impossible_times(session: Session, where: str) -> None:
+    """Refuses times that no clock, or not the clock that is named, can have shown."""
+    batch = (
+        "time so many calls one behind the other that they take 200 steps of the clock, and write "
+        "their mean and calls_per_sample"
+    )
+    if not any(session.samples_ms):
+        raise IntegrityError(
+            f"{where} of {len(session.samples_ms)} samples that are all 0 ms",
+            "times that the clock can tell from 0",
+            batch,
+        )
+    step = session.clock_step_ms or 0.0
+    shortest = session.calls_per_sample * min(filter(None, session.samples_ms))
+    # Half a step allows for a step that was measured a little too long.
+    if shortest < step / 2:
+        raise IntegrityError(
+            f"{where} with a sample of {shortest:.3g} ms by a clock that moves in steps of "
+            f"{step:.3g} ms",
+            "0 or at least one step: calls_per_sample times the sample",
+            "write what the clock showed, unaltered",
+        )
 
 
 def _refuse_copies(series: Sequence[tuple[float, ...]], where: str) -> None:
@@ -805,6 +840,8 @@ def _session(session: Session, threads: int) -> LatencySession:
         samples_ms=session.samples_ms,
         threads=threads,
         warmup_runs=session.warmup_runs,
+        clock_step_ms=session.clock_step_ms,
+        calls_per_sample=session.calls_per_sample,
         context_switches_involuntary=session.context_switches,
         # An app cannot read it; what is not known speaks neither for nor against the samples.
         load_average=0.0 if session.load is None else session.load,

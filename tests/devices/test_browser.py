@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import numpy.typing as npt
 import pytest
+from processes import eventually
 from tiny_models import (
     SIZE,
     colour_images,
@@ -253,12 +254,17 @@ def test_latency_samples(
     found = measure(job, packages, chromium, progress=heard.append)
     assert found.array.dtype == np.float64
     assert len(found.array) >= 40
-    assert (found.array > 0).all()
-    # The samples fill the time that was asked for, but for what lies between them.
-    assert found.array.sum() > 150
+    # The clock of the page is coarse, so a call of this model is timed in batches that span so
+    # many of its steps that none can come out as 0.
+    assert found.clock_step_ms is not None
+    spans = found.calls_per_sample * found.array
+    assert spans.min() > 0
+    # 200 are aimed at; a machine that was ten times as busy when that was found out is allowed for.
+    assert np.median(spans) >= 20 * found.clock_step_ms
     assert found.warmup_runs >= 5
+    # Everything that was timed lies within the time that was asked for, and something was.
+    assert 0 < spans.sum() < 60_000
     assert all(0 < fraction <= 1 for fraction in heard)
-    assert heard
 
 
 def ranked_tflite(path: Path, batch: int) -> Path:
@@ -638,7 +644,11 @@ class Page:
 
 
 def play(
-    job: BrowserJob, packages: Path, act: Callable[[Page], None], seconds: float = 10
+    job: BrowserJob,
+    packages: Path,
+    act: Callable[[Page], None],
+    seconds: float = 60,
+    progress: Callable[[float], None] | None = None,
 ) -> BrowserAnswer:
     """Runs a manual job whose page is `act`; whatever the page asserts is raised here."""
     trouble: list[BaseException] = []
@@ -646,8 +656,10 @@ def play(
 
     def page(url: str) -> None:
         try:
-            time.sleep(0.2)
-            act(Page(url))
+            played = Page(url)
+            # The address is said before there is a job.
+            assert eventually(lambda: played.ask(f"{played.path}job.json")[0] == 200)
+            act(played)
         except BaseException as err:  # noqa: BLE001 - raised again below
             trouble.append(err)
 
@@ -657,7 +669,7 @@ def play(
         threads[-1].start()
 
     try:
-        return measure(job, packages, browser.MANUAL, seconds, say=say)
+        return measure(job, packages, browser.MANUAL, seconds, progress, say)
     finally:
         for thread in threads:
             thread.join()
@@ -665,7 +677,7 @@ def play(
             raise trouble[0]
 
 
-FACTS = {
+FACTS: dict[str, Any] = {
     "rows": COUNT,
     "columns": 3,
     "warmup_runs": 5,
@@ -673,6 +685,8 @@ FACTS = {
     "hardware_concurrency": 4,
     "visible": False,
     "cross_origin_isolated": True,
+    "clock_step_ms": 0.005,
+    "calls_per_sample": 1,
 }
 
 
@@ -709,6 +723,11 @@ UNUSABLE: list[tuple[str, str, bytes]] = [
     ("too few", "latency", result(SAMPLES[:-1], columns=1, rows=COUNT - 1)),
     ("more time than passed", "latency", result(SAMPLES * 1e6, columns=1)),
     ("not warmed up", "latency", result(SAMPLES, columns=1, warmup_runs=4)),
+    ("nothing but zeros", "latency", result(0 * SAMPLES, columns=1)),
+    ("more time in batches", "latency", result(SAMPLES, columns=1, calls_per_sample=10**6)),
+    ("batches of nothing", "latency", result(SAMPLES, columns=1, calls_per_sample=0)),
+    ("no clock", "latency", result(SAMPLES, columns=1, clock_step_ms=None)),
+    ("a clock without steps", "latency", result(SAMPLES, columns=1, clock_step_ms=0.0)),
 ]
 
 
@@ -733,6 +752,17 @@ def test_the_twin_good_samples_are_taken(onnx_job: BrowserJob, packages: Path) -
     body = result(SAMPLES, columns=1)
     found = play(job, packages, lambda page: page.post("result/1", body) and None)
     np.testing.assert_array_equal(found.array, SAMPLES)
+
+
+def test_progress_of_the_page_is_told(onnx_job: BrowserJob, packages: Path) -> None:
+    heard: list[float] = []
+
+    def act(page: Page) -> None:
+        assert page.post("progress/1", b"0.25") == 200
+        assert eventually(lambda: heard == [0.25])
+        assert page.post("result/1", result(SCORES)) == 200
+
+    play(onnx_job, packages, act, seconds=60, progress=heard.append)
 
 
 def test_failures_from_the_page(onnx_job: BrowserJob, packages: Path) -> None:

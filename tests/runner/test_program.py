@@ -104,6 +104,40 @@ def test_a_runtime_is_timed(tmp_path: Path, runtime: str) -> None:
     assert done["memory_bytes"] > 100_000  # a runtime's library alone is larger
 
 
+# The program on a clock whose step can be chosen.
+COARSE = """
+import sys, time
+archive, job, step_ns = sys.argv[1], sys.argv[2], int(sys.argv[3])
+fine = time.perf_counter_ns
+time.perf_counter_ns = lambda: fine() // step_ns * step_ns
+sys.path.insert(0, archive)
+from runner.program import main
+sys.exit(main([job]))
+"""
+
+
+def test_the_clock_and_the_batches_are_said(tmp_path: Path) -> None:
+    path = tmp_path / "job.json"
+    path.write_text(json.dumps(job(tmp_path, "litert", "latency")))
+
+    def timed(step_ns: int) -> dict[str, Any]:
+        command = [sys.executable, "-P", "-c", COARSE, str(runner_file()), str(path), str(step_ns)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+        said: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])["surroundings"]
+        return said
+
+    coarse = timed(1_000_000)
+    samples = np.load(tmp_path / "results.npy")
+    assert coarse["clock_step_ms"] == 1.0
+    # A call of this model takes some microseconds; one alone would mostly be 0.
+    assert coarse["calls_per_sample"] >= 16
+    assert samples.min() > 0
+    # The twin: the clock as it is.
+    fine = timed(1)
+    assert fine["clock_step_ms"] < 1.0
+    assert fine["calls_per_sample"] < coarse["calls_per_sample"]
+
+
 @pytest.mark.parametrize("runtime", list(MODELS))
 @pytest.mark.parametrize(
     ("changed", "code", "error", "words"),

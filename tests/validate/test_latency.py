@@ -91,6 +91,35 @@ def test_coarse_timer() -> None:
     assert same.disturbances == ("all samples are 5 ms: the timer is too coarse",)
 
 
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"clock_step_ms": 0.06}, "steps of 0.06 ms, and a call took 5.0"),
+        ({"clock_step_ms": 0.5, "calls_per_sample": 8}, "steps of 0.5 ms, and 8 calls took 40"),
+    ],
+)
+def test_a_clock_that_is_known_to_be_coarse(facts: dict[str, float], words: str) -> None:
+    latency = summarize([session(), session(**facts)], 90, "d", "r", cores=2)
+    assert len(latency.disturbances) == 1
+    assert latency.disturbances[0].startswith("session 2: the clock moves in ")
+    assert words in latency.disturbances[0]
+    # The twin: a step that is less than a percent of what a sample spans.
+    fine = {**facts, "clock_step_ms": facts["clock_step_ms"] / 1.5}
+    latency = summarize([session(), session(**fine)], 90, "d", "r", cores=2)
+    assert latency.disturbances == ()
+    assert latency.clock_step_ms == fine["clock_step_ms"]
+    assert latency.session_calls_per_sample == (1, int(facts.get("calls_per_sample", 1)))
+
+
+def test_samples_of_zero_are_no_times() -> None:
+    some = session((0.0, *quiet(299)))
+    latency = summarize([session(), some], 90, "d", "r", cores=2)
+    assert latency.disturbances == ("1 of 600 samples are 0 ms: the timer is too coarse",)
+    nothing = session((0.0,) * 300)
+    latency = summarize([nothing], 90, "d", "r", cores=2)
+    assert latency.disturbances == ("300 of 300 samples are 0 ms: the timer is too coarse",)
+
+
 @pytest.mark.parametrize("sessions", [[], [session().model_copy(update={"samples_ms": ()})]])
 def test_nothing_measured_is_no_latency(sessions: list[LatencySession]) -> None:
     with pytest.raises(ValueError, match="at least one session"):

@@ -278,6 +278,10 @@ REFUSED = [
     (sessions(samples_ms=[1.0] * 100_001), "samples_ms: received a list of 100001", "100000"),
     (sessions(sample_ms=[1]), "latency[1].sample_ms: unknown key", "did you mean samples_ms?"),
     (sessions(thermal_status="hot"), "thermal_status: received hot", "'severe'"),
+    (sessions(calls_per_sample=0), "calls_per_sample: received 0", "greater than or equal to 1"),
+    (sessions(calls_per_sample=1.5), "calls_per_sample: received 1.5", "valid integer"),
+    (sessions(clock_step_ms=0), "clock_step_ms: received 0", "greater than 0"),
+    (sessions(clock_step_ms=-1.0), "clock_step_ms: received -1", "greater than 0"),
     (sessions(fresh_process=1), "fresh_process: received 1", "boolean"),
     (changed(accuracy=[{"file": "a"}]), "accuracy[0].answer: missing", "null if"),
     (changed(accuracy=[{"answer": "cat"}]), "accuracy[0] with neither", "sha256 of its bytes"),
@@ -471,6 +475,52 @@ def test_one_session_cannot_count_twice(tmp_path: Path) -> None:
     coarse = {"samples_ms": [5.0] * 300, "fresh_process": True}
     found = judged(read(tmp_path, latency=[coarse] * 5))
     assert "the timer is too coarse" in found.detail
+
+
+def test_a_coarse_clock_is_said_and_batches_bridge_it(tmp_path: Path) -> None:
+    def of(**facts: Any) -> Check:
+        timed = [session(seed, 0, **facts) for seed in range(5)]
+        return judged(read(tmp_path, latency=timed))
+
+    coarse = of(clock_step_ms=0.1)
+    assert coarse.status is Status.INCONCLUSIVE
+    assert "session 1: the clock moves in steps of 0.1 ms, and a call took 5.0" in coarse.detail
+    # The twin: as many calls at once as bridge that step.
+    bridged = of(clock_step_ms=0.1, calls_per_sample=4)
+    assert bridged.status is Status.PASS
+    assert bridged.measured.startswith("p90 of means of 4 calls 5.0")
+
+
+@pytest.mark.parametrize(
+    ("facts", "received"),
+    [
+        ({"samples_ms": [0.0] * 40}, "latency[1] of 40 samples that are all 0 ms"),
+        ({"samples_ms": [0] * 300}, "latency[1] of 300 samples that are all 0 ms"),
+        (
+            {"clock_step_ms": 11.0},
+            "latency[1] with a sample of 5 ms by a clock that moves in steps of 11 ms",
+        ),
+        (
+            {"clock_step_ms": 110.0, "calls_per_sample": 10},
+            "latency[1] with a sample of 50 ms by a clock that moves in steps of 110 ms",
+        ),
+    ],
+)
+def test_times_that_no_clock_can_have_shown_are_refused(
+    tmp_path: Path, facts: dict[str, Any], received: str
+) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        read(tmp_path, latency=[session(), {**session(2), **facts}])
+    assert received in caught.value.received
+    assert caught.value.remedy
+
+
+def test_some_samples_of_zero_never_decide(tmp_path: Path) -> None:
+    fast = [session(seed, 0) for seed in range(5)]
+    fast[2]["samples_ms"][7] = 0.0
+    found = judged(read(tmp_path, latency=fast))
+    assert found.status is Status.INCONCLUSIVE
+    assert "1 of 1500 samples are 0 ms: the timer is too coarse" in found.detail
 
 
 # Accuracy

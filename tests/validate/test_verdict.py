@@ -160,6 +160,21 @@ def test_latency_measured_again(
     assert f"measured {len(earlier) + 1} times" in check.detail
 
 
+def test_the_check_says_that_percentiles_are_of_means() -> None:
+    single = latency_of(4, 4, 4, 4, 4)
+    batches = single.model_copy(update={"session_calls_per_sample": (8, 8, 8, 8, 16)})
+    check = check_latency(batches, 5.0)
+    assert check.status == PASS
+    assert check.measured == "p90 of means of 8 to 16 calls 4 to 4 ms over 5 sessions"
+    assert "single slow calls do not show in means" in check.detail
+    # The twin: single calls.
+    alone = single.model_copy(update={"session_calls_per_sample": (1,) * 5})
+    for latency in (single, alone):
+        check = check_latency(latency, 5.0)
+        assert check.measured == "p90 4 to 4 ms over 5 sessions"
+        assert "means" not in check.detail
+
+
 @pytest.mark.parametrize(("times", "status"), [((4,) * 5, PASS), ((6,) * 5, MISS)])
 def test_noise_does_not_wash_a_verdict_out(times: tuple[float, ...], status: Status) -> None:
     check = check_latency(NOISY, 5.0, earlier=looks(times))
