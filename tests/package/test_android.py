@@ -37,6 +37,7 @@ from edgekit.data import picture as pictures
 from edgekit.errors import SpecError
 from edgekit.package import android
 from edgekit.records import Preprocess, TensorInfo, input_codes
+from edgekit.runner.clock import calls_per_sample
 from edgekit.validate.measurements import read_measurements
 
 # Debian: libandroid-json-java, Android's own org.json; junit4.
@@ -95,6 +96,12 @@ private fun check(folder: String, fault: String): SelfCheck {
     )
 }
 
+/** Returns a clock of which every third reading is a step further. */
+private fun ticking(step: Long): () -> Long {
+    var readings = 0L
+    return { readings++ / 3 * step }
+}
+
 fun main() {
     while (true) {
         val asked = JSONObject(readlnOrNull() ?: return)
@@ -139,6 +146,13 @@ fun main() {
                     fresh?.let { check.session(it, 0.0, 0.0, 6) },
                     asked.optString("earlier"),
                 )
+            }
+            "batch" -> {
+                val step = asked.getLong("step")
+                val found = SelfCheck.callsPerSample(SelfCheck.clockStep(ticking(step))) { count ->
+                    count * asked.getLong("call") / step * step
+                }
+                found
             }
             else -> error(asked)
         }
@@ -649,6 +663,9 @@ def test_measurements_are_read_by_edgekit(app: App, package: Any, tmp_path: Path
     read = read_measurements(path)
     assert read.sha256 == hashlib.sha256(contents.model).hexdigest()
     assert [session.fresh_process for session in read.latency or ()] == [True, False]
+    for session in read.latency or ():
+        assert session.clock_step_ms is not None
+        assert min(session.samples_ms) > 0
     assert all(len(session.samples_ms) == 6 for session in read.latency or ())
     digests = {hashlib.sha256(file).hexdigest(): colour for colour, _, file in source_pictures()}
     assert {a.sha256: a.answer for a in read.accuracy or ()} == digests
@@ -657,6 +674,15 @@ def test_measurements_are_read_by_edgekit(app: App, package: Any, tmp_path: Path
         app.ask("measure", goldens=str(goldens), about=about, fresh=True, earlier=other)
     )
     assert len(alone["latency"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "call"), [(5_000, 1_000), (1_000, 10**6), (10**8, 50_000), (40, 60_000), (40, 7)]
+)
+def test_calls_too_short_for_a_clock_are_timed_in_batches(app: App, step: int, call: int) -> None:
+    """As many at once as the runner would take."""
+    wanted, _ = calls_per_sample(lambda calls: calls * call // step * step, step)
+    assert app.ask("batch", step=step, call=call) == wanted
 
 
 def test_hostile_labels_and_title_stay_data(app: App, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from edgekit.data import picture as pictures
 from edgekit.errors import SpecError
 from edgekit.package import ios
 from edgekit.records import Preprocess, input_codes
+from edgekit.runner.clock import calls_per_sample
 from edgekit.validate.measurements import read_measurements
 
 TARGET = "FunDaysClassifier"
@@ -132,6 +133,15 @@ while let asked = hear() {
             answers: folder.map { try check.answers($0) { "\($0.count)-digest" } },
             session: session, earlier: (asked["earlier"] as? String).map { Data($0.utf8) })
         result = String(decoding: text, as: UTF8.self)
+    case "batch":
+        let (step, one) = (UInt64(asked["step"] as! Int), UInt64(asked["call"] as! Int))
+        var readings: UInt64 = 0
+        // Every third reading is a step further.
+        let found = SelfCheck.clockStep {
+            readings += 1
+            return readings / 3 * step
+        }
+        result = SelfCheck.callsPerSample(step: found) { UInt64($0) * one / step * step }
     default:
         fatalError("\(asked)")
     }
@@ -549,9 +559,21 @@ def test_measurements_are_read_by_edgekit(
     read = read_measurements(path)
     assert read.sha256 == hashlib.sha256(contents.model).hexdigest()
     assert [session.fresh_process for session in read.latency or ()] == [True, False]
+    for session in read.latency or ():
+        assert session.clock_step_ms is not None
+        assert min(session.samples_ms) > 0
     other = json.dumps(json.loads(first) | {"sha256": "0" * 64})
     alone = app.ask("measure", goldens=goldens, about=about, fresh=True, earlier=other)
     assert len(json.loads(alone)["latency"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("step", "call"), [(5_000, 1_000), (1_000, 10**6), (10**8, 50_000), (40, 60_000), (40, 7)]
+)
+def test_calls_too_short_for_a_clock_are_timed_in_batches(app: App, step: int, call: int) -> None:
+    """As many at once as the runner would take."""
+    wanted, _ = calls_per_sample(lambda calls: calls * call // step * step, step)
+    assert app.ask("batch", step=step, call=call) == wanted
 
 
 def test_hostile_labels_and_title_stay_data(app: App, tmp_path: Path) -> None:

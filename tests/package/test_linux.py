@@ -237,12 +237,14 @@ def board(bundle: Path) -> Path:
     return cached(f"linux-{version}-{digest(requirements)[:16]}", make) / "bin" / "python"
 
 
-def run(bundle: Path, program: str, *arguments: Path | str) -> subprocess.CompletedProcess[str]:
+def run(
+    bundle: Path, program: str, *arguments: Path | str, path: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Runs a program of the package as a board does: nothing of edgekit is to be seen there."""
     return subprocess.run(
         [board(bundle), bundle / "linux" / "python" / program, *arguments],
         cwd=bundle.parent,
-        env=BARE,
+        env=BARE if path is None else {**BARE, "PYTHONPATH": str(path)},
         capture_output=True,
         text=True,
         encoding="utf-8",
@@ -587,6 +589,28 @@ def test_what_it_measures_is_read_by_edgekit(tmp_path: Path) -> None:
     assert wrong == ["a b/wrong.png"]
 
 
+def test_a_clock_coarser_than_a_call_is_bridged_and_said(tmp_path: Path) -> None:
+    bundle, out = written(made(tmp_path), tmp_path / "bundle"), tmp_path / "measured.json"
+    (tmp_path / "coarse").mkdir()
+    # What Python runs first, in every process that the self-check starts.
+    (tmp_path / "coarse" / "sitecustomize.py").write_text(
+        "import time\nfine = time.perf_counter_ns\n"
+        "time.perf_counter_ns = lambda: fine() // 200_000 * 200_000\n"
+    )
+    arguments = ("--latency", "--seconds", "0", "--by", "Ann", "--json", out)
+    done = run(bundle, "selfcheck.py", *arguments, path=tmp_path / "coarse")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "calls, in which single slow ones do not show" in done.stdout
+    measured = read_measurements(out)
+    for session in measured.latency or ():
+        assert session.clock_step_ms == 0.2
+        assert session.calls_per_sample > 1
+        assert min(session.samples_ms) > 0
+    latency = latency_of(measured, 90)
+    assert latency is not None
+    assert latency.means.endswith(" calls")
+
+
 def test_of_a_folder_with_splits_the_test_split_is_measured(tmp_path: Path) -> None:
     bundle = written(made(tmp_path), tmp_path / "bundle")
     for split in ("train", "test"):
@@ -772,6 +796,9 @@ def test_what_cpp_measures_is_read_by_edgekit(
     assert (measured.by, measured.delegate) == ('Ann \\ "A"', "XNNPACK")
     assert measured.latency is not None
     assert [len(session.samples_ms) for session in measured.latency] == [200] * 5
+    for session in measured.latency:
+        assert session.clock_step_ms is not None
+        assert min(session.samples_ms) > 0
     assert native(selfcheck, bundle, "--json", out).returncode == 2
 
 

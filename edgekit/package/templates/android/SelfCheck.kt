@@ -114,7 +114,8 @@ class SelfCheck(
     /**
      * Returns one session of single-image latency, for `edgekit validate`.
      *
-     * [fresh] says that this process was started for it alone and has run nothing before.
+     * [fresh] says that this process was started for it alone and has run nothing before. A call
+     * that is too short for the clock is timed in batches, and a sample is the mean of one.
      */
     fun session(fresh: Boolean, warmUpSeconds: Double, seconds: Double, least: Int): JSONObject {
         val input = slice(inputs, goldens.first(), "input")
@@ -124,17 +125,27 @@ class SelfCheck(
             run(input)
             warmUps++
         }
+        val step = clockStep(System::nanoTime)
+        fun timed(calls: Int): Long {
+            val begin = System.nanoTime()
+            repeat(calls) { run(input) }
+            return System.nanoTime() - begin
+        }
+        val calls = callsPerSample(step) { count ->
+            warmUps += count
+            timed(count)
+        }
         val samples = JSONArray()
         val first = System.nanoTime()
         while (samples.length() < least || elapsed(first) < seconds * 1000) {
-            val begin = System.nanoTime()
-            run(input)
-            samples.put(elapsed(begin))
+            samples.put(timed(calls) / 1e6 / calls)
         }
         return JSONObject()
             .put("samples_ms", samples)
             .put("fresh_process", fresh)
             .put("warmup_runs", warmUps)
+            .put("clock_step_ms", step / 1e6)
+            .put("calls_per_sample", calls)
     }
 
     /**
@@ -194,6 +205,47 @@ class SelfCheck(
         // The tolerances that this package was made with.
         const val MOST_STEPS = @@MOST_STEPS@@
         const val MOST_SHARE = @@MOST_SHARE@@
+
+        // A sample is wrong by up to one step of the clock, here by at most half a percent.
+        const val SAMPLE_STEPS = 200
+
+        // Whatever the clock.
+        const val LONGEST_SAMPLE_NANOSECONDS = 250_000_000L
+
+        /** Returns the least by which a clock moves from one reading to the next. */
+        fun clockStep(clock: () -> Long): Long {
+            var step = Long.MAX_VALUE
+            var changes = 0
+            var readings = 0
+            var last = clock()
+            while (changes < 50 && readings < 10_000_000) {
+                val now = clock()
+                if (now > last) {
+                    step = minOf(step, now - last)
+                    changes++
+                }
+                readings++
+                last = now
+            }
+            check(changes > 0) { "the clock of this device stands still" }
+            return step
+        }
+
+        /**
+         * Returns how many calls span enough steps of the clock; [timed] makes so many.
+         *
+         * Of some batches the shortest decides: one that is interrupted must not end the search.
+         */
+        fun callsPerSample(step: Long, timed: (Int) -> Long): Int {
+            var calls = 1
+            while (true) {
+                val shortest = (1..5).minOf { timed(calls) }
+                if (shortest >= SAMPLE_STEPS * step || 2 * shortest > LONGEST_SAMPLE_NANOSECONDS) {
+                    return calls
+                }
+                calls *= 2
+            }
+        }
 
         fun sha256(bytes: ByteArray): String =
             MessageDigest.getInstance("SHA-256").digest(bytes)

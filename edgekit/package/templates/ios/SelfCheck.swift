@@ -11,6 +11,10 @@ struct SelfCheck {
     // The tolerances that this package was made with.
     static let mostSteps: Float = @@MOST_STEPS@@
     static let mostShare: Float = @@MOST_SHARE@@
+    // A sample is wrong by up to one step of the clock, here by at most half a percent.
+    static let sampleSteps: UInt64 = 200
+    // Whatever the clock.
+    static let longestSampleNanoseconds: UInt64 = 250_000_000
 
     private struct Golden: Decodable {
         let name: String
@@ -143,6 +147,8 @@ struct SelfCheck {
 
     /// Returns one session of single-image latency, for `edgekit validate`.
     ///
+    /// A call that is too short for the clock is timed in batches, and a sample is the mean of one.
+    ///
     /// - Parameter fresh: Whether this process was started for it alone and has run nothing before.
     func session(
         fresh: Bool, warmUpSeconds: Double, seconds: Double, least: Int
@@ -154,14 +160,62 @@ struct SelfCheck {
             _ = try run(tensor)
             warmUps += 1
         }
+        let clock = { DispatchTime.now().uptimeNanoseconds }
+        let timed = { (calls: Int) throws -> UInt64 in
+            let begin = clock()
+            for _ in 0..<calls { _ = try run(tensor) }
+            return clock() - begin
+        }
+        let step = SelfCheck.clockStep(clock)
+        let calls = try SelfCheck.callsPerSample(step: step) { count in
+            warmUps += count
+            return try timed(count)
+        }
         var samples: [Double] = []
         let first = DispatchTime.now()
         while samples.count < least || milliseconds(first) < seconds * 1000 {
-            let begin = DispatchTime.now()
-            _ = try run(tensor)
-            samples.append(milliseconds(begin))
+            samples.append(Double(try timed(calls)) / 1e6 / Double(calls))
         }
-        return ["samples_ms": samples, "fresh_process": fresh, "warmup_runs": warmUps]
+        return [
+            "samples_ms": samples, "fresh_process": fresh, "warmup_runs": warmUps,
+            "clock_step_ms": Double(step) / 1e6, "calls_per_sample": calls,
+        ]
+    }
+
+    /// Returns the least by which a clock moves from one reading to the next, in nanoseconds.
+    static func clockStep(_ clock: () -> UInt64) -> UInt64 {
+        var step = UInt64.max
+        var (changes, readings) = (0, 0)
+        var last = clock()
+        while changes < 50 && readings < 10_000_000 {
+            let now = clock()
+            if now > last {
+                step = min(step, now - last)
+                changes += 1
+            }
+            readings += 1
+            last = now
+        }
+        precondition(changes > 0, "the clock of this device stands still")
+        return step
+    }
+
+    /// Returns how many calls span enough steps of the clock.
+    ///
+    /// Of some batches the shortest decides: one that is interrupted must not end the search.
+    ///
+    /// - Parameter timed: Makes so many calls; returns their time in nanoseconds.
+    static func callsPerSample(
+        step: UInt64, timed: (Int) throws -> UInt64
+    ) rethrows -> Int {
+        var calls = 1
+        while true {
+            var shortest = UInt64.max
+            for _ in 0..<5 { shortest = min(shortest, try timed(calls)) }
+            let spans = shortest >= sampleSteps * step
+            if spans || 2 * shortest > longestSampleNanoseconds { return calls }
+            calls *= 2
+        }
     }
 
     /// Returns the measurements as `edgekit validate --measurements` reads them.

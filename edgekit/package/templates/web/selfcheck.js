@@ -108,11 +108,17 @@ function showFacts(about) {
 function showTiming() {
   for (const percent of PERCENTILES) {
     added(element("percentiles"), "th", `p${percent}`);
-    added(element("milliseconds"), "td", `${percentile(timing.samples, percent).toFixed(2)} ms`);
+    const value = percentile(timing.samples, percent);
+    added(element("milliseconds"), "td", `${value < 1 ? value.toPrecision(3) : value.toFixed(2)} ms`);
   }
+  const means =
+    timing.callsPerSample > 1
+      ? `, each the mean of ${timing.callsPerSample} calls, in which single slow ones do not show`
+      : "";
   element("latency-note").textContent =
-    `${timing.samples.length} calls of the model alone, after ${timing.warmUpRuns} to warm up` +
-    (crossOriginIsolated ? "." : "; the page is not cross-origin isolated, so its clock is coarse.");
+    `${timing.samples.length} samples of the model alone${means}, after ${timing.warmUpRuns} calls ` +
+    `to warm up; the clock moves in steps of ${Number(timing.clockStep.toPrecision(2))} ms` +
+    (crossOriginIsolated ? "." : ", as the page is not cross-origin isolated.");
   element("latency").hidden = false;
 }
 
