@@ -172,6 +172,7 @@ class FileReport(Record):
             f"  {t.samples} samples in {len(t.session_percentile_ms)} processes, worth "
             f"{t.effective_samples:.0f} independent ones; {t.context_switches_involuntary} "
             f"involuntary context switches{governor}",
+            *([f"  these are {t.means}: one call is too short for the clock"] if t.means else []),
             *(f"  disturbed: {disturbance}" for disturbance in t.disturbances),
         ]
         weak = [

@@ -11,6 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+# Beside a number; all of them stand in the record.
+_DISTURBANCES_SHOWN = 2
+
 
 class Record(BaseModel):
     """Base of all records: immutable, no unknown fields, finite numbers only."""
@@ -630,6 +633,16 @@ class Latency(Record):
             return ""
         least = min(self.session_calls_per_sample)
         return f"means of {most if least == most else f'{least} to {most}'} calls"
+
+    @property
+    def caveat(self) -> str:
+        """What has to stand beside its numbers wherever they are shown, in words; or nothing."""
+        said = [self.means] if self.means else []
+        if self.disturbances:
+            more = len(self.disturbances) - _DISTURBANCES_SHOWN
+            shown = "; ".join(self.disturbances[:_DISTURBANCES_SHOWN])
+            said.append(f"disturbed: {shown}" + (f"; and {more} more" if more > 0 else ""))
+        return ", ".join(said)
 
 
 class Check(Record):

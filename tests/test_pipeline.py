@@ -355,6 +355,53 @@ def test_report_is_shown_again_with_the_exit_code_of_its_verdicts(
     assert (out / "report.md").is_file()
 
 
+def test_what_disturbed_times_stands_beside_them_and_their_ratio(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    _, out, _ = first
+    other = tmp_path / "out"
+    shutil.copytree(out, other, ignore=shutil.ignore_patterns(".store"))
+    report = json.loads((other / "report.json").read_text())
+    paths = {a["sha256"]: a["path"] for a in report["export"]["artifacts"]}
+
+    def shown(noisy: tuple[str, ...] = (), means: tuple[str, ...] = ()) -> tuple[str, str]:
+        """Returns what is printed and the page, where load disturbed some files."""
+        for evaluation in report["validation"]["evaluations"]:
+            if evaluation["latency"] is not None:
+                path = paths[evaluation["artifact_sha256"]]
+                evaluation["latency"]["disturbances"] = (
+                    [f"session {n}: load 2.6 on 2 cores" for n in (1, 2, 3)]
+                    if path in noisy
+                    else []
+                )
+                evaluation["latency"]["session_calls_per_sample"] = [8] * (path in means)
+        (other / "report.json").write_text(json.dumps(report))
+        done = edgekit("report", str(other))
+        return done.stdout, (other / "report.md").read_text()
+
+    reason = "disturbed: session 1: load 2.6 on 2 cores; session 2: load 2.6 on 2 cores; and 1 more"
+    for noisy in ("model_float32.tflite", "model_int8_int8_io.tflite"):
+        printed, page = shown((noisy,))
+        for text in (printed, page):
+            (ratio,) = [line for line in text.splitlines() if " here (p50, one thread)" in line]
+            assert f"ratio of times that were disturbed, so rely on it no more: {noisy}" in ratio
+            assert reason in ratio
+        assert "about the times" in printed
+        files = page.partition("## Files")[2].partition("\n## ")[0].splitlines()
+        (row,) = [line for line in files if line.startswith(f"| {noisy} |")]
+        assert f"| {reason} |" in row
+        (quiet,) = [line for line in files if line.startswith("| model_int8.onnx |")]
+        assert reason not in quiet
+    printed, page = shown(means=("model_int8_int8_io.tflite",))
+    for text in (printed, page):
+        assert "where times are means: model_int8_int8_io.tflite: means of 8 calls" in text
+    # The twin: nothing disturbed anything.
+    for text in shown():
+        assert "about the times" not in text
+        (ratio,) = [line for line in text.splitlines() if " here (p50, one thread)" in line]
+        assert ratio.rstrip(".").endswith(" here (p50, one thread)")
+
+
 def test_report_refuses_files_that_are_not_those_it_judged(
     first: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:

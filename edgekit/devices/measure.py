@@ -52,11 +52,13 @@ class Timing:
         sessions: The sessions.
         runtime: Runtime and version.
         disturbances: What the device itself says against them, in words. Defaults to nothing.
+        cores: Cores of the device. Defaults to None: those of this machine.
     """
 
     sessions: tuple[LatencySession, ...]
     runtime: str
     disturbances: tuple[str, ...] = ()
+    cores: int | None = None
 
 
 @dataclass(frozen=True)
@@ -199,11 +201,13 @@ def time_sessions(
             which = turn % len(tasks)
             timed[which].append(_time_once(used, tasks[which], _share(progress, turn, total)))
         disturbed |= dict.fromkeys(used.disturbances())
+        cores = used.machine.cores
     return [
         Timing(
             tuple(session for session, _ in entries),
             entries[0][1] if entries else "",
             tuple(disturbed),
+            cores,
         )
         for entries in timed
     ]

@@ -312,6 +312,8 @@ def _verdict(report: RunReport, contents: Contents) -> str:
             said += f": test top-1 {_accuracy(found.accuracy)}"
         if found.latency is not None:
             said += f", p90 {found.latency.p90_ms:.3g} ms, threads: {found.threads}"
+            if found.latency.caveat:
+                said += f" ({escaped(found.latency.caveat)})"
         parts.append(f"{said}. {escaped(found.origin)}".rstrip())
     if not on_device:
         parts.append("No answers or times from the target's own device stand behind this card.")

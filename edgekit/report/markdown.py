@@ -79,9 +79,11 @@ def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
 
 def _files(report: RunReport) -> str:
     by_digest = report.validation.on_one_thread
-    rows = [_file_row(a, by_digest[a.sha256], report) for a in report.export.artifacts]
+    beside = _beside(by_digest[a.sha256].latency for a in report.export.artifacts)
+    rows = [_file_row(a, by_digest[a.sha256], report, beside) for a in report.export.artifacts]
     header = ("file", "size", "test top-1 (95 %)", "top-5", "drop in points (limit)",
               "McNemar p", "agrees", "SQNR dB", "p50 ms", "p90 ms", "p99 ms",
+              *beside,
               "judged for")  # fmt: skip
     timed = report.validation.evaluations[0].latency
     about = f"Latency: one image a call, one thread, on {report.machine}"
@@ -101,7 +103,9 @@ def _files(report: RunReport) -> str:
     )
 
 
-def _file_row(artifact: Artifact, evaluation: Evaluation, report: RunReport) -> tuple[str, ...]:
+def _file_row(
+    artifact: Artifact, evaluation: Evaluation, report: RunReport, beside: tuple[str, ...]
+) -> tuple[str, ...]:
     drop, latency = evaluation.drop, evaluation.latency
     judged = [
         f"{verdict.target} {verdict.status}"
@@ -118,6 +122,7 @@ def _file_row(artifact: Artifact, evaluation: Evaluation, report: RunReport) -> 
         "-" if drop is None else f"{drop.agreement:.1%}",
         "-" if evaluation.sqnr_db is None else f"{evaluation.sqnr_db:.1f}",
         *_times(latency),
+        *(_caveat(latency) for _ in beside),
         (", ".join(judged) or "-") if artifact.ships else "does not ship",
     )
 
@@ -127,6 +132,7 @@ def _devices(report: RunReport) -> tuple[str, ...]:
     found = report.validation.on_devices
     if not found:
         return ()
+    beside = _beside(e.latency for e in found)
     rows = [
         (
             e.target,
@@ -135,13 +141,14 @@ def _devices(report: RunReport) -> tuple[str, ...]:
             "-" if e.accuracy is None else _accuracy(e.accuracy),
             "-" if e.drop is None else f"{e.drop.drop_points:+.2f} ({e.drop.upper_points:+.2f})",
             *_times(e.latency),
+            *(_caveat(e.latency) for _ in beside),
             "-" if e.latency is None or e.latency.hottest_c is None
             else f"{e.latency.hottest_c:.0f} °C",
         )
         for e in found
     ]  # fmt: skip
     header = ("target", "device", "runtime", "test top-1 (95 %)", "drop in points (limit)",
-              "p50 ms", "p90 ms", "p99 ms", "hottest")  # fmt: skip
+              "p50 ms", "p90 ms", "p99 ms", *beside, "hottest")  # fmt: skip
     sentences = (f"- {e.target}: {agreement_sentence(e)}." for e in found)
     return ("\n".join(("## On the devices", "", table(header, rows), "", *sentences)),)
 
@@ -150,6 +157,15 @@ def _times(latency: Latency | None) -> tuple[str, ...]:
     if latency is None:
         return "-", "-", "-"
     return tuple(f"{value:.3f}" for value in (latency.p50_ms, latency.p90_ms, latency.p99_ms))
+
+
+def _beside(latencies: Iterable[Latency | None]) -> tuple[str, ...]:
+    """Returns the heading of the column beside times; none where nothing has to stand there."""
+    return ("about the times",) if any(x is not None and x.caveat for x in latencies) else ()
+
+
+def _caveat(latency: Latency | None) -> str:
+    return "-" if latency is None else latency.caveat or "-"
 
 
 def _accuracy(accuracy: Accuracy) -> str:

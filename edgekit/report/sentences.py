@@ -110,4 +110,9 @@ def _gain(report: RunReport, ships: tuple[Artifact, Evaluation]) -> str:
         return smaller
     ratio = theirs.p50_ms / ours.p50_ms
     speed = f"{ratio:.2f} times as fast" if ratio >= 1 else f"{1 / ratio:.2f} times as slow"
-    return f"{smaller} and {speed} here (p50, one thread)"
+    said = f"{smaller} and {speed} here (p50, one thread)"
+    caveats = ((ships[0].path, ours.caveat), (reference, theirs.caveat))
+    beside = "; ".join(f"{path}: {caveat}" for path, caveat in caveats if caveat)
+    if ours.disturbances or theirs.disturbances:
+        return f"{said}, a ratio of times that were disturbed, so rely on it no more: {beside}"
+    return f"{said}, where times are means: {beside}" if beside else said

@@ -411,7 +411,8 @@ def slower_than_float(int8: measure.Timing, float32: measure.Timing) -> str | No
     """Returns a sentence if int8 is slower than float32 on one device, else None.
 
     Slower means that every session's median is above every median of the float32 file. It happens
-    where a processor has no instructions for int8, and nobody who ships int8 expects it.
+    where a processor has no instructions for int8, and nobody who ships int8 expects it. What
+    disturbed either stands beside it.
 
     Args:
         int8: Timed sessions of the int8 file.
@@ -424,10 +425,22 @@ def slower_than_float(int8: measure.Timing, float32: measure.Timing) -> str | No
     if min(medians[0]) <= max(medians[1]):
         return None
     ours, theirs = (float(np.median(values)) for values in medians)
-    return (
-        f"int8 is slower than float32 here: {ours:.2f} ms against {theirs:.2f} ms a picture "
+    said = (
+        f"int8 is slower than float32 here: {ours:#.3g} ms against {theirs:#.3g} ms a picture "
         f"({ours / theirs:.2f} times), in every session; ship it for its size, or take float32"
     )
+    caveats = [
+        f"{name}: {latency.caveat}"
+        for name, latency in (("int8", _medians(int8)), ("float32", _medians(float32)))
+        if latency.caveat
+    ]
+    return "; ".join((said, *caveats))
+
+
+def _medians(timing: measure.Timing) -> Latency:
+    """Returns sessions as the latency at their medians, with what disturbed them."""
+    said, cores = timing.disturbances, timing.cores
+    return summarize(timing.sessions, 50, "", timing.runtime, cores, said)
 
 
 def _verdict(

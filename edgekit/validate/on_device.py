@@ -385,7 +385,7 @@ def summary(timing: measure.Timing, percentile: int, device: measure.Device) -> 
         percentile,
         machine.words,
         timing.runtime,
-        machine.cores,
+        timing.cores,
         timing.disturbances,
     )
 

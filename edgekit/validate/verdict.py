@@ -165,7 +165,9 @@ def check_believable_latency(
     fastest = min(ms for look in (*earlier, latency) for ms in look.session_percentile_ms)
     measured = f"p{latency.percentile} {fastest:.3g} ms in the fastest session"
     if fastest >= least_ms:
-        return _check(name, Status.PASS, measured, budget, "no faster than can be believed")
+        detail = "no faster than can be believed"
+        detail += f" ({latency.caveat})" if latency.caveat else ""
+        return _check(name, Status.PASS, measured, budget, detail)
     detail = "faster than was thought possible: check that this is the device that was named"
     return _check(name, Status.INCONCLUSIVE, measured, budget, detail)
 

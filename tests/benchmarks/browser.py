@@ -22,6 +22,7 @@ from edgekit.devices import browser
 from edgekit.devices.measure import Pace, answer, time_sessions
 from edgekit.devices.protocol import subject_of
 from edgekit.records import Artifact, ExportRecord, input_codes
+from edgekit.validate.latency import summarize
 
 RUNTIMES: dict[str, browser.Runtime] = {"onnx": "onnxruntime-web", "tflite": "litert-js"}
 HEAD = "{:27} {:>7} {:>6} {:>6} {:>8} {:>6} {:>8} {:>8} {:>6}"
@@ -78,6 +79,7 @@ def main() -> None:
             local = time_sessions([subject], 1, Pace(0.5, 200, given.seconds))[0].sessions[0]
             top = here.argmax(axis=1)
             medians = float(np.median(timed.array)), float(np.median(local.samples_ms))
+            caveat = summarize([local], 50, "", "").caveat
             print(
                 ROW.format(
                     artifact.path,
@@ -88,7 +90,8 @@ def main() -> None:
                     (twin.array.argmax(axis=1) == top).mean(),
                     *medians,
                     medians[0] / medians[1],
-                ),
+                )
+                + (f" (here {caveat})" if caveat else ""),
                 flush=True,
             )
         print(agent)

@@ -227,6 +227,7 @@ def show_latency(folder: Path) -> None:
     from edgekit.runner.onnx_runtime import EXACT, exact_arithmetic
     from edgekit.runtimes.base import RUNTIME_OF_FORMAT
     from edgekit.store import file_digest
+    from edgekit.validate.latency import summarize
 
     images = folder / TIMED_IMAGES
     (_, height, width, _) = np.load(images, mmap_mode="r").shape
@@ -249,8 +250,14 @@ def show_latency(folder: Path) -> None:
     }
     vnni = "without" if exact_arithmetic() == EXACT else "with"
     print(f"{height} px, one thread, median ms of the best session, on {processor()} {vnni} VNNI")
+    about = {
+        name: summarize(
+            timing.sessions, 50, "", timing.runtime, timing.cores, timing.disturbances
+        ).caveat
+        for name, timing in zip(files, timings, strict=True)
+    }
     for name, value in ms.items():
-        print(f"  {name:23}{value:8.3f}")
+        print(f"  {name:23}{value:8.3f}  {about[name]}".rstrip())
     pairs = [
         ("tflite int8", "tflite float32"),
         ("onnx int8", "onnx float32"),
@@ -259,7 +266,11 @@ def show_latency(folder: Path) -> None:
     ]
     for one, other in pairs:
         if other in ms:
-            print(f"  {one} / {other}: {ms[one] / ms[other]:.2f}")
+            noisy = any("disturbed" in about[name] for name in (one, other))
+            print(
+                f"  {one} / {other}: {ms[one] / ms[other]:.2f}"
+                + (" (disturbed, see above)" if noisy else "")
+            )
 
 
 def _spread(values: npt.NDArray[np.float64]) -> float:

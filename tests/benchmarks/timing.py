@@ -109,12 +109,14 @@ def compare_medians(
     pace = Pace(0.5, 50, options.seconds)
     ours: dict[str, list[float]] = {file_format: [] for file_format in subjects}
     theirs: dict[str, list[float]] = {file_format: [] for file_format in subjects}
+    caveats: dict[str, set[str]] = {file_format: set() for file_format in subjects}
     for turn in range(options.turns):
         for file_format, asked in subjects.items():
 
             def own(file_format: str = file_format, asked: Subject = asked) -> None:
                 (timing,) = time_sessions([asked], 1, pace)
                 ours[file_format].append(float(np.median(timing.sessions[0].samples_ms)))
+                caveats[file_format].add(summarize(timing.sessions, 50, "", "").caveat)
 
             def other(file_format: str = file_format, asked: Subject = asked) -> None:
                 taken = (
@@ -137,6 +139,8 @@ def compare_medians(
             f"turn {ratios.min():.3f} to {ratios.max():.3f}, {options.threads} threads, "
             f"{options.turns} turns"
         )
+        for caveat in sorted(caveats[file_format] - {""}):
+            print(f"  a turn of edgekit's: {caveat}")
     print(f"edgekit adds {1000 * overhead_ms():.2f} microseconds to a query")
 
 

@@ -32,6 +32,7 @@ from edgekit.records import (
     Evaluation,
     ExportRecord,
     FloatModelRecord,
+    Latency,
     PairedDrop,
     PhaseRecord,
     PrefixRecord,
@@ -414,6 +415,33 @@ def test_what_was_not_measured_is_said_plainly() -> None:
     assert "was not measured on the device, so nobody knows" in page.text
     assert "Not measured: latency." in page.text
     assert "No answers or times from the target's own device stand behind this card." in page.text
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"disturbances": ("load 9.5 on | 9 <b> cores",)}, "disturbed: load 9.5 on | 9 <b> cores"),
+        ({"session_calls_per_sample": (4, 8)}, "means of 4 to 8 calls"),
+        ({}, ""),
+    ],
+)
+def test_what_speaks_against_a_time_stands_beside_it(facts: dict[str, Any], said: str) -> None:
+    report, contents = made(("cat", "dog"))
+    latency = Latency.model_validate(
+        {
+            **dict.fromkeys(("p50_ms", "p90_ms", "p95_ms", "p99_ms", "max_ms"), 12.5),
+            "device": "d", "runtime": "r", "threads": 4, "percentile": 90, "samples": 9,
+            "session_percentile_ms": (12.5,), "effective_samples": 9.0, "governor": None,
+            "context_switches_involuntary": 0, "disturbances": (), **facts,
+        }
+    )  # fmt: skip
+    (device,) = report.validation.on_devices
+    told = report.validation.model_copy(
+        update={"on_devices": (device.model_copy(update={"latency": latency}),)}
+    )
+    card = model_card(report.model_copy(update={"validation": told}), contents)
+    beside = f" ({said})" if said else ""
+    assert f", p90 12.5 ms, threads: 4{beside}." in Page(split(card)[1]).text
 
 
 # ---- ML-BOM

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -208,7 +209,7 @@ def timing_of(*medians_ms: float) -> Timing:
     """Returns one session around each median."""
     sessions = tuple(
         LatencySession(
-            samples_ms=(0.9 * median, median, 1.5 * median),
+            samples_ms=(0.995 * median, median, 1.005 * median),
             threads=1,
             warmup_runs=5,
             context_switches_involuntary=0,
@@ -226,6 +227,11 @@ def test_int8_that_is_slower_in_every_session_is_said() -> None:
     said = slower_than_float(timing_of(3.0, 2.4, 2.6), timing_of(2.0, 2.2, 1.9))
     assert said is not None
     assert "2.60 ms against 2.00 ms a picture (1.30 times)" in said
+    assert "disturbed: session 1: 3 samples, p50 needs 5" in said
+    noisy = replace(timing_of(*[2.0] * 3), disturbances=("battery saver is on",))
+    assert "float32: disturbed: battery saver is on" in (
+        slower_than_float(timing_of(*[3.0] * 3), noisy) or ""
+    )
     # Twins: one session as fast as the slowest of the float file, or faster throughout.
     assert slower_than_float(timing_of(3.0, 2.2, 2.6), timing_of(2.0, 2.2, 1.9)) is None
     assert slower_than_float(timing_of(2.0, 2.2, 1.9), timing_of(3.0, 2.4, 2.6)) is None
