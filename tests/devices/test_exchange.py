@@ -3,10 +3,10 @@
 import fcntl
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from processes import eventually
 
 from edgekit.devices.exchange import LINE_LIMIT_BYTES, OUTPUT_LIMIT_BYTES, exchange
 from edgekit.errors import DeviceError, EdgekitError, IntegrityError
@@ -107,10 +107,7 @@ def test_interrupt_ends_the_runner_and_its_children(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         exchange(runner(script), "m", 60, interrupt)
-    deadline = time.monotonic() + 30
-    while not _free(lock) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert _free(lock)
+    assert eventually(lambda: _free(lock))
 
 
 def _free(lock: Path) -> bool:

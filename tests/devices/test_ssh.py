@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import alive, eventually
-from ssh_server import Server, free_port, new_key, program, serving
+from processes import alive, eventually, stopped_at_its_limit
+from ssh_server import Server, new_key, program, serving
 from tiny_wheels import wheel
 
 from edgekit.devices.exchange import exchange
@@ -201,8 +201,7 @@ def test_at_the_time_limit_the_program_there_ends_with_its_children(
     pids = tmp_path / "pids"
     with reached(server) as place:
         command = started(place, tmp_path, sleeper(pids, more))
-        with pytest.raises(DeviceError, match="no answer after 2 s"):
-            exchange(command, "m", 2)
+        stopped_at_its_limit(command, pids)
         assert eventually(lambda: both_dead(pids))
         assert exchange(started(place, tmp_path, "say(DONE)", "b.json"), "m", 30).count == 1
 
@@ -225,7 +224,7 @@ def test_a_program_that_still_runs_at_the_end_ends_then(server: Server, tmp_path
         command = started(place, tmp_path, sleeper(pids))
         here = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         assert eventually(lambda: both_alive(pids))
-    assert both_dead(pids)
+    assert eventually(lambda: both_dead(pids))
     assert here.wait(timeout=30) == 128 + 9
 
 
@@ -343,7 +342,9 @@ def test_wrong_key(server: Server, tmp_path: Path) -> None:
 
 
 def test_closed_port(server: Server) -> None:
-    error = failing(server, port=free_port())
+    with socket.socket() as taken:  # nobody else can listen there meanwhile
+        taken.bind((HOST, 0))
+        error = failing(server, port=taken.getsockname()[1])
     assert (error.exit_code, "nothing listens on its SSH port" in error.received) == (7, True)
 
 
@@ -354,7 +355,7 @@ def test_a_host_that_accepts_and_says_nothing(server: Server) -> None:
         start = time.monotonic()
         error = failing(server, port=listener.getsockname()[1], connect_seconds=1)
     assert (error.exit_code, "does not answer" in error.received) == (7, True)
-    assert time.monotonic() - start < 10
+    assert time.monotonic() - start < 60  # without a limit it would be minutes
 
 
 def test_a_host_that_is_no_ssh_server(server: Server) -> None:
@@ -364,7 +365,7 @@ def test_a_host_that_is_no_ssh_server(server: Server) -> None:
         port = listener.getsockname()[1]
         speak = "import socket, sys; s = socket.socket(fileno=0).accept()[0]; s.sendall(b'220 \\n')"
         with subprocess.Popen([sys.executable, "-c", speak], stdin=listener.fileno()):
-            error = failing(server, port=port, connect_seconds=5)
+            error = failing(server, port=port, connect_seconds=30)
     assert error.exit_code == 7
     assert "connection broke" in error.received
 
@@ -389,8 +390,13 @@ LOGINS = [
 
 @pytest.mark.parametrize(("login", "words"), LOGINS)
 def test_a_login_that_hangs_or_prints(tmp_path: Path, login: str, words: str) -> None:
+    # What prints is given the time to do so.
+    seconds = 2 if "no answer" in words else 30
     with serving(tmp_path / "server", f"ForceCommand {login}") as server:
-        with pytest.raises(DeviceError, match=words) as caught, reached(server, connect_seconds=2):
+        with (
+            pytest.raises(DeviceError, match=words) as caught,
+            reached(server, connect_seconds=seconds),
+        ):
             pytest.fail("connected")
         assert caught.value.exit_code == 7
         assert gone(server)

@@ -257,9 +257,9 @@ def test_a_million_entries_are_refused_at_once(tmp_path: Path, count: int) -> No
     end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, len(directory), 31, 0)
     path = tmp_path / "a.zip"
     path.write_bytes(start + directory + end)
-    began = time.monotonic()
+    began = time.process_time()  # however busy the machine is
     refused(lambda: read_zip(path))
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(
