@@ -117,7 +117,7 @@ def package(wanted: Wanted, say: Say) -> Packaged:
         IntegrityError: If the file is not the one that was judged.
         DeviceError: If the runtime fails on a golden.
     """
-    report = _nameless(read_report(wanted.run, wanted.run / ARTIFACTS))
+    report = read_report(wanted.run, wanted.run / ARTIFACTS)
     target, verdict = _judged(report, wanted)
     kind = kind_of(target)  # before the model runs: it may be refused
     contents = _contents(report, target, verdict, kind, wanted, say)
@@ -136,19 +136,6 @@ def package(wanted: Wanted, say: Say) -> Packaged:
         write_atomically(archive, write_zip(files))
     manifest = Manifest.model_validate_json(files[NAME])
     return Packaged(folder, archive, file_digest(archive), manifest)
-
-
-def _nameless(report: RunReport) -> RunReport:
-    """Returns the report without the name of the machine: that is often its owner's.
-
-    `this_machine` puts it behind the system. Where it was measured, the processor and the system
-    tell; the user's own report keeps the name.
-    """
-    known, _, name = report.machine.rpartition(", ")
-    system = known.rpartition(", ")[2].partition(" ")[0]
-    # Its version may be another in what an earlier start of the run measured.
-    named = re.compile(rf'(, {re.escape(system)} [^\s,"]+), {re.escape(name)}(?![\w.-])')
-    return RunReport.model_validate_json(named.sub(r"\1", report.model_dump_json()))
 
 
 def kind_of(target: Target) -> PackageKind:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import platform
 import shlex
 import time
 from collections.abc import Callable
@@ -418,7 +419,8 @@ def _validate(
         {
             "targets": [target.model_dump(mode="json") for target in targets],
             "measuring": spec.model_dump(mode="json"),
-            "machine": this_machine(),
+            # By its name, too: of two alike, one may be the slower.
+            "machine": [this_machine(), platform.node()],
             "devices": devices,
         },
         {"data": dataset.digest, "export": exported.digest},

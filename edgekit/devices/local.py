@@ -28,9 +28,12 @@ def find() -> list[Found]:
 
 
 def this_machine() -> str:
-    """Returns the processor, cores, architecture, system and name of this machine, in words."""
+    """Returns processor, cores, architecture and system of this machine, in words.
+
+    Not its name, which is often its owner's: these words stand in reports and bundles.
+    """
     system = f"{platform.machine()}, {platform.system()} {platform.release()}"
-    return f"{processor()}, {os.cpu_count()} cores, {system}, {platform.node()}"
+    return f"{processor()}, {os.cpu_count()} cores, {system}"
 
 
 def processor() -> str:

@@ -224,7 +224,7 @@ def test_few_pictures_raise_the_epochs_to_the_fewest_steps(
     assert found == [head, trial, final]
     # Twin: no steps are asked for.
     short = long_plan.model_copy(update={"min_steps": 0})
-    assert [short.schedule(p, rows, 1e-3).epochs for p in ("head", "trial", "final")] == [4, 2, 8]
+    assert [schedule(short, p, rows, 1e-3).epochs for p in ("head", "trial", "final")] == [4, 2, 8]
 
 
 def test_a_trial_of_few_pictures_takes_no_more_steps_than_one_of_many(long_plan: TrainSpec) -> None:
