@@ -392,6 +392,7 @@ FILE_ALTERATIONS: list[tuple[str, Alteration]] = [
     ("manifest: no checks", _manifest("verdict", "checks", [])),
     ("manifest: another target", _manifest("verdict", "target", "\x1b]0;owned\x07\x1b[31mpixel")),
     ("manifest: another judged file", _manifest("verdict", "artifact_sha256", "0" * 64)),
+    ("manifest: another file's name", _manifest("verdict", "artifact_path", "other.tflite")),
     ("manifest: a note", _manifest("verdict", "notes", ["all is well"])),
     ("manifest: another measurement", _manifest("verdict", "checks", 0, "measured", "0.00 points")),
     ("manifest: classes reversed", _files(lambda files: edit(
@@ -485,6 +486,7 @@ ALTERATIONS = [*ZIP_ALTERATIONS, *FILE_ALTERATIONS]
 # Found by edgekit alone: in the form of the zip file or of the manifest, in what the model's own
 # metadata says, or in words of the card. `verify.py` has neither; it reads a folder with Python.
 ONLY_EDGEKIT = {
+    "manifest: another file's name",
     "manifest: a note",
     "manifest: another measurement",
     "manifest: another input's name",

@@ -101,12 +101,15 @@ def _check_card(manifest: Manifest, files: Mapping[str, bytes]) -> None:
     verdict = manifest.verdict
     told = [
         f"## Verdict for {escaped(verdict.target)}: {verdict.status}",
+        f"\n| {escaped(verdict.artifact_path)} (this bundle) | ",
         # With the empty line, or rows at the end could be left out.
         f"\n\n{verdict_table(verdict)}\n\n",
         *(f"\n\nNote: {escaped(note)}.\n\n" for note in verdict.notes),
     ]
     if any(part not in card for part in told) or card.count("\nNote: ") != len(verdict.notes):
-        _refuse(f"other checks or notes than {CARD} has", "one account of the verdict")
+        _refuse(
+            f"another file, other checks or notes than {CARD} has", "one account of the verdict"
+        )
 
 
 def _refuse(claimed: str, found: str) -> NoReturn:
