@@ -117,9 +117,14 @@ class _Writer:
         graph = self._graph
         operators, codes = graph.operators, self._model.operatorCodes
         kinds = [max(c.deprecatedBuiltinCode, c.builtinCode) for c in codes]
+        found = [kinds[operator.opcodeIndex] for operator in operators]
         self._model.operatorCodes = []
         expected = [*(_OPERATOR[node.op] for node in self._nodes), schema.BuiltinOperator.RESHAPE]
-        if [kinds[operator.opcodeIndex] for operator in operators] != expected:
+        if found == [kind for kind in expected if kind != schema.BuiltinOperator.MEAN]:
+            place = expected.index(schema.BuiltinOperator.MEAN)
+            operators.insert(place, self._mean_before(operators[place]))
+            found.insert(place, schema.BuiltinOperator.MEAN)
+        if found != expected:
             raise ConversionError(
                 f"the TFLite converter wrote {len(operators)} operators that are not the network's",
                 f"{len(expected)}: one for each layer, and a reshape",
@@ -134,6 +139,22 @@ class _Writer:
         graph.operators = self._emitted
         self._drop_unused()
         return packed(self._model)
+
+    def _mean_before(self, reader: Untyped) -> Untyped:
+        """Returns the mean of a single value, which the converter leaves out, between two layers.
+
+        It may have a grid of its own.
+        """
+        source, mean = int(reader.inputs[0]), schema.OperatorT()
+        axes = self._constant("axes", np.array([1, 2], np.int32))
+        averaged = self._like(source, "mean", None)
+        mean.inputs = np.array([source, axes], np.int32)
+        mean.outputs = np.array([averaged], np.int32)
+        mean.builtinOptionsType = schema.BuiltinOptions.ReducerOptions
+        mean.builtinOptions = schema.ReducerOptionsT()
+        mean.builtinOptions.keepDims = True
+        reader.inputs = np.array([averaged, *reader.inputs[1:]], np.int32)
+        return mean
 
     def _enter(self, index: int, io: IoType) -> None:
         if io == "float32":
@@ -247,7 +268,9 @@ class _Writer:
             self._retype(added, self._type, self._grid(grid))
         return added
 
-    def _constant(self, name: str, value: npt.NDArray[Any], grid: Grid, axis: int) -> int:
+    def _constant(
+        self, name: str, value: npt.NDArray[Any], grid: Grid | None = None, axis: int = 0
+    ) -> int:
         tensor, buffer = schema.TensorT(), schema.BufferT()
         tensor.name, tensor.shape = name.encode(), np.array(value.shape, np.int32)
         tensor.hasRank = True
