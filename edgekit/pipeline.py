@@ -33,6 +33,7 @@ from edgekit.records import (
     Verdict,
 )
 from edgekit.report import JSON_NAME, MARKDOWN_NAME, describes, write_report
+from edgekit.report.sentences import parity_sentences
 from edgekit.store import StageKey, Store, Stored, canonical, tool_version
 from edgekit.target import Target, refuse_float_layers, refuse_granularity, refuse_same_names
 
@@ -179,6 +180,8 @@ def run(
         if until == "quantize":
             return None
         exported = _export(state, dataset, float_model, quantized, targets)
+        for sentence in parity_sentences(exported.record):
+            telling.say(f"warning: {sentence}")
         publish(exported, out)
         if until == "export":
             return None

@@ -422,14 +422,36 @@ class Artifact(Record):
 
 
 class Parity(Record):
-    """How closely an exported file follows the model it was made from, on the same real images."""
+    """How closely an exported file follows the model it was made from, on the same real images.
+
+    Args:
+        artifact_sha256: The file.
+        source: What it was made from, in words.
+        images: Pictures that both answered.
+        same_answers: How many of them have the same top-1 answer.
+        sqnr_db: Power of the source's scores over the power of the difference from them, in
+            decibels; None where nothing differs.
+        explained_db: The SQNR that rounding alone may come to on these pictures; None where that is
+            unknown.
+        status: PASS where rounding explains the difference, MISS where it does not explain the
+            answers, INCONCLUSIVE where it does not explain the scores alone, UNMEASURED where
+            nothing tells what rounding may come to.
+        reason: Why, in words.
+    """
 
     artifact_sha256: str
     source: str
     images: int
-    top1_agreement: float
-    largest_difference: float
-    largest_difference_bound: float | None
+    same_answers: int
+    sqnr_db: float | None
+    explained_db: float | None
+    status: Status
+    reason: str
+
+    @property
+    def departs(self) -> bool:
+        """Whether the file is further from its source than rounding explains."""
+        return self.status in (Status.MISS, Status.INCONCLUSIVE)
 
 
 class LayerParity(Record):

@@ -20,6 +20,8 @@ def run(
     tensors: Tensors,
     table: RangeTable | None = None,
     bits: Bits = 8,
+    *,
+    rounded: bool = True,
 ) -> Tensors:
     """Computes the nodes and returns all tensors, the given ones included.
 
@@ -30,6 +32,8 @@ def run(
         table: If given, every kernel and output that it has a grid for is fake-quantized to int8:
             kernels symmetric, activations affine per tensor. Defaults to float.
         bits: 16 rounds activations to `ranges.int16_scale` instead. Defaults to 8.
+        rounded: False clips outputs to their ranges and does not round them; kernels and biases
+            stay on their grids. Defaults to True.
     """
     known = dict(tensors)
     for node in nodes:
@@ -39,7 +43,8 @@ def run(
         else:
             value = compute(node, inputs, *rounded_weights(node, weights, table, bits))
         span = table.activations.get(node.name) if table else None
-        known[node.name] = quantize(value, span, bits) if span else value
+        on_grid = quantize if rounded else _clip
+        known[node.name] = on_grid(value, span, bits) if span else value
     return known
 
 
@@ -49,6 +54,13 @@ def quantize(value: Any, span: TensorRange, bits: Bits = 8) -> Any:
         scale = int16_scale(span)
         return tf.clip_by_value(tf.round(value / scale), -32767, 32767) * scale
     return tf.quantization.fake_quant_with_min_max_args(value, span.minimum, span.maximum)
+
+
+def _clip(value: Any, span: TensorRange, bits: Bits) -> Any:
+    """Returns the float32 tensor with what `quantize` cannot represent cut off."""
+    largest = 32767 * int16_scale(span)
+    low, high = (-largest, largest) if bits == 16 else (span.minimum, span.maximum)
+    return tf.clip_by_value(value, low, high)
 
 
 def compute(
@@ -149,12 +161,15 @@ def logits_function(
     weights: Arrays,
     table: RangeTable | None = None,
     bits: Bits = 8,
+    *,
+    rounded: bool = True,
 ) -> Callable[[Any], Any]:
     """Returns a function from float32 (n, h, w, 3) to float32 logits (n, classes); see `run`."""
 
     def logits(images: Any) -> Any:
         start = images if table is None else quantize(images, table.activations[INPUT], bits)
-        last = run(nodes, weights, {INPUT: start}, table, bits)[nodes[-1].name]
+        tensors = run(nodes, weights, {INPUT: start}, table, bits, rounded=rounded)
+        last = tensors[nodes[-1].name]
         return tf.reshape(last, (-1, last.shape[-1]))
 
     return logits

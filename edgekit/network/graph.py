@@ -6,6 +6,7 @@ compute the same thing.
 """
 
 import difflib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -251,6 +252,19 @@ def fold(nodes: tuple[Node, ...], arrays: Arrays) -> dict[str, npt.NDArray[np.fl
         folded[f"{node.name}/kernel"] = kernel.astype(np.float32)
         folded[f"{node.name}/bias"] = bias.astype(np.float32)
     return folded
+
+
+def longest_sum(nodes: tuple[Node, ...], weights: Arrays) -> int:
+    """Returns the most products that one value of the network is a sum of.
+
+    Args:
+        nodes: The network.
+        weights: Its kernels as `fold` returns them.
+    """
+    return max(
+        math.prod(weights[f"{node.name}/kernel"].shape[: 2 if node.op == "depthwise" else 3])
+        for node in weighted(nodes)
+    )
 
 
 def kernel_variable(node: Node) -> str:

@@ -11,7 +11,12 @@ from edgekit.records import (
     RunReport,
     Verdict,
 )
-from edgekit.report.sentences import agreement_sentence, int8_sentence, sensitivity_sentences
+from edgekit.report.sentences import (
+    agreement_sentence,
+    int8_sentence,
+    parity_sentences,
+    sensitivity_sentences,
+)
 
 
 def markdown(report: RunReport) -> str:
@@ -50,7 +55,7 @@ def _summary(report: RunReport) -> str:
         f"MobileNetV2 {model.alpha} at {model.input_size_px} px, {model.class_count} classes, "
         f"{counts} images. Fine-tuned from `{model.cut}` on; {model.stopped_because}.",
     ]
-    lines += [f"\n> {note}" for note in report.notes]
+    lines += [f"\n> {note}" for note in (*report.notes, *parity_sentences(report.export))]
     return "\n".join(lines)
 
 
@@ -384,14 +389,16 @@ def _parity(report: RunReport) -> str:
         (
             paths[p.artifact_sha256],
             p.source,
-            str(p.images),
-            f"{p.top1_agreement:.2%}",
-            f"{p.largest_difference:.2e}",
-            "-" if p.largest_difference_bound is None else f"{p.largest_difference_bound:.2e}",
+            f"{p.same_answers} of {p.images}",
+            "-" if p.sqnr_db is None else f"{p.sqnr_db:.1f}",
+            "-" if p.explained_db is None else f"{p.explained_db:.1f}",
+            p.status,
+            p.reason,
         )
         for p in report.export.parity
     ]
-    header = ("file", "made from", "images", "same answer", "largest difference", "allowed")
+    header = ("file", "made from", "same answer", "SQNR dB", "rounding explains dB", "status",
+              "why")  # fmt: skip
     return "\n".join(("## Parity", "", table(header, rows), *_formats(report)))
 
 

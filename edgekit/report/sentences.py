@@ -1,6 +1,6 @@
 """What a run brought, in single sentences."""
 
-from edgekit.records import Artifact, DeviceEvaluation, Evaluation, RunReport
+from edgekit.records import Artifact, DeviceEvaluation, Evaluation, ExportRecord, RunReport
 
 _HOW = {"qat": "quantization-aware training", "ptq": "calibration after training"}
 
@@ -57,6 +57,17 @@ def sensitivity_sentences(report: RunReport) -> tuple[str, ...]:
     return (
         f"int8 by calibration alone regains most SQNR if one layer stays float32: {found}",
         *asked,
+    )
+
+
+def parity_sentences(exported: ExportRecord) -> tuple[str, ...]:
+    """Returns one sentence for each file that departs from its source more than rounding does."""
+    paths = {artifact.sha256: artifact.path for artifact in exported.artifacts}
+    return tuple(
+        f"{paths[found.artifact_sha256]} departs from the {found.source}: {found.same_answers} of "
+        f"{found.images} answers are the same; {found.reason}"
+        for found in exported.parity
+        if found.departs
     )
 
 

@@ -21,6 +21,7 @@ from edgekit.records import (
     ExportRecord,
     Latency,
     PairedDrop,
+    Parity,
     Status,
     ValidationRecord,
     Verdict,
@@ -57,6 +58,7 @@ from edgekit.validate.verdict import (
     check_latency,
     check_memory,
     check_operators,
+    check_parity,
     check_size,
     combine,
 )
@@ -175,7 +177,7 @@ def judge(
         else:
             measured, notes = estimates[target.name], ()
         measured = replace(measured, earlier=before.get((target.name, artifact.sha256), ()))
-        verdicts.append(_verdict(target, artifact, measured, notes))
+        verdicts.append(_verdict(target, artifact, measured, notes, exported.parity))
     return ValidationRecord(
         reference=reference.artifact.path,
         evaluations=tuple(evaluations),
@@ -444,10 +446,20 @@ def _medians(timing: measure.Timing) -> Latency:
 
 
 def _verdict(
-    target: Target, artifact: Artifact, measured: Measured, notes: tuple[str, ...]
+    target: Target,
+    artifact: Artifact,
+    measured: Measured,
+    notes: tuple[str, ...],
+    parity: Sequence[Parity],
 ) -> Verdict:
     checks = checks_of(target, artifact.size_bytes, artifact.operators, measured)
     notes = (*notes, *unasked_estimates(measured, checks))
+    # No budget asks for parity, so it passes nothing; what it finds is not to be shipped unseen.
+    checks += tuple(
+        check_parity(found)
+        for found in parity
+        if found.artifact_sha256 == artifact.sha256 and found.departs
+    )
     return Verdict(
         target=target.name,
         artifact_path=artifact.path,

@@ -7,7 +7,7 @@ measurement into a PASS.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from itertools import accumulate
 
-from edgekit.records import Accuracy, Check, Latency, PairedDrop, Status
+from edgekit.records import Accuracy, Check, Latency, PairedDrop, Parity, Status
 from edgekit.validate import statistics
 
 # All of five sessions on one side of the budget by luck, when the median session is on the other:
@@ -334,6 +334,22 @@ def check_device(reason: str) -> Check:
         reason: Why nothing was.
     """
     return _unmeasured("device", "at least one measurement on it", reason)
+
+
+def check_parity(parity: Parity) -> Check:
+    """Returns the check that a file computes what it was made from, as the export found it.
+
+    Args:
+        parity: The finding.
+    """
+    measured = f"{parity.same_answers} of {parity.images} answers are those of {parity.source}"
+    if parity.sqnr_db is not None:
+        measured += f", SQNR {parity.sqnr_db:.1f} dB"
+    budget = "what rounding explains"
+    if parity.explained_db is not None:
+        budget += f": SQNR {parity.explained_db:.1f} dB"
+    detail = f"{parity.reason}; what was measured is this file, not its source"
+    return _check("parity", parity.status, measured, budget, detail)
 
 
 def check_plausible(

@@ -12,21 +12,12 @@ from tiny_network import ALPHA, CLASSES, Exported, Trained, Untyped, altered
 from edgekit.errors import ConversionError
 from edgekit.network.graph import mobilenet_v2
 from edgekit.network.ranges import from_limits, keeping_float, read
-from edgekit.records import RangeTable
+from edgekit.records import ExportRecord, RangeTable, Status
 
 pytest.importorskip("tensorflow")
 
-from edgekit.devices import measure
-from edgekit.devices.protocol import subject_of
 from edgekit.export import onnx_file
-from edgekit.export.files import (
-    STANDARD,
-    Int8,
-    Request,
-    check_formats_agree,
-    compare,
-    export_files,
-)
+from edgekit.export.files import STANDARD, Int8, Request, export_files
 
 NAMES = (
     "model_float32.tflite",
@@ -86,11 +77,13 @@ def test_every_file_was_compared_with_its_source(exported: Exported) -> None:
         elif artifact.variant == "float16":
             source = "network with float16 weights"
         assert parity.source == source
-        bounded = artifact.variant in ("float32", "float16", "int16x8")
-        assert (parity.largest_difference_bound is not None) == bounded
-        if parity.largest_difference_bound is not None:
-            assert parity.largest_difference <= parity.largest_difference_bound
-            assert parity.top1_agreement >= (0.97 if integers else 1.0)
+        if artifact.variant == "dynamic":
+            assert (parity.status, parity.explained_db) == (Status.UNMEASURED, None)
+            continue
+        assert parity.status == Status.PASS, parity
+        assert parity.explained_db is not None
+        assert parity.sqnr_db is None or parity.sqnr_db > parity.explained_db
+        assert parity.same_answers >= (70 if integers else 72)
 
 
 def export(
@@ -99,18 +92,16 @@ def export(
     pictures: Untyped,
     folder: Path,
     requests: tuple[Request, ...],
-) -> list[tuple[str, int, int]]:
-    told: list[tuple[str, int, int]] = []
-    export_files(
+) -> ExportRecord:
+    return export_files(
         trained.record,
         sources,
         *pictures,
         CLASSES,
         requests,
         folder,
-        progress=lambda what, done, total: told.append((what, done, total)),
+        progress=lambda _what, _done, _total: None,
     )
-    return told
 
 
 @pytest.mark.slow
@@ -138,12 +129,17 @@ def test_layers_kept_in_float_pass_every_check_of_the_export(
 def test_progress_counts_writing_and_checking(
     trained: Trained, sources: Untyped, pictures: Untyped, tmp_path: Path
 ) -> None:
-    told = export(trained, sources, pictures, tmp_path, (Request("tflite", "float32", "float32"),))
+    told: list[tuple[str, int, int]] = []
+    requests = (Request("tflite", "float32", "float32"),)
+    export_files(
+        trained.record, sources, *pictures, CLASSES, requests, tmp_path,
+        progress=lambda what, done, total: told.append((what, done, total)),
+    )  # fmt: skip
     assert told == [("model_float32.tflite", 0, 2), ("model_float32.tflite", 1, 2)]
 
 
 @pytest.mark.parametrize("file_format", ["tflite", "onnx"])
-def test_a_float_file_of_other_weights_is_refused(
+def test_a_float_file_of_other_weights_is_written_and_found(
     trained: Trained,
     sources: Untyped,
     pictures: Untyped,
@@ -155,14 +151,15 @@ def test_a_float_file_of_other_weights_is_refused(
         sources, float_weights={**sources.float_weights, "block_7_project/kernel": kernel}
     )
     request = Request(file_format, "float32", "float32")
-    with pytest.raises(ConversionError, match="differs from the Keras model") as caught:
-        export(trained, wrong, pictures, tmp_path, (request,))
-    assert request.name in caught.value.received
-    assert caught.value.exit_code == 1
+    # Its twin, the file of the right weights, passes in the test above.
+    (parity,) = export(trained, wrong, pictures, tmp_path, (request,)).parity
+    assert parity.status == Status.INCONCLUSIVE
+    assert "72 of 72 pictures are further from it than rounding explains" in parity.reason
+    assert (tmp_path / request.name).is_file()
 
 
 @pytest.mark.slow
-def test_an_onnx_file_with_altered_scales_is_refused(
+def test_an_onnx_file_with_altered_scales_misses(
     trained: Trained,
     sources: Untyped,
     pictures: Untyped,
@@ -181,11 +178,13 @@ def test_an_onnx_file_with_altered_scales_is_refused(
         return honest(model, nodes, weights, altered(table, wrong))
 
     monkeypatch.setattr(onnx_file, "quantized_model", dishonest)
-    with pytest.raises(ConversionError, match=r"model_int8.onnx differs from the simulated int8"):
-        export(trained, sources, pictures, tmp_path, INT8_PAIR)
+    found = export(trained, sources, pictures, tmp_path, INT8_PAIR)
+    assert [parity.status for parity in found.parity] == [Status.PASS, Status.MISS]
+    assert "more answers differ than rounding explains" in found.parity[1].reason
     # Twin: with the table's own ranges the same two files pass.
     monkeypatch.undo()
-    export(trained, sources, pictures, tmp_path, INT8_PAIR)
+    found = export(trained, sources, pictures, tmp_path, INT8_PAIR)
+    assert [parity.status for parity in found.parity] == [Status.PASS, Status.PASS]
 
 
 def test_a_type_that_the_file_does_not_have_is_refused(
@@ -194,57 +193,3 @@ def test_a_type_that_the_file_does_not_have_is_refused(
     with pytest.raises(ConversionError, match="is float32") as caught:
         export(trained, sources, pictures, tmp_path, (Request("onnx", "float32", "int8"),))
     assert caught.value.expected == "int8 input and output"
-
-
-@pytest.fixture(scope="module")
-def answers(exported: Exported, pictures: Untyped, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Returns the logits of every exported file on the training pictures."""
-    train, _ = pictures
-    images = tmp_path_factory.mktemp("answers") / "images.npy"
-    np.save(images, train.images)
-    found = []
-    for artifact in exported.record.artifacts:
-        subject = subject_of(artifact, exported.folder, images, train.preprocess)
-        answered = measure.answer(subject)
-        found.append(measure.scores(answered.raw, answered.output))
-    return found
-
-
-def test_int8_files_that_answer_otherwise_are_refused(exported: Exported, answers: Any) -> None:
-    artifacts = exported.record.artifacts
-    check_formats_agree(artifacts, answers)
-    onnx = next(i for i, a in enumerate(artifacts) if (a.format, a.variant) == ("onnx", "int8"))
-    step = float(np.diff(np.unique(answers[onnx])).min())
-    for wrong in (
-        answers[onnx][:, ::-1],  # other winners
-        answers[onnx] + 3 * step,  # the same winners, but three steps away
-    ):
-        altered = [*answers[:onnx], wrong, *answers[onnx + 1 :]]
-        with pytest.raises(ConversionError, match=r"model_int8\.onnx and model_int8") as caught:
-            check_formats_agree(artifacts, altered)
-        assert "1 step" in caught.value.expected
-
-
-@pytest.mark.parametrize("variant", ["float32", "float16", "dynamic", "int8"])
-def test_answers_too_far_from_the_source_are_refused(
-    exported: Exported, answers: Any, variant: str
-) -> None:
-    index, artifact = next(
-        (i, a) for i, a in enumerate(exported.record.artifacts) if a.variant == variant
-    )
-    own: Any = dict.fromkeys(("float", "float16", "qat"), answers[index])
-    assert compare(artifact, answers[index], own).largest_difference == 0
-    broken = np.full_like(answers[index], np.nan)
-    with pytest.raises(ConversionError, match="differs from the"):
-        compare(artifact, broken, own)
-    if variant == "float16":  # what rounding its weights changes is more than the order of sums
-        float32 = next(
-            answer
-            for a, answer in zip(exported.record.artifacts, answers, strict=True)
-            if a.variant == "float32"
-        )
-        with pytest.raises(ConversionError, match="network with float16 weights"):
-            compare(artifact, answers[index], {**own, "float16": float32})
-    if variant != "dynamic":  # it has no bound: its activations are quantized on the fly
-        with pytest.raises(ConversionError, match="differs from the"):
-            compare(artifact, answers[index] * 1.5 + 1, own)
