@@ -1,25 +1,32 @@
 """The exported files answer alike: node by node as simulated, and TFLite as ONNX."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from tiny_models import opened
-from tiny_network import ALPHA, SIZE_PX, Exported, Trained, Untyped, altered
+from tiny_network import ALPHA, CLASSES, SIZE_PX, Exported, Trained, Untyped, altered
 
 from edgekit.errors import ConversionError
 from edgekit.network.graph import INPUT, LOGITS, Arrays, Node, mobilenet_v2
 from edgekit.network.ranges import from_limits
-from edgekit.records import Preprocess, RangeTable
+from edgekit.records import Artifact, Parity, Preprocess, RangeTable, Status
+from edgekit.store import file_digest
 
 pytest.importorskip("tensorflow")
 
-from edgekit.export import tflite
+from edgekit.devices import measure
+from edgekit.devices.protocol import subject_of
+from edgekit.export import parity, tflite
+from edgekit.export.files import Int8, Request, export_files
 from edgekit.export.layers import compare_layers, first_departing, litert_codes, onnx_codes
+from edgekit.export.tflite_objects import packed, unpacked
+from edgekit.fitting.pictures import Pictures, compiled
 from edgekit.network import keras_model
-from edgekit.network.forward import run
+from edgekit.network.forward import logits_function, run
 
 NODES = mobilenet_v2(ALPHA)
 Codes = dict[str, npt.NDArray[np.int64]]
@@ -233,3 +240,140 @@ def test_the_float_files_answer_as_keras(
     gamma = trained.arrays["block_8_expand_BN/gamma"]
     keras_model.assign(model, {**trained.arrays, "block_8_expand_BN/gamma": 1.02 * gamma})
     assert np.abs(answers - model(images, training=False).numpy()).max() > bound
+
+
+INT8 = "model_int8_int8_io.tflite"
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What an int8 file is compared with, and a way to answer with any file in its place."""
+
+    artifact: Artifact
+    reference: parity.Reference
+    answers: Callable[[bytes], Logits]
+
+    def of(self, answers: Logits) -> Parity:
+        return parity.compare(self.artifact, answers, {("int8", "qat"): self.reference})
+
+
+@pytest.fixture
+def judged(exported: Exported, sources: Untyped, pictures: Untyped, tmp_path: Path) -> Judged:
+    artifact = next(a for a in exported.record.artifacts if a.path == INT8)
+    images = np.concatenate([pictures[1].images, pictures[0].images])
+    np.save(tmp_path / "images.npy", images)
+    shown = Pictures(images, np.zeros(0, np.int32), pictures[1].preprocess)
+    made = sources.int8.weights, sources.int8.table
+    rounded, clipped = (
+        compiled(logits_function(NODES, *made, rounded=rounded), shown)()
+        for rounded in (True, False)
+    )
+
+    def answers(content: bytes) -> Logits:
+        (tmp_path / INT8).write_bytes(content)
+        named = artifact.model_copy(update={"sha256": file_digest(tmp_path / INT8)})
+        subject = subject_of(named, tmp_path, tmp_path / "images.npy", shown.preprocess)
+        answered = measure.answer(subject)
+        return measure.scores(answered.raw, answered.output)
+
+    reference = parity.Reference("simulated int8", rounded, clipped, parity.INT8_SHARE)
+    return Judged(artifact, reference, answers)
+
+
+def with_other_bias(content: bytes) -> bytes:
+    """Returns an int8 file whose 30th convolution adds something else to half of its channels."""
+    model = unpacked(content)
+    graph = model.subgraphs[0]
+    operator = [op for op in graph.operators if len(op.inputs) == 3][30]
+    buffer = model.buffers[graph.tensors[operator.inputs[2]].buffer]
+    bias = np.frombuffer(buffer.data.tobytes(), np.int32).copy()
+    bias[::2] = -bias[::2] - 20_000
+    buffer.data = np.frombuffer(bias.tobytes(), np.uint8)
+    return packed(model)
+
+
+def with_other_zero_point(content: bytes) -> bytes:
+    """Returns an int8 file in which the code of zero of the last layer before the pool is 40."""
+    model = unpacked(content)
+    graph = model.subgraphs[0]
+    operator = [op for op in graph.operators if len(op.inputs) == 3][-2]
+    graph.tensors[operator.outputs[0]].quantization.zeroPoint = np.array([40], np.int64)
+    return packed(model)
+
+
+@pytest.mark.parametrize("broken", [with_other_bias, with_other_zero_point])
+def test_a_file_with_an_altered_layer_misses(
+    exported: Exported, judged: Judged, broken: Callable[[bytes], bytes]
+) -> None:
+    content = (exported.folder / INT8).read_bytes()
+    found = judged.of(judged.answers(broken(content)))
+    assert found.status == Status.MISS, found
+    assert found.same_answers < 60
+    assert "more answers differ than rounding explains" in found.reason
+    # Twin: packed anew, but not altered.
+    right = judged.of(judged.answers(packed(unpacked(content))))
+    assert (right.status, right.same_answers) == (Status.PASS, 72)
+
+
+def test_scores_beyond_rounding_are_found_where_every_answer_is_the_same(judged: Judged) -> None:
+    scores = judged.reference.scores
+    found = judged.of(np.asarray(1.5 * scores, np.float32))
+    assert (found.status, found.same_answers) == (Status.INCONCLUSIVE, 72)
+    assert "72 of 72 pictures are further from it than rounding explains" in found.reason
+    assert found.sqnr_db == pytest.approx(20 * np.log10(2))
+    # Twin: the scores themselves.
+    equal = judged.of(scores)
+    assert (equal.status, equal.sqnr_db, equal.reason) == (Status.PASS, None, "equal to the bit")
+
+
+def test_scores_that_are_not_finite_are_an_error(judged: Judged) -> None:
+    scores = judged.reference.scores.copy()
+    scores[3, 1] = np.nan
+    with pytest.raises(ConversionError, match="answers 1 of 72 pictures with NaN") as caught:
+        judged.of(scores)
+    assert caught.value.exit_code == 1
+
+
+def tied(table: RangeTable) -> RangeTable:
+    """Returns a table in which half of all sums of residual additions lie between two codes."""
+    spans = dict(table.activations)
+    for node in [node for node in NODES if node.op == "add"]:
+        read = [spans[name] for name in node.inputs]
+        largest = max(max(-span.minimum, span.maximum) for span in read)
+        for name in node.inputs:
+            spans[name] = from_limits(-largest, largest, "trained")
+        spans[node.name] = from_limits(-2 * largest, 2 * largest, "trained")
+    return altered(table, spans)
+
+
+def certain(weights: Arrays, table: RangeTable) -> tuple[Arrays, RangeTable]:
+    """Returns a network whose first class wins by far, with a range of logits that has room."""
+    span = table.activations[LOGITS]
+    more = 0.7 * (span.maximum - span.minimum)
+    bias = weights[f"{LOGITS}/bias"] + np.array([more, 0, 0], np.float32)
+    wider = from_limits(span.minimum, span.maximum + more, "trained")
+    return {**weights, f"{LOGITS}/bias": bias}, altered(table, {LOGITS: wider})
+
+
+def test_a_file_several_steps_from_the_simulation_passes_if_that_is_rounding(
+    trained: Trained, sources: Untyped, pictures: Untyped, tmp_path: Path
+) -> None:
+    weights, table = certain(sources.int8.weights, tied(sources.int8.table))
+    others = replace(sources, candidates={"qat": Int8(weights, table)})
+    record = export_files(
+        trained.record, others, *pictures, CLASSES, (Request("tflite", "int8", "int8"),), tmp_path,
+        progress=lambda _what, _done, _total: None,
+    )  # fmt: skip
+    (found,), (artifact,) = record.parity, record.artifacts
+    shown = Pictures(pictures[1].images, np.zeros(0, np.int32), record.preprocess)
+    np.save(tmp_path / "images.npy", shown.images)
+    answered = measure.answer(
+        subject_of(artifact, tmp_path, tmp_path / "images.npy", shown.preprocess)
+    )
+    simulated = compiled(logits_function(NODES, weights, table), shown)()
+    apart = np.abs(measure.scores(answered.raw, answered.output) - simulated)
+    # Two steps in the median was once a reason to refuse a trained model.
+    assert np.median(apart) >= 1.9 * table.activations[LOGITS].scale
+    assert (found.status, found.same_answers, found.images) == (Status.PASS, 72, 72)
+    assert found.reason == "no further from it than rounding explains"
