@@ -92,3 +92,14 @@ MAX_MODEL_ARCHIVE_BYTES = 1024**2
 MAX_MODEL_DIRECTORY_BYTES = 65536
 # What all values in a TFLite model's metadata may take together; tables may share one long text.
 MAX_MODEL_METADATA_BYTES = 4 * 1024**2
+
+# ---- Data folders ----
+
+# Larger files are left out unread; a photo of 50 megapixels takes about 25 MB as JPEG.
+PICTURE_FILE_BYTES = 64 * 1024 * 1024
+# Folders below a class folder. The deepest of published sets are below ten; a path of more names
+# than this is longer than Windows can open, and a folder copied into itself has thousands.
+DATA_FOLDERS_DEEP = 100
+# A report keeps the confusion matrix of each of about eight files, so its size grows with the
+# square: 1,000 classes, as many as ImageNet's, take some 64 MB of JSON, 2,000 four times as much.
+DATA_CLASSES = 2000

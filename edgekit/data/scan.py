@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.errors import DataError
+from edgekit.limits import DATA_CLASSES, DATA_FOLDERS_DEEP, PICTURE_FILE_BYTES
 from edgekit.records import SkippedFile, SplitName
 
 Progress = Callable[[int, int], None]
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _IGNORED = ("__MACOSX", "Thumbs.db", "desktop.ini")
-_MAX_FILE_BYTES = 64 * 1024 * 1024
 _LAYOUT = "DIR/{train,validation,test}/<class>/*.jpg, or DIR/<class>/*.jpg"
 
 
@@ -167,9 +167,11 @@ def _own_pictures(folder: Path) -> list[Path]:
 
 
 def _leads_out(root: Path, entry: Path) -> bool:
-    # os.path.realpath, unlike Path.resolve, does not raise on a loop of links.
-    target = Path(os.path.realpath(entry))
-    return entry.is_symlink() and not target.is_relative_to(os.path.realpath(root))
+    # os.path.realpath, unlike Path.resolve, does not raise on a loop of links. It looks at every
+    # folder above, so only links are asked for.
+    if not entry.is_symlink():
+        return False
+    return not Path(os.path.realpath(entry)).is_relative_to(os.path.realpath(root))
 
 
 def _refuse_link(root: Path, folder: Path) -> None:
@@ -182,11 +184,14 @@ def _refuse_link(root: Path, folder: Path) -> None:
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(
-        entry
-        for entry in folder.iterdir()
-        if not entry.name.startswith(".") and entry.name not in _IGNORED
-    )
+    return [Path(entry) for entry in _entries(folder)]
+
+
+def _entries(folder: str | Path) -> list[os.DirEntry[str]]:
+    """Returns what lies in a folder, by name; an entry knows what it is without asking again."""
+    with os.scandir(folder) as found:
+        entries = [e for e in found if not e.name.startswith(".") and e.name not in _IGNORED]
+    return sorted(entries, key=lambda entry: entry.name)
 
 
 def _class_names(root: Path, parts: dict[SplitName | None, Path]) -> tuple[str, ...]:
@@ -194,10 +199,16 @@ def _class_names(root: Path, parts: dict[SplitName | None, Path]) -> tuple[str, 
         part: [entry.name for entry in _visible(folder) if entry.is_dir()]
         for part, folder in parts.items()
     }
+    names = sorted({name for found in per_part.values() for name in found})
+    if len(names) > DATA_CLASSES:
+        raise DataError(
+            f"{printable(str(root))} holds {len(names)} class folders",
+            f"at most {DATA_CLASSES} classes",
+            "check the path: each folder in it is taken for a class",
+        )
     for part, found in per_part.items():
         for name in found:
             _refuse_link(root, parts[part] / name)
-    names = sorted({name for found in per_part.values() for name in found})
     if not names:
         raise DataError(
             f"no class folder in {root}", f"one folder per class: {_LAYOUT}", "check the path"
@@ -242,20 +253,32 @@ def _check_names(names: list[str]) -> None:
 
 
 def _pictures(root: Path, folder: Path, skipped: list[SkippedFile]) -> list[Path]:
+    """Lists the pictures of a class in order, a folder in the place of its name."""
     found: list[Path] = []
-    for entry in _visible(folder):
-        if _leads_out(root, entry):
+    waiting = [(entry, 1) for entry in reversed(_entries(folder))]
+    while waiting:
+        entry, depth = waiting.pop()
+        if entry.is_dir(follow_symlinks=False):
+            if depth > DATA_FOLDERS_DEEP:
+                raise DataError(
+                    f"{_shown(root, folder)} in {printable(str(root))} holds folders more than "
+                    f"{DATA_FOLDERS_DEEP} deep",
+                    f"pictures as {_LAYOUT}, in at most {DATA_FOLDERS_DEEP} folders below that",
+                    "check how the folder was copied; one that holds itself was copied into itself",
+                )
+            waiting += [(inner, depth + 1) for inner in reversed(_entries(entry.path))]
+            continue
+        path = Path(entry)
+        if _leads_out(root, path):
             reason = "symbolic link that leads out of the data folder"
-            skipped.append(SkippedFile(path=_shown(root, entry), reason=reason))
-        elif entry.is_dir() and not entry.is_symlink():
-            found += _pictures(root, entry, skipped)
-        elif entry.suffix.lower() in SUFFIXES:
-            found.append(entry)
+            skipped.append(SkippedFile(path=_shown(root, path), reason=reason))
+        elif path.suffix.lower() in SUFFIXES:
+            found.append(path)
         else:
             kinds = ", ".join(SUFFIXES)
             reason = f"not a picture file ({kinds})"
             skipped.append(
-                SkippedFile(path=_shown(root, entry), reason=reason, kind="not-a-picture")
+                SkippedFile(path=_shown(root, path), reason=reason, kind="not-a-picture")
             )
     return found
 
@@ -272,8 +295,8 @@ def _file_digest(path: Path) -> str:
             return "not a regular file"
         if state.st_size == 0:
             return "empty file"
-        if state.st_size > _MAX_FILE_BYTES:
-            return f"{state.st_size} bytes > {_MAX_FILE_BYTES}"
+        if state.st_size > PICTURE_FILE_BYTES:
+            return f"{state.st_size} bytes > {PICTURE_FILE_BYTES}"
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError as error:
         return f"cannot be read ({error.strerror})"

@@ -418,3 +418,59 @@ def test_names_that_are_no_text(two_classes: Path) -> None:
     assert len(found.digest) == 64
     assert found.skipped[0].path == r"dog/\udcfe\n.txt"
     assert printable(found.sources[1].relative) == r"cat/\udcff\x1b[2J.jpg"
+
+
+def nested(folder: Path, depth: int) -> None:
+    """Makes folders in folders with a picture in the innermost, one system call each."""
+    folder.mkdir(parents=True, exist_ok=True)
+    here = os.open(folder, os.O_RDONLY)
+    for _ in range(depth):
+        os.mkdir("a", dir_fd=here)
+        inner = os.open("a", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = inner
+    picture = os.open("deep.jpg", os.O_WRONLY | os.O_CREAT, dir_fd=here)
+    os.write(picture, b"deep")
+    os.close(picture)
+    os.close(here)
+
+
+@pytest.mark.parametrize("depth", [101, 1500, 5000])
+def test_folders_nested_beyond_all_use_are_refused_at_once(two_classes: Path, depth: int) -> None:
+    nested(two_classes / "cat", depth)
+    try:
+        assert "holds folders more than 100 deep" in refused(two_classes)
+    finally:  # shutil, which pytest cleans up with, goes no deeper than Python's own stack
+        subprocess.run(["rm", "-r", str(two_classes)], check=True)
+
+
+def test_a_hundred_nested_folders_are_read(two_classes: Path) -> None:
+    nested(two_classes / "cat", 100)
+    found = [s.relative for s in scan(two_classes).sources]
+    assert found == ["cat/1.jpg", "cat/" + 100 * "a/" + "deep.jpg", "dog/1.jpg"]
+
+
+def test_many_empty_folders_are_no_trouble(two_classes: Path) -> None:
+    for number in range(5000):
+        (two_classes / "cat" / f"{number}").mkdir()
+    assert [s.relative for s in scan(two_classes).sources] == ["cat/1.jpg", "dog/1.jpg"]
+
+
+def test_more_class_folders_than_a_report_can_hold_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "0/1.jpg", "1/1.jpg")
+    for number in range(2, 2000):
+        (tmp_path / f"{number}").mkdir()
+    # Twin: at the limit they are classes, though most of these hold nothing.
+    assert len(scan(tmp_path).class_names) == 2000
+    (tmp_path / "2000").mkdir()
+    assert "holds 2001 class folders" in refused(tmp_path)
+
+
+def test_links_in_circles_are_not_followed(two_classes: Path) -> None:
+    (two_classes / "cat" / "self").symlink_to("self")
+    (two_classes / "cat" / "up").symlink_to("..")
+    (two_classes / "circle").symlink_to("circle")
+    found = scan(two_classes)
+    assert found.class_names == ("cat", "dog")
+    assert [s.relative for s in found.sources] == ["cat/1.jpg", "dog/1.jpg"]
+    assert {path.split("/")[-1] for path in reasons(found)} == {"self", "up"}
