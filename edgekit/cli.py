@@ -1,6 +1,7 @@
 """The command line. Loads no heavy package until a command needs it."""
 
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -668,7 +669,8 @@ def _absolute_weights(weights: str | None) -> str | None:
 
 
 def _cut(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.lstrip("-").isdigit() else text
+    # Not str.isdigit: it takes a superscript for a digit, and int() does not.
+    return int(text) if text is not None and re.fullmatch("-?[0-9]{1,18}", text) else text
 
 
 def _stage(text: str) -> "Stage":

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import shlex
 import time
@@ -16,7 +17,7 @@ import edgekit
 from edgekit.code_version import code_version
 from edgekit.errors import SpecError
 from edgekit.folders import replace_folder, scratch_folder, writing
-from edgekit.network.graph import check_names, mobilenet_v2
+from edgekit.network.graph import check_names, layer_names, mobilenet_v2
 from edgekit.network.native_log import load_tensorflow
 from edgekit.network.starting_weights import StartingWeights, starting_weights
 from edgekit.recipe import Recipe
@@ -36,6 +37,7 @@ from edgekit.report import JSON_NAME, MARKDOWN_NAME, describes, write_report
 from edgekit.report.sentences import parity_sentences
 from edgekit.store import StageKey, Store, Stored, canonical, tool_version
 from edgekit.target import Target, refuse_float_layers, refuse_granularity, refuse_same_names
+from edgekit.train.cuts import fixed
 
 R = TypeVar("R", bound=Record)
 Stage = Literal["data", "train", "quantize", "export", "validate"]
@@ -141,14 +143,19 @@ def run(
     Raises:
         EdgekitError: As the stages do.
     """
-    if out.resolve().is_relative_to(recipe.data.path.resolve()):
+    # Path.resolve raises on a loop of links.
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(recipe.data.path)):
         raise SpecError(
             f"the run folder {out} lies inside the data folder {recipe.data.path}",
             "a run folder elsewhere, or its files would be taken for pictures",
             "give another folder with --out",
         )
-    asked = recipe.quantize
-    check_names(mobilenet_v2(recipe.model.alpha), asked.keep_float, "quantize.keep_float")
+    asked, nodes = recipe.quantize, mobilenet_v2(recipe.model.alpha)
+    check_names(nodes, asked.keep_float, "quantize.keep_float")
+    for key in ("unfreeze_from", "unfreeze_until"):
+        cut = getattr(recipe.train, key)
+        if cut is not None:
+            fixed(f"train.{key}", cut, layer_names(nodes), nodes)
     options = [f"quantize.{name}" for name, given in
                (("keep_float", bool(asked.keep_float)), ("max_drop", asked.max_drop is not None))
                if given]  # fmt: skip

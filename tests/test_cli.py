@@ -351,3 +351,58 @@ def test_a_command_to_type_is_quoted(pictures: Path, tmp_path: Path) -> None:
     empty = tmp_path / "an empty run"
     empty.mkdir()
     assert f"edgekit run --out '{empty}'" in edgekit("report", empty).stderr
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("--5", "train.unfreeze_from = '--5': the network has no such layer"),
+        ("²", "train.unfreeze_from = '²': the network has no such layer"),
+        ("\uff13", "train.unfreeze_from = '\uff13': the network has no such layer"),
+        (" 3", "train.unfreeze_from = ' 3': the network has no such layer"),
+        ("-1", "train.unfreeze_from: received -1"),
+        ("9999999999", "a layer index from 0 to 155 (logits)"),
+        ("9" * 5000, "the network has no such layer"),
+        ("", "train.unfreeze_from: received the text ''"),
+        ("block_13_expnd", "block_13_expand"),
+    ],
+)
+def test_a_cut_that_is_none_is_refused_before_anything_is_done(
+    pictures: Path, tmp_path: Path, given: str, said: str
+) -> None:
+    out = tmp_path / "out"
+    done = edgekit("run", "--data", pictures, f"--unfreeze-from={given}", "--out", out)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert not out.exists()
+
+
+def test_a_cut_by_its_index_is_taken(pictures: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = edgekit("run", "--data", pictures, "--weights", "none", "--unfreeze-from=155",
+                   "--until", "data", "--out", out)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("key", ["unfreeze_from", "unfreeze_until"])
+@pytest.mark.parametrize("value", ['"²"', "156", '"block_13_pd"'])
+def test_a_cut_of_a_recipe_that_is_none_is_refused_before_anything_is_done(
+    pictures: Path, tmp_path: Path, key: str, value: str
+) -> None:
+    recipe = tmp_path / "recipe.toml"
+    data = json.dumps(str(pictures))
+    recipe.write_text(f"[data]\npath = {data}\n[train]\n{key} = {value}\n", encoding="utf-8")
+    done = edgekit("run", recipe, "--out", tmp_path / "out")
+    assert done.returncode == 2, done.stderr
+    assert f"train.{key} = " in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_data_that_is_a_circle_of_links_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to("two")
+    (tmp_path / "two").symlink_to("one")
+    done = edgekit(
+        "run", "--data", tmp_path / "one", "--weights", "none", "--out", tmp_path / "out"
+    )
+    assert done.returncode == 3, done.stderr
+    assert "does not exist" in done.stderr

@@ -23,6 +23,8 @@ INPUT = "input"
 LOGITS = "logits"
 # In the order in which Keras stores them.
 BATCH_NORM_VARIABLES = ("gamma", "beta", "moving_mean", "moving_variance")
+# The Keras layer behind the logits; of the folded network it is no node.
+FLATTEN = "flatten"
 
 # (expansion, channels, repeats, first stride): Table 2 of arXiv:1801.04381.
 _STAGES = (
@@ -153,6 +155,30 @@ def backbone_shapes(alpha: float) -> dict[str, tuple[int, ...]]:
 def weighted(nodes: tuple[Node, ...]) -> tuple[Node, ...]:
     """Returns the nodes that carry weights, in topological order."""
     return tuple(node for node in nodes if node.op in ("conv", "depthwise"))
+
+
+def layer_names(nodes: tuple[Node, ...]) -> tuple[str, ...]:
+    """Returns the names of the Keras model's layers in order, without building it.
+
+    Keras numbers its input layer anew for each model; here it is `INPUT`. Read off Keras
+    Applications' MobileNetV2, with the head of `keras_model.build`.
+
+    Args:
+        nodes: The network.
+    """
+    names = [INPUT]
+    for node in nodes:
+        if node.op == "depthwise" and node.stride > 1:
+            names.append(node.name.replace("_depthwise", "_pad"))
+        names.append(node.name)
+        names += [node.batch_norm] if node.batch_norm else []
+        names += [relu_name(node)] if node.relu6 else []
+    return (*names, FLATTEN)
+
+
+def relu_name(node: Node) -> str:
+    """Returns what Keras calls the layer that clips a node's output to 0..6."""
+    return "out_relu" if node.name == "Conv_1" else f"{node.name}_relu"
 
 
 def check_names(nodes: tuple[Node, ...], names: Sequence[str], asked: str) -> None:

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from edgekit.network.graph import INPUT, LOGITS, Arrays, Node
+from edgekit.network.graph import FLATTEN, INPUT, LOGITS, Arrays, Node, relu_name
 
 _BATCH_NORM = tf_keras.layers.BatchNormalization
 # TensorFlow warns about newly traced functions; each cut needs its own.
@@ -53,7 +53,7 @@ def build(
     initial = tf_keras.initializers.GlorotUniform(seed=seed)
     # A dense layer written as a 1 x 1 convolution: every runtime quantizes those per channel.
     dense = layers.Conv2D(class_count, 1, kernel_initializer=initial, name=LOGITS)(pooled)
-    logits = layers.Reshape((class_count,), name="flatten")(dense)
+    logits = layers.Reshape((class_count,), name=FLATTEN)(dense)
     return tf_keras.Model(backbone.input, logits, name="mobilenet_v2")
 
 
@@ -132,5 +132,4 @@ def _output_of(model: tf_keras.Model, nodes: tuple[Node, ...], name: str) -> Any
         return model.get_layer(name).output
     if not node.relu6:
         return model.get_layer(node.batch_norm or name).output
-    relu = {"Conv_1": "out_relu"}.get(name, f"{name}_relu")
-    return model.get_layer(relu).output
+    return model.get_layer(relu_name(node)).output

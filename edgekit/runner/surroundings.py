@@ -136,7 +136,7 @@ def _busy_seconds() -> float | None:
 def _temperature() -> float | None:
     """Returns the highest temperature; sensors that say nothing sensible are left out."""
     texts = [_read(path) for path in THERMAL_FOLDER.glob("thermal_zone*/temp")]
-    values = [int(text) / 1000 for text in texts if text and text.lstrip("-").isdigit()]
+    values = [int(text) / 1000 for text in texts if text and text.removeprefix("-").isdecimal()]
     return max((value for value in values if -50 < value < 200), default=None)
 
 

@@ -9,7 +9,7 @@ from crafted_weights import whole_h5
 from tiny_models import shared_file
 from tiny_network import ALPHA, SIZE_PX, Arrays, Network
 
-from edgekit.network.graph import INPUT, backbone_shapes, fold, mobilenet_v2
+from edgekit.network.graph import INPUT, backbone_shapes, fold, layer_names, mobilenet_v2
 from edgekit.network.starting_weights import starting_weights
 from edgekit.recipe import WIDTHS
 
@@ -163,3 +163,12 @@ def test_real_weights_are_read_as_keras_reads_them(name: str, alpha: float) -> N
     expected = keras_model.arrays_of(keras)
     assert read.arrays.keys() == expected.keys()
     assert all(read.arrays[key].tobytes() == expected[key].tobytes() for key in expected)
+
+
+@pytest.mark.parametrize("alpha", [0.35, 1.0, 1.4])
+def test_the_names_of_its_layers_are_known_without_it(alpha: float) -> None:
+    built = keras_model.build(
+        alpha=alpha, input_size_px=SIZE_PX, class_count=3, weights=None, seed=0
+    )
+    _, *names = layer_names(mobilenet_v2(alpha))  # Keras numbers its input layers
+    assert names == [layer.name for layer in built.layers][1:]

@@ -396,7 +396,7 @@ def _busy_seconds() -> float | None:
 
 def _numbers(folder: Path, pattern: str) -> list[int]:
     texts = [_text(path) or "" for path in folder.glob(pattern)]
-    return [int(text) for text in texts if text.lstrip("-").isdigit()]
+    return [int(text) for text in texts if text.removeprefix("-").isdecimal()]
 
 
 def _reset_peak_memory() -> int | None:
