@@ -470,3 +470,28 @@ def test_a_budget_that_no_asked_target_can_take_is_refused(
     done = run(recipe, out, "--target", "pixel-8", "--latency-budget-ms", "5")
     assert done.returncode == 2
     assert "--latency-budget-ms for pixel-8, which edgekit cannot measure" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_smallest_pictures_and_random_weights_run_to_the_end(
+    pictures: Path, tmp_path: Path
+) -> None:
+    recipe = write_recipe(tmp_path / "recipe.toml", pictures)
+    small = recipe.read_text().replace("input_size_px = 64", "input_size_px = 32")
+    recipe.write_text(small)
+    done = run(recipe, tmp_path / "out", "--weights", "none", "--target", "host-litert", "--json")
+    assert done.returncode in (0, 4, 5), done.stderr
+    report = RunReport.model_validate_json(done.stdout)
+    assert report.float_model.input_size_px == 32
+    assert report.export.formats is not None
+    assert len(report.export.formats.layers) == 64
+    found = {parity.status for parity in report.export.parity}
+    assert found == {Status.PASS, Status.UNMEASURED}, report.export.parity
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert "| rounding explains dB | status | why |" in page
+    # Twin: below the documented minimum nothing is done.
+    recipe.write_text(small.replace("input_size_px = 32", "input_size_px = 31"))
+    done = run(recipe, tmp_path / "other")
+    assert done.returncode == 2
+    assert "input_size_px" in done.stderr
+    assert not (tmp_path / "other").exists()

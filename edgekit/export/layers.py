@@ -100,16 +100,12 @@ def litert_codes(
     graph = model.subgraphs[0]
     kinds = [max(code.deprecatedBuiltinCode, code.builtinCode) for code in model.operatorCodes]
     layers = [op for op in graph.operators if kinds[op.opcodeIndex] not in _AROUND]
-    mean = any(kinds[op.opcodeIndex] == schema.BuiltinOperator.MEAN for op in layers)
-    # The converter leaves out the mean of a single value; the classifier reads its codes.
-    left_out = {node.name for node in nodes if node.op == "pool" and not mean}
-    _check_count(path, len(layers), len(nodes) - len(left_out))
-    outputs = (int(operator.outputs[0]) for operator in layers)
-    tensors = {
-        node.name: int(layers[-1].inputs[0]) if node.name in left_out else next(outputs)
-        for node in nodes
+    _check_count(path, len(layers), len(nodes))
+    made = {
+        node.name: operator.outputs[0]
+        for node, operator in zip(nodes, layers, strict=True)
+        if node.name not in kept_float
     }
-    made = {name: tensor for name, tensor in tensors.items() if name not in kept_float}
     graph.outputs, model.signatureDefs = np.array(list(made.values()), np.int32), []
     with muted():
         interpreter = Interpreter(model_content=packed(model))

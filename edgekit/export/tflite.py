@@ -7,7 +7,7 @@ import tensorflow as tf
 from edgekit.errors import ConversionError
 from edgekit.export import tflite_mixed
 from edgekit.network.forward import logits_function
-from edgekit.network.graph import Arrays, Node
+from edgekit.network.graph import Arrays, Node, output_shapes
 from edgekit.network.native_log import muted
 from edgekit.records import Bits, IoType, RangeTable, Variant
 
@@ -27,8 +27,9 @@ def convert(
 
     The int8 variant is converted from a graph in which every kernel and every activation carries
     its fake quantization, so the converter has nothing left to estimate: every scale in the file
-    comes from the weights and the table. With layers kept in float32, and for "int16x8", what the
-    converter cannot make is written by `tflite_mixed` from its float32 file.
+    comes from the weights and the table. With layers kept in float32, for "int16x8", and where the
+    pool has a single value, whose grid the converter leaves out, what it cannot make is written by
+    `tflite_mixed` from its float32 file.
 
     Args:
         nodes: The network.
@@ -41,7 +42,10 @@ def convert(
     Raises:
         ConversionError: If the converter refuses the graph.
     """
-    if table is not None and (variant == "int16x8" or (variant == "int8" and table.kept_float)):
+    if table is not None and (
+        variant == "int16x8"
+        or (variant == "int8" and (table.kept_float or _pools_one_value(nodes, weights, size_px)))
+    ):
         plain = convert(nodes, weights, None, variant="float32", io="float32", size_px=size_px)
         bits: Bits = 16 if variant == "int16x8" else 8
         return tflite_mixed.rewritten(plain, nodes, weights, table, io=io, bits=bits)
@@ -72,3 +76,9 @@ def convert(
             "report this with the recipe; it is a bug in edgekit",
         ) from error
     return bytes(content)
+
+
+def _pools_one_value(nodes: tuple[Node, ...], weights: Arrays, size_px: tuple[int, int]) -> bool:
+    """Returns whether the pool reads a single value of each channel, as at 32 px."""
+    shapes = output_shapes(nodes, weights, size_px)
+    return any(shapes[node.inputs[0]][:2] == (1, 1) for node in nodes if node.op == "pool")

@@ -1,9 +1,9 @@
 """TFLite files that the converter cannot make of fake quantization, rewritten from a float32 file.
 
 Left out of the simulation, a layer becomes int8 all the same, or keeps int8 weights beside float32
-activations; fake quantization to 16 bits becomes a file with int32 biases, which LiteRT refuses. So
-the converter makes the float32 file of the same weights, and here its constants and tensors get the
-types and scales of the table.
+activations; fake quantization to 16 bits becomes a file with int32 biases, which LiteRT refuses;
+and the mean of a single value is left out, and its grid with it. So the converter makes the float32
+file of the same weights, and here its constants and tensors get the types and scales of the table.
 """
 
 from typing import Any

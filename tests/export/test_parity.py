@@ -20,7 +20,7 @@ pytest.importorskip("tensorflow")
 
 from edgekit.devices import measure
 from edgekit.devices.protocol import subject_of
-from edgekit.export import parity, tflite
+from edgekit.export import onnx_file, parity, tflite
 from edgekit.export.files import Int8, Request, export_files
 from edgekit.export.layers import compare_layers, first_departing, litert_codes, onnx_codes
 from edgekit.export.tflite_objects import packed, unpacked
@@ -377,3 +377,44 @@ def test_a_file_several_steps_from_the_simulation_passes_if_that_is_rounding(
     assert np.median(apart) >= 1.9 * table.activations[LOGITS].scale
     assert (found.status, found.same_answers, found.images) == (Status.PASS, 72, 72)
     assert found.reason == "no further from it than rounding explains"
+
+
+def both_at(
+    size_px: int, sources: Untyped, contract: Preprocess, folder: Path
+) -> tuple[Path, Path]:
+    """Writes the int8 TFLite and the int8 ONNX of the same network for another size of picture."""
+    made, size = (NODES, sources.int8.weights), (size_px, size_px)
+    table = sources.int8.table
+    lite, onnx = folder / "a.tflite", folder / "a.onnx"
+    lite.write_bytes(tflite.convert(*made, table, variant="int8", io="int8", size_px=size))
+    model = onnx_file.float_model(NODES, sources.float_weights, size, contract, CLASSES)
+    onnx.write_bytes(onnx_file.quantized_model(model, *made, table).SerializeToString())
+    return lite, onnx
+
+
+@pytest.mark.parametrize(
+    "size_px",
+    [32, 33, *(pytest.param(size, marks=pytest.mark.slow) for size in (40, 64, 96, 160, 224))],
+)
+def test_every_layer_is_found_at_every_size(
+    sources: Untyped, contract: Preprocess, tmp_path: Path, size_px: int
+) -> None:
+    pair = both_at(size_px, sources, contract, tmp_path)
+    shape = (2, size_px, size_px, 3)
+    images = np.random.default_rng(2).integers(0, 256, shape, dtype=np.uint8)
+    compared = compare_layers(NODES, *pair, images, contract)
+    assert [layer.layer for layer in compared] == [node.name for node in NODES]
+    assert min(layer.equal for layer in compared) > 0.99
+    # Twin: of a single value, too, the mean is rounded to a grid of its own.
+    span = sources.int8.table.activations["global_average_pool"]
+    narrow = from_limits(0.0, 0.7 * span.maximum, "trained")
+    other = altered(sources.int8.table, {"global_average_pool": narrow})
+    pair[0].write_bytes(
+        tflite.convert(
+            NODES, sources.int8.weights, other, variant="int8", io="int8", size_px=shape[1:3]
+        )
+    )
+    departed = compare_layers(NODES, *pair, images, contract)
+    assert departed[:-2] == compared[:-2]
+    assert departed[-2].layer == "global_average_pool"
+    assert departed[-2].equal < 0.9

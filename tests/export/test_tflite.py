@@ -17,7 +17,7 @@ from edgekit.network.graph import (
     kernel_codes,
     mobilenet_v2,
 )
-from edgekit.network.ranges import int16_scale, keeping_float, table_of
+from edgekit.network.ranges import from_limits, int16_scale, keeping_float, table_of
 from edgekit.records import RangeTable, TensorRange
 from edgekit.runtimes.inspect import inspect_model
 
@@ -340,3 +340,28 @@ def test_an_input_is_part_of_the_table(sources: Untyped) -> None:
             io="int8",
             size_px=(SIZE_PX, SIZE_PX),
         )
+
+
+@pytest.mark.parametrize(
+    ("bits", "kept"), [(8, ()), (16, ()), (8, ("Conv_1",)), (8, ("global_average_pool",))]
+)
+def test_the_mean_of_a_single_value_is_put_back_where_the_converter_left_it_out(
+    sources: Untyped, bits: Untyped, kept: tuple[str, ...]
+) -> None:
+    weights, size = sources.int8.weights, (32, 32)
+    span = sources.int8.table.activations["global_average_pool"]
+    # A grid of its own, as training may leave it.
+    own = altered(
+        sources.int8.table,
+        {"global_average_pool": from_limits(0.0, 0.8 * span.maximum, "trained")},
+    )
+    table = keeping_float(NODES, own, kept)
+    variant: Untyped = "int8" if bits == 8 else "int16x8"
+    content = tflite.convert(NODES, weights, table, variant=variant, io="float32", size_px=size)
+    images = np.random.default_rng(2).uniform(-1, 1, (16, *size, 3)).astype(np.float32)
+    answers = answers_of(content, images)
+    simulated = logits_function(NODES, weights, table, bits)(images).numpy()
+    other = logits_function(NODES, weights, sources.int8.table, bits)(images).numpy()
+    off = np.abs(answers - simulated).mean()
+    # Twin: the simulation with the other grid.
+    assert off < 0.3 * np.abs(answers - other).mean()

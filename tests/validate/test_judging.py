@@ -18,12 +18,14 @@ from edgekit.records import (
     IoType,
     Latency,
     LatencySession,
+    Parity,
     Preprocess,
     Status,
     ValidationRecord,
     Variant,
     Verdict,
 )
+from edgekit.report.sentences import parity_sentences
 from edgekit.runtimes.inspect import inspect_model
 from edgekit.target import Target
 from edgekit.validate.judging import (
@@ -35,6 +37,7 @@ from edgekit.validate.judging import (
 )
 from edgekit.validate.latency import summarize
 from edgekit.validate.on_device import Measured, Measuring
+from edgekit.validate.verdict import exit_code
 
 # Keeps a runner busy for over half a second, after which it tells how far it is.
 IMAGES = 300_000
@@ -282,3 +285,58 @@ def test_an_estimate_stands_beside_its_budget_or_in_the_notes() -> None:
     assert unasked_estimates(known, checks) == ("estimate of accuracy: -2.4 points",)
     # The twin: nobody asked for anything.
     assert len(unasked_estimates(known, ())) == 2
+
+
+@pytest.mark.parametrize(
+    ("found", "status", "code"),
+    [
+        (Status.MISS, Status.MISS, 4),
+        (Status.INCONCLUSIVE, Status.INCONCLUSIVE, 5),
+        (Status.UNMEASURED, Status.PASS, 0),
+        (Status.PASS, Status.PASS, 0),
+    ],
+)
+def test_a_target_is_told_where_its_file_departs_from_its_source(
+    tmp_path: Path, found: Status, status: Status, code: int
+) -> None:
+    labels = 2 - colour_images(tmp_path / "images.npy", 30)
+    artifacts = (
+        artifact_of(mean_tflite(tmp_path / "f.tflite", "float32"), "float32", "float32"),
+        artifact_of(mean_tflite(tmp_path / "i.tflite", "int8"), "int8", "int8"),
+    )
+    parity = Parity(
+        artifact_sha256=artifacts[1].sha256,
+        source="simulated int8",
+        images=30,
+        same_answers=12,
+        sqnr_db=3.04,
+        explained_db=20.0,
+        status=found,
+        reason="more answers differ than rounding explains (exact p 1.0e-04)",
+    )
+    exported = ExportRecord(
+        preprocess=Preprocess(height_px=SIZE, width_px=SIZE),
+        class_names=("red", "green", "blue"),
+        artifacts=artifacts,
+        parity=(parity,),
+    )
+    ships = target_of("ships", "local", ("int8", "int8"), size_bytes=1_000_000)
+    other = target_of("other", "local", ("float32", "float32"), size_bytes=1_000_000)
+    record = judge(
+        exported, tmp_path, tmp_path / "images.npy", labels.astype(np.int32), (ships, other),
+        Measuring(1, Pace(0.0, 5, 0.0), 60.0), names=[""] * 30, say=lambda _line: None,
+        progress=lambda *_what: None,
+    )  # fmt: skip
+    assert [verdict.status for verdict in record.verdicts] == [status, Status.PASS]
+    assert exit_code(verdict.status for verdict in record.verdicts) == code
+    told = [check for check in record.verdicts[0].checks if check.name == "parity"]
+    if status == Status.PASS:
+        assert told == []
+        assert parity_sentences(exported) == ()
+        return
+    assert told[0].measured == "12 of 30 answers are those of simulated int8, SQNR 3.0 dB"
+    assert told[0].budget == "what rounding explains: SQNR 20.0 dB"
+    assert parity_sentences(exported) == (
+        "i.tflite departs from the simulated int8: 12 of 30 answers are the same; more answers "
+        "differ than rounding explains (exact p 1.0e-04)",
+    )
