@@ -65,4 +65,4 @@ class TrainingError(EdgekitError):
 
 
 class ConversionError(EdgekitError):
-    """An exported file that is not what was asked for, or disagrees with its source."""
+    """An exported file that is not what was asked for: other types or shapes, or NaN."""

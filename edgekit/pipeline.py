@@ -15,6 +15,7 @@ import numpy as np
 
 import edgekit
 from edgekit.code_version import code_version
+from edgekit.data.scan import printable
 from edgekit.errors import SpecError
 from edgekit.folders import replace_folder, scratch_folder, writing
 from edgekit.network.graph import check_names, layer_names, mobilenet_v2
@@ -143,25 +144,7 @@ def run(
     Raises:
         EdgekitError: As the stages do.
     """
-    # Path.resolve raises on a loop of links.
-    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(recipe.data.path)):
-        raise SpecError(
-            f"the run folder {out} lies inside the data folder {recipe.data.path}",
-            "a run folder elsewhere, or its files would be taken for pictures",
-            "give another folder with --out",
-        )
-    asked, nodes = recipe.quantize, mobilenet_v2(recipe.model.alpha)
-    check_names(nodes, asked.keep_float, "quantize.keep_float")
-    for key in ("unfreeze_from", "unfreeze_until"):
-        cut = getattr(recipe.train, key)
-        if cut is not None:
-            fixed(f"train.{key}", cut, layer_names(nodes), nodes)
-    options = [f"quantize.{name}" for name, given in
-               (("keep_float", bool(asked.keep_float)), ("max_drop", asked.max_drop is not None))
-               if given]  # fmt: skip
-    refuse_float_layers(options, targets)
-    refuse_granularity(asked.granularity, targets)
-    refuse_same_names(targets)
+    _refuse_beforehand(recipe, targets, out, command)
     devices: dict[str, str] = {}
     if until == "validate":
         # A cable left out is found now and not after training.
@@ -197,6 +180,42 @@ def run(
             state, targets, out, command, notes,
             dataset, float_model, quantized, exported, validation,
         )  # fmt: skip
+
+
+def _refuse_beforehand(
+    recipe: Recipe, targets: tuple[Target, ...], out: Path, command: tuple[str, ...]
+) -> None:
+    """Refuses what recipe and targets alone show to fail in a later stage.
+
+    Raises:
+        SpecError: If they do.
+    """
+    for text in (*command, str(recipe.data.path), recipe.model.weights, *recipe.targets):
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise SpecError(
+                f"{printable(text)}: a name that is not valid Unicode",
+                "text that a report can hold",
+                "rename the file or folder",
+            )
+    # Path.resolve raises on a loop of links.
+    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(recipe.data.path)):
+        raise SpecError(
+            f"the run folder {out} lies inside the data folder {recipe.data.path}",
+            "a run folder elsewhere, or its files would be taken for pictures",
+            "give another folder with --out",
+        )
+    asked, nodes = recipe.quantize, mobilenet_v2(recipe.model.alpha)
+    check_names(nodes, asked.keep_float, "quantize.keep_float")
+    for key in ("unfreeze_from", "unfreeze_until"):
+        cut = getattr(recipe.train, key)
+        if cut is not None:
+            fixed(f"train.{key}", cut, layer_names(nodes), nodes)
+    options = [f"quantize.{name}" for name, given in
+               (("keep_float", bool(asked.keep_float)), ("max_drop", asked.max_drop is not None))
+               if given]  # fmt: skip
+    refuse_float_layers(options, targets)
+    refuse_granularity(asked.granularity, targets)
+    refuse_same_names(targets)
 
 
 def _preprocess(recipe: Recipe) -> Preprocess:

@@ -406,3 +406,19 @@ def test_data_that_is_a_circle_of_links_is_no_folder(tmp_path: Path) -> None:
     )
     assert done.returncode == 3, done.stderr
     assert "does not exist" in done.stderr
+
+
+def test_a_data_folder_whose_name_no_report_can_hold_is_refused_before_training(
+    tmp_path: Path,
+) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/p\xff"))
+    draw_classes(folder)
+    out = tmp_path / "out"
+    done = edgekit("run", "--data", folder, "--weights", "none", "--until", "data", "--out", out)
+    assert done.returncode == 2, done.stderr
+    assert "p\\udcff: a name that is not valid Unicode" in done.stderr
+    assert not out.exists()
+    # Twin: any other name will do.
+    named = folder.rename(tmp_path / "p\u00ff \u732b")
+    done = edgekit("run", "--data", named, "--weights", "none", "--until", "data", "--out", out)
+    assert done.returncode == 0, done.stderr
