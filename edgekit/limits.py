@@ -70,28 +70,28 @@ WEIGHT_NAMES = 4096
 # ---- Bundles ----
 
 # A bundle of every kind has below 100 files; no file system slows down at so many.
-MAX_BUNDLE_FILES = 4096
+BUNDLE_FILES = 4096
 # The largest MobileNetV2 in float32 with 1000 classes takes 25 MB, twice in a bundle for phones.
-MAX_BUNDLE_BYTES = 512 * 1024**2
+BUNDLE_BYTES = 512 * 1024**2
 # Deeper than the sources of an Android library by far, and every program's recursion stands it.
-MAX_BUNDLE_FOLDERS_DEEP = 16
+BUNDLE_FOLDERS_DEEP = 16
 # The longest name of a file on ext4, APFS and NTFS.
-MAX_PATH_PART_BYTES = 255
+PATH_PART_BYTES = 255
 # PATH_MAX of macOS; Linux allows 4096.
-MAX_PATH_BYTES = 1024
+PATH_BYTES = 1024
 # 4096 files take 0.7 MB, 20,000 names of classes 1 MB.
-MAX_MANIFEST_BYTES = 16 * 1024**2
+MANIFEST_BYTES = 16 * 1024**2
 # A signature lists every file: 4096 of them take 1 MB.
-MAX_SIGNATURE_BYTES = 4 * 1024**2
+SIGNATURE_BYTES = 4 * 1024**2
 # edgekit writes at most 32 with pictures and 3 synthetic ones; each costs two runs of the model.
-MAX_GOLDENS = 64
+GOLDENS = 64
 # 64 goldens of a large MobileNetV2 take 10 s on a slow core; edgekit stops waiting after this.
-MAX_VERIFY_SECONDS = 300.0
+VERIFY_SECONDS = 300.0
 # The files behind a TFLite model are short lists; more is refused unread.
-MAX_MODEL_ARCHIVE_BYTES = 1024**2
-MAX_MODEL_DIRECTORY_BYTES = 65536
+MODEL_ARCHIVE_BYTES = 1024**2
+MODEL_DIRECTORY_BYTES = 65536
 # What all values in a TFLite model's metadata may take together; tables may share one long text.
-MAX_MODEL_METADATA_BYTES = 4 * 1024**2
+MODEL_METADATA_BYTES = 4 * 1024**2
 
 # ---- Data folders ----
 

@@ -188,9 +188,7 @@ def read_folder(path: Path) -> dict[str, bytes]:
                 folders.append(f"{relative}{name}/")
             _check_count(where, len(folders) + len(files) + len(found))
             for name in sorted(found):
-                content = _plain_file(
-                    relative + name, handle, where, limits.MAX_BUNDLE_BYTES - total
-                )
+                content = _plain_file(relative + name, handle, where, limits.BUNDLE_BYTES - total)
                 files[relative + name] = content
                 total += len(content)
     except OSError as error:
@@ -243,8 +241,8 @@ def check_path(name: str, where: str) -> None:
         encoded = name.encode()
     except UnicodeEncodeError:
         _refuse(f"{said} is not UTF-8", "names in UTF-8")
-    if len(encoded) > limits.MAX_PATH_BYTES:
-        _refuse(f"{said} has {len(encoded)} bytes", f"at most {limits.MAX_PATH_BYTES} bytes")
+    if len(encoded) > limits.PATH_BYTES:
+        _refuse(f"{said} has {len(encoded)} bytes", f"at most {limits.PATH_BYTES} bytes")
     if "\0" in name:
         _refuse(f"{said} holds a zero byte, where some programs end it", "a name without it")
     if "\\" in name:
@@ -259,8 +257,8 @@ def check_path(name: str, where: str) -> None:
             "names in NFC",
         )
     parts = name.removesuffix("/").split("/")
-    if len(parts) > limits.MAX_BUNDLE_FOLDERS_DEEP:
-        _refuse(f"{said} is {len(parts)} folders deep", f"at most {limits.MAX_BUNDLE_FOLDERS_DEEP}")
+    if len(parts) > limits.BUNDLE_FOLDERS_DEEP:
+        _refuse(f"{said} is {len(parts)} folders deep", f"at most {limits.BUNDLE_FOLDERS_DEEP}")
     for part in parts:
         _check_part(part, said)
 
@@ -271,10 +269,10 @@ def _check_part(part: str, said: str) -> None:
         _refuse(f"{said} leaves its folder", "a path below the bundle, without '..'")
     if part in ("", "."):
         _refuse(f"{said} has an empty part or a '.'", "one way of writing a path")
-    if len(part.encode()) > limits.MAX_PATH_PART_BYTES:
+    if len(part.encode()) > limits.PATH_PART_BYTES:
         _refuse(
             f"{said} has a part of {len(part.encode())} bytes",
-            f"at most {limits.MAX_PATH_PART_BYTES}",
+            f"at most {limits.PATH_PART_BYTES}",
         )
     if any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in part):
         _refuse(f"{said} holds a control character", "names without control characters")
@@ -307,7 +305,7 @@ def _content(path: Path, where: str) -> bytes:
             if not stat.S_ISREG(status.st_mode):
                 _refuse(f"{where}: not a plain file", "a zip file")
             _check_total(where, status.st_size)
-            content = stream.read(limits.MAX_BUNDLE_BYTES + 1)
+            content = stream.read(limits.BUNDLE_BYTES + 1)
     except OSError as error:
         _refuse(f"{where}: {error.strerror or error}", "a zip file that can be read")
     _check_total(where, len(content))
@@ -370,13 +368,13 @@ def _refuse_entry(
 
 
 def _check_count(where: str, count: int) -> None:
-    if count > limits.MAX_BUNDLE_FILES:
-        _refuse(f"{where}: {count} files and folders or more", f"at most {limits.MAX_BUNDLE_FILES}")
+    if count > limits.BUNDLE_FILES:
+        _refuse(f"{where}: {count} files and folders or more", f"at most {limits.BUNDLE_FILES}")
 
 
 def _check_total(where: str, size: int) -> None:
-    if size > limits.MAX_BUNDLE_BYTES:
-        _refuse(f"{where}: {size} bytes", f"at most {limits.MAX_BUNDLE_BYTES} bytes")
+    if size > limits.BUNDLE_BYTES:
+        _refuse(f"{where}: {size} bytes", f"at most {limits.BUNDLE_BYTES} bytes")
 
 
 def _check_plain(status: os.stat_result, name: str, where: str, *, folder: bool = False) -> None:
@@ -397,8 +395,8 @@ def _plain_file(name: str, folder: int, where: str, limit: int) -> bytes:
         content = stream.read(limit + 1)
     if len(content) > limit:
         _refuse(
-            f"{where}: more than {limits.MAX_BUNDLE_BYTES} bytes",
-            f"at most {limits.MAX_BUNDLE_BYTES} bytes",
+            f"{where}: more than {limits.BUNDLE_BYTES} bytes",
+            f"at most {limits.BUNDLE_BYTES} bytes",
         )
     return content
 

@@ -64,7 +64,7 @@ class Manifest(Record):
     output: TensorInfo
     class_names: tuple[str, ...]
     verdict: Verdict
-    goldens: int = Field(ge=1, le=limits.MAX_GOLDENS)
+    goldens: int = Field(ge=1, le=limits.GOLDENS)
     images: bool
     facts: dict[str, str]
     files: dict[str, ListedFile]
@@ -132,12 +132,12 @@ def read_manifest(files: Mapping[str, bytes]) -> Manifest:
     content = files.get(NAME)
     if content is None:
         raise IntegrityError(f"a bundle without {NAME}", "a bundle of edgekit package", remedy)
-    if len(content) > limits.MAX_MANIFEST_BYTES:
-        most = f"at most {limits.MAX_MANIFEST_BYTES}"
+    if len(content) > limits.MANIFEST_BYTES:
+        most = f"at most {limits.MANIFEST_BYTES}"
         raise IntegrityError(f"{NAME} of {len(content)} bytes", most, remedy)
-    if len(files.get(SIGNATURE_NAME, b"")) > limits.MAX_SIGNATURE_BYTES:
+    if len(files.get(SIGNATURE_NAME, b"")) > limits.SIGNATURE_BYTES:
         found = f"{SIGNATURE_NAME} of {len(files[SIGNATURE_NAME])} bytes"
-        raise IntegrityError(found, f"at most {limits.MAX_SIGNATURE_BYTES}", remedy)
+        raise IntegrityError(found, f"at most {limits.SIGNATURE_BYTES}", remedy)
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as err:

@@ -542,7 +542,7 @@ def _file(model: bytes, name: str) -> bytes:
     if archive is None:
         msg = f"no archive with {name!r} behind the model"
         raise ValueError(msg)
-    if archive[0] > limits.MAX_MODEL_DIRECTORY_BYTES:
+    if archive[0] > limits.MODEL_DIRECTORY_BYTES:
         msg = f"an archive with a directory of {archive[0]} bytes"
         raise ValueError(msg)
     end = len(model) - _ARCHIVE_END.size
@@ -555,7 +555,7 @@ def _file(model: bytes, name: str) -> bytes:
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
             msg = f"{name!r} is compressed or encrypted"
             raise ValueError(msg)
-        if entry.file_size > limits.MAX_MODEL_ARCHIVE_BYTES:
+        if entry.file_size > limits.MODEL_ARCHIVE_BYTES:
             msg = f"{name!r} of {entry.file_size} bytes"
             raise ValueError(msg)
         return files.read(entry)

@@ -166,7 +166,7 @@ def read(content: bytes) -> dict[str, Any]:
 
     Raises:
         ValueError: If it is none, is damaged, or holds more values than
-            `limits.MAX_MODEL_METADATA_BYTES`.
+            `limits.MODEL_METADATA_BYTES`.
     """
     if content[4:8] != IDENTIFIER:
         msg = f"identifier {content[4:8]!r} instead of {IDENTIFIER!r}"
@@ -180,7 +180,7 @@ class _Reader:
 
     def __init__(self, content: bytes) -> None:
         self._content = content
-        self._left_bytes = limits.MAX_MODEL_METADATA_BYTES
+        self._left_bytes = limits.MODEL_METADATA_BYTES
 
     def table(self, name: str, place: int) -> dict[str, Any]:
         """Returns the fields of the table at `place`."""
@@ -249,5 +249,5 @@ class _Reader:
     def _spend(self, amount_bytes: int) -> None:
         self._left_bytes -= amount_bytes
         if self._left_bytes < 0:
-            msg = f"more than {limits.MAX_MODEL_METADATA_BYTES} bytes of values"
+            msg = f"more than {limits.MODEL_METADATA_BYTES} bytes of values"
             raise ValueError(msg)

@@ -140,8 +140,8 @@ def _check_form(signature: Path) -> None:
         raise IntegrityError(f"{_said(signature.parent)} is not signed", what, remedy)
     try:
         with signature.open("rb") as stream:
-            content = stream.read(limits.MAX_SIGNATURE_BYTES + 1)
-        form = json.loads(content.decode()) if len(content) <= limits.MAX_SIGNATURE_BYTES else None
+            content = stream.read(limits.SIGNATURE_BYTES + 1)
+        form = json.loads(content.decode()) if len(content) <= limits.SIGNATURE_BYTES else None
         parts = {"verificationMaterial", "dsseEnvelope"}
         is_signature = isinstance(form, dict) and form.keys() >= parts
     except (OSError, ValueError, RecursionError):

@@ -84,14 +84,12 @@ def verify(
 
 def _goldens(folder: Path, bundle: Path) -> str:
     """Runs edgekit's own copy of the bundle's script on it, in a process with limits."""
-    command = child.command(
-        _MODULE, str(folder), "--json", timeout_seconds=limits.MAX_VERIFY_SECONDS
-    )
+    command = child.command(_MODULE, str(folder), "--json", timeout_seconds=limits.VERIFY_SECONDS)
     try:
-        done = run(command, limits.MAX_VERIFY_SECONDS, environment=child.environment())
+        done = run(command, limits.VERIFY_SECONDS, environment=child.environment())
     except subprocess.TimeoutExpired as err:
         raise DeviceError(
-            f"{bundle}: its goldens did not end within {limits.MAX_VERIFY_SECONDS:g} s",
+            f"{bundle}: its goldens did not end within {limits.VERIFY_SECONDS:g} s",
             "a model that answers",
             "do not use it",
         ) from err

@@ -849,14 +849,14 @@ def same_answers(one: bytes, other: bytes) -> bool:
 
 def test_the_limits_and_rules_are_edgekits_own(script: ModuleType) -> None:
     """The program stands alone, so it has them once more."""
-    assert script.MAX_BUNDLE_BYTES == limits.MAX_BUNDLE_BYTES
-    assert script.MAX_FILES == limits.MAX_BUNDLE_FILES
-    assert script.MAX_DEPTH == limits.MAX_BUNDLE_FOLDERS_DEEP
-    assert script.MAX_JSON_BYTES == limits.MAX_MANIFEST_BYTES
-    assert script.MAX_SIGNATURE_BYTES == limits.MAX_SIGNATURE_BYTES
-    assert script.MAX_GOLDENS == limits.MAX_GOLDENS
-    assert script.MAX_SECONDS == limits.MAX_VERIFY_SECONDS
-    assert script.MAX_MODEL_DIRECTORY_BYTES == limits.MAX_MODEL_DIRECTORY_BYTES
+    assert script.MAX_BUNDLE_BYTES == limits.BUNDLE_BYTES
+    assert script.MAX_FILES == limits.BUNDLE_FILES
+    assert script.MAX_DEPTH == limits.BUNDLE_FOLDERS_DEEP
+    assert script.MAX_JSON_BYTES == limits.MANIFEST_BYTES
+    assert script.MAX_SIGNATURE_BYTES == limits.SIGNATURE_BYTES
+    assert script.MAX_GOLDENS == limits.GOLDENS
+    assert script.MAX_SECONDS == limits.VERIFY_SECONDS
+    assert script.MAX_MODEL_DIRECTORY_BYTES == limits.MODEL_DIRECTORY_BYTES
     assert script.TOLERANCE_STEPS == contents.TOLERANCE_STEPS
     assert script.TOLERANCE_SHARE == contents.TOLERANCE_SHARE
     assert script.TOLERANCE_SHARE_INTEGER == contents.TOLERANCE_SHARE_INTEGER
@@ -866,7 +866,7 @@ def test_the_limits_and_rules_are_edgekits_own(script: ModuleType) -> None:
         checks = [Check(name="", status=s, measured="", budget="", detail="") for s in found]
         wanted = combine(checks)
         assert next(s for s in script.WORST_FIRST if s in found) == wanted
-    assert MOST_PICTURES + len(script.SYNTHETIC) <= limits.MAX_GOLDENS
+    assert MOST_PICTURES + len(script.SYNTHETIC) <= limits.GOLDENS
 
 
 # ---- the preparation of pictures, against edgekit's own
