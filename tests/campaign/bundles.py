@@ -17,11 +17,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import Random
 
+from crafted_bundles import ALTERATIONS, Alteration
+
 from campaign.alter import BYTES, FILES, changed, flip, ways
 from campaign.attack import Attack, Outcome, trouble
 from campaign.base import TARGETS, Base
 
 ZIP, FOLDER, SEALED = "bundles, zip", "bundles, folder", "bundles, sealed anew"
+CRAFTED = "bundles, crafted"
 RANDOM_PER_TARGET = 120
 _FILES_PER_WAY = 10
 _MANIFEST = "manifest.json"
@@ -71,6 +74,9 @@ def attacks(base: Base) -> Iterator[Attack]:
         yield from _folder_attacks(base, target)
         for name, reseal in SEALED_CHANGES.items():
             yield Attack(SEALED, f"{target}: {name}", _sealed(base, archive, reseal))
+    for name, alteration in ALTERATIONS:
+        # They are made for a bundle of this kind.
+        yield Attack(CRAFTED, name, _crafted(base, base.bundle("host-litert"), alteration))
     for name in _HOSTILE:
         yield Attack(ZIP, f"name {name[:20]!a}", _entries(base, archive, _named(name)))
 
@@ -175,6 +181,19 @@ def read_from_front(content: bytes) -> Files:
     if content[at : at + 4] != _DIRECTORY:
         raise ValueError("something else stands between the files and the directory")
     return files
+
+
+def _crafted(
+    base: Base, archive: Path, alteration: Alteration
+) -> Callable[[Path, Random], Outcome]:
+    """Nothing proves these harmless: whatever they hold, they are not as edgekit writes them."""
+
+    def attack(place: Path, random: Random) -> Outcome:
+        bundle = place / archive.name
+        bundle.write_bytes(alteration(archive.read_bytes()))
+        return _verified(base, place, bundle, lambda: False)
+
+    return attack
 
 
 # ---- zip files

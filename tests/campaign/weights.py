@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from crafted_weights import CRAFTED, Builder
 
 from campaign.alter import BYTES, changed
 from campaign.attack import Attack, Outcome, trouble
@@ -43,6 +44,8 @@ def attacks(base: Base) -> Iterator[Attack]:
             yield Attack(kind, name, _spoilt(base, suffix, how, where))
         for name, change in ARRAYS.items():
             yield Attack(kind, name, _rearranged(base, suffix, change))
+    for name, build in CRAFTED:
+        yield Attack("weights, crafted", name, _crafted(base, build))
     for name, content in MEMBERS.items():
         yield Attack("weights, npz", name, _members(base, content))
 
@@ -175,6 +178,20 @@ def differs(weights: Path, backbone: Arrays) -> str:
         if not np.array_equal(array.astype(np.float32), trained):
             return f"{name} is not the file's"
     return ""
+
+
+def _crafted(base: Base, build: Builder) -> Callable[[Path, Random], Outcome]:
+    """Each tries something, so that none may be trained from."""
+
+    def attack(place: Path, random: Random) -> Outcome:
+        folder = place / "given"
+        folder.mkdir()
+        found = trained_from(base, place, build(folder))
+        if found.result == "harmless":
+            return Outcome("accepted", found.why, found.ran)
+        return found
+
+    return attack
 
 
 def _spoilt(base: Base, suffix: str, how: str, where: str) -> Callable[[Path, Random], Outcome]:
