@@ -106,8 +106,7 @@ class _Run:
         still_good: Callable[[R], bool] = lambda _: True,
     ) -> Stored[R]:
         """Reuses or makes one stage, tells which, and remembers what it took."""
-        with writing(self.store.root):
-            stored = self.store.build(key, record_type, make, still_good)
+        stored = self.store.build(key, record_type, make, still_good)
         cost = stored.cost
         self.times.append(StageTime(stage=key.stage, seconds=cost.seconds, reused=stored.reused))
         self.peak_memory_bytes = max(self.peak_memory_bytes, cost.peak_memory_bytes)

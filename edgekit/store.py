@@ -11,7 +11,6 @@ What a record does not name is not part of a result, and neither is what a link 
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -31,6 +30,7 @@ from typing import Any, BinaryIO, Generic, TypeVar
 from filelock import FileLock, Timeout
 
 from edgekit.errors import IntegrityError, SpecError
+from edgekit.folders import DOES_NOT_FIT, free_bytes, scratch_folder, writing
 from edgekit.records import Record
 
 R = TypeVar("R", bound=Record)
@@ -38,10 +38,8 @@ _SCHEMA = 4
 _RECORD = "record.json"
 # A record of a million skipped files takes some 200 MB.
 _LARGEST_RECORD_BYTES = 512 * 1024**2
-_LITTLE_BYTES = 1_000_000
 _CHUNK_BYTES = 1024**2
 _DRAFT = ".draft-"
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -156,18 +154,14 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         OSError: If the folder cannot be written; no partial file is left.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as stream:
+    with scratch_folder(path.parent) as folder, writing(path):
+        temporary = folder / path.name
+        with temporary.open("wb") as stream:
             stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         temporary.chmod(0o644)
         temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
     _sync(path.parent)
 
 
@@ -215,6 +209,8 @@ class Store:
                 "give another folder with --out",
             ) from error
         try:
+            for stage in self.root.glob("*"):
+                _remove_leftovers(stage)
             yield
         finally:
             lock.release()
@@ -301,19 +297,20 @@ class Store:
             parent.mkdir(parents=True, exist_ok=True)
             _remove_leftovers(parent)
             draft = Path(tempfile.mkdtemp(dir=parent, prefix=_DRAFT))
-            record = make(draft)
+            with writing(draft):
+                record = make(draft)
             cost = Cost(time.monotonic() - started, _peak_memory_bytes())
             return self._commit(key, draft, record, cost, durable)
         except OSError as error:
-            free = self.free_bytes()
-            # NumPy reports a short write without an error number.
-            full = error.errno in _FULL or (error.errno is None and free < _LITTLE_BYTES)
-            if not full and not str(error.filename).startswith(str(parent)):
+            place = str(error.filename or parent)
+            inside = place.startswith(str(parent))
+            if error.errno not in DOES_NOT_FIT and not inside:
                 raise
+            option = "give another --out" if inside else "name another folder in TMPDIR"
             raise SpecError(
-                f"cannot write {error.filename or parent}: {error.strerror or error}",
+                f"cannot write {place}: {error.strerror or error}",
                 "a writable folder with enough space",
-                f"{free / 1e6:.0f} MB are free there; make room or give another --out",
+                f"{(free_bytes(place) or 0) / 1e6:.0f} MB are free there; make room or {option}",
             ) from error
         finally:
             if draft is not None:

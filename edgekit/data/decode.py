@@ -184,7 +184,8 @@ def _refuse_without_room(folder: Path, needed_bytes: int, root: Path) -> None:
             f"{root}: decoding its pictures takes {needed_bytes:,} bytes in {folder}, and "
             f"{free_bytes:,} are free",
             "space on that disk",
-            "free some, use another disk (TMPDIR), or judge fewer pictures",
+            "free some, or use another disk: --out says where a run goes, TMPDIR where temporary "
+            "files go",
         )
 
 
