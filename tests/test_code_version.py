@@ -151,6 +151,10 @@ def traced() -> Iterator[set[tuple[str, str]]]:
     """Gathers module and outermost name of every function of the package that is called."""
     called: set[tuple[str, str]] = set()
     inside = f"{PACKAGE}/"
+    if "edgekit.fitting.cores" in sys.modules:
+        from edgekit.fitting import cores
+
+        cores._pool.cache_clear()  # of its threads only those that start from now on are seen
 
     def seen(frame: FrameType, event: str, _argument: Any) -> None:
         code = frame.f_code

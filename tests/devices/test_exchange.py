@@ -1,6 +1,7 @@
 """Runners that misbehave in every way, as real processes."""
 
 import fcntl
+import os
 import signal
 import sys
 from pathlib import Path
@@ -142,6 +143,13 @@ def test_printable_keeps_one_short_line() -> None:
 
 def test_signals_reach_no_further_than_the_runner() -> None:
     """A runner that signals its own group must not take edgekit with it."""
-    with pytest.raises(DeviceError, match="SIGTERM"):
-        exchange(runner("os.killpg(os.getpgrp(), signal.SIGTERM)"), "m", 30)
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    reached: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _frame: reached.append(number))
+    try:
+        with pytest.raises(DeviceError, match="SIGTERM"):
+            exchange(runner("os.killpg(os.getpgrp(), signal.SIGTERM)"), "m", 30)
+        assert reached == []
+        os.kill(os.getpid(), signal.SIGTERM)  # the twin
+        assert reached == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
