@@ -87,13 +87,30 @@ def trouble(ran: Ran, codes: tuple[int, ...]) -> Outcome | None:
         return Outcome(_BROKEN[ran.broke], f"{taken}: {said}", (ran,))
     if "Traceback (most recent call last)" in ran.stderr or ran.code == 1 or ran.code < 0:
         return Outcome("traceback", f"exit code {ran.code}: {said}", (ran,))
-    if ran.outlived:
-        return Outcome("left over", f"still running: {'; '.join(ran.outlived)}", (ran,))
-    if ran.temporary:
-        return Outcome("left over", f"temporary: {', '.join(ran.temporary)}", (ran,))
     if ran.code in codes:
         return None
     if ran.code in REFUSALS and _PARTS.search(ran.stderr):
         (sentence, *_) = re.findall(r"^error: .*", ran.stderr, re.M)
         return Outcome("refused", f"{ran.code}: {sentence}", (ran,))
     return Outcome("traceback", f"exit code {ran.code} without three parts: {said}", (ran,))
+
+
+def tidy(found: Outcome) -> Outcome:
+    """Returns a good outcome as one of something left over, if something was.
+
+    Processes must not outlive any of an attack's programs; files in the temporary folder must be
+    gone behind the last, which may be the one that clears up after a killed one.
+
+    Args:
+        found: What came of an attack.
+    """
+    if found.result not in GOOD or not found.ran:
+        return found
+    running = [line for ran in found.ran for line in ran.outlived]
+    if running:
+        return Outcome("left over", f"{found.why}; still running: {'; '.join(running)}", found.ran)
+    files = found.ran[-1].temporary
+    if files:
+        some = f"{', '.join(files[:5])}{' and more' * (len(files) > 5)}"
+        return Outcome("left over", f"{found.why}; temporary: {some}", found.ran)
+    return found

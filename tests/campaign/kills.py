@@ -49,8 +49,6 @@ def _run_chain(base: Base, place: Path, random: Random) -> Outcome:
         done.append(killed)
         if killed.code != -9 or killed.broke:
             break  # it was faster
-        if killed.outlived:
-            return Outcome("left over", f"still running: {'; '.join(killed.outlived)}", tuple(done))
         stages.append(f"{_stage(killed)} at {moment:.1f} s")
         left = max(left - moment + _START_SECONDS, _START_SECONDS)
     last = base.run(place)
@@ -102,8 +100,6 @@ def _package_chain(base: Base, place: Path, random: Random) -> Outcome:
         moments.append(f"{moment:.2f} s")
         if archive.exists() and file_digest(archive) != base.bundles[target]:
             return Outcome("accepted", f"half a bundle after {moment:.2f} s", tuple(done))
-        if killed.outlived:
-            return Outcome("left over", f"still running: {'; '.join(killed.outlived)}", tuple(done))
     last = watched(command, place, LIMITS)
     when, ran = f"killed at {', '.join(moments)}", (*done, last)
     told = trouble(last, (0,))

@@ -16,7 +16,7 @@ from pathlib import Path
 from random import Random
 
 from campaign import bundles, kills, models, store, texts, weights
-from campaign.attack import BAD, Attack, Outcome, Result
+from campaign.attack import BAD, Attack, Outcome, Result, tidy
 from campaign.base import EDGEKIT, Base, make_base
 
 # A subject's attacks on a run, by the name that --only takes.
@@ -74,7 +74,7 @@ def attempt(attack: Attack, seed: int, scratch: Path) -> Outcome:
     """
     place = Path(tempfile.mkdtemp(prefix="attack-", dir=scratch))
     try:
-        return attack.run(place, Random(f"{seed}/{attack.kind}/{attack.name}"))
+        return tidy(attack.run(place, Random(f"{seed}/{attack.kind}/{attack.name}")))
     finally:
         shutil.rmtree(place, ignore_errors=True)
 

@@ -14,7 +14,7 @@ pytest.importorskip("tensorflow")
 
 from campaign import bundles, kills, models, store, texts, watch, weights
 from campaign.alter import BYTES, changed
-from campaign.attack import BAD, GOOD, Attack, Outcome, trouble
+from campaign.attack import BAD, GOOD, Attack, Outcome, tidy, trouble
 from campaign.base import TARGETS, Base, make_base
 from campaign.runner import SUBJECTS, Campaign, Tried, attempt, choose, repeat, table
 from campaign.watch import Limits, watched
@@ -53,15 +53,18 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> Limits:
 def test_every_way_to_fail_is_seen(
     program: str, result: str, quick: Limits, tmp_path: Path
 ) -> None:
-    found = trouble(watched((sys.executable, "-c", program), tmp_path, quick), (0,))
-    assert found is not None
+    ran = watched((sys.executable, "-c", program), tmp_path, quick)
+    found = tidy(trouble(ran, (0,)) or Outcome("harmless", "", (ran,)))
     assert found.result == result, found.why
     assert found.result in (*GOOD, *BAD)
 
 
 def test_the_twin_who_does_the_work_is_in_no_trouble(quick: Limits, tmp_path: Path) -> None:
-    ran = watched((sys.executable, "-c", "print('x')"), tmp_path, quick)
+    ran = watched(
+        (sys.executable, "-c", "print('x'); import time; time.sleep(0.3)"), tmp_path, quick
+    )
     assert trouble(ran, (0,)) is None
+    assert tidy(Outcome("harmless", "", (ran,))).result == "harmless"
     assert ran.stdout == "x\n"
     assert ran.peak_mb > 1
     # The same exit code where another one means that the work is done.
@@ -100,12 +103,12 @@ def test_the_long_form_is_as_large_as_it_says(base: Base) -> None:
 
 
 def short_form(base: Base) -> list[tuple[str, Attack]]:
-    """Returns two attacks of each kind that needs no training, and one killed packaging."""
+    """Returns an attack of each kind that needs no training, and one killed packaging."""
     found = [("kills", next(a for a in kills.attacks(base) if a.kind == kills.PACKAGE))]
     for subject in ("bundles", "models", "texts", "store"):
         every = SUBJECTS[subject](base)
         quick = [a for a in every if a.kind != store.RUN or a.name.startswith("data/")]
-        found += [(subject, attack) for attack in choose(quick, 2, SEED)]
+        found += [(subject, attack) for attack in choose(quick, 1, SEED)]
     return found
 
 
@@ -120,7 +123,19 @@ def test_short_form(base: Base, tmp_path: Path) -> None:
     shown = [f"{item.result}: {item.why}\n  {repeat(item, SEED)}" for item in campaign.bad]
     assert shown == [], table(campaign.tried)
     assert {item.result for item in campaign.tried} >= {"refused", "rebuilt"}
-    assert len(campaign.tried) >= 20
+    assert len(campaign.tried) >= 13
+
+
+def models_as_they_are(base: Base, start: str) -> dict[str, Callable[[Path, Random], Outcome]]:
+    """Returns judging of the unaltered model files whose names start so."""
+    return {
+        source.path.name: lambda place, _, source=source: models.judged(
+            base, place, source.path, source, hurry=True
+        )
+        for sources in models.make_sources(base).values()
+        for source in sources
+        if source.path.name.startswith(start)
+    }
 
 
 def test_the_twin_what_is_not_altered_is_accepted_everywhere(base: Base, tmp_path: Path) -> None:
@@ -135,16 +150,12 @@ def test_the_twin_what_is_not_altered_is_accepted_everywhere(base: Base, tmp_pat
         "zip": lambda place, _: bundles.zip_outcome(base, place, archive, archive.read_bytes()),
         **{kind: tried(base, "not at all") for kind, tried in texts.TRIES.items()},
     }
-    for sources in models.make_sources(base).values():
-        for source in sources:
-            same[source.path.name] = lambda place, _, source=source: models.judged(
-                base, place, source.path, source, hurry=True
-            )
+    same |= models_as_they_are(base, "tiny_float32")
     for name, attack in same.items():
         found = attempt(Attack("twin", name, attack), SEED, tmp_path)
         assert found.result == "harmless", f"{name}: {found.why}"
         assert "PASS, 100.0% right" in found.why or not name.startswith("tiny")
-    assert len(same) == 15
+    assert len(same) == 9
 
 
 # A fake edgekit that finds everything right: it copies what the unaltered one would write.
@@ -235,13 +246,13 @@ def test_the_table_counts_and_the_journal_goes_on(base: Base, tmp_path: Path) ->
 def test_medium_form(tmp_path: Path) -> None:
     """Two killed runs too, weights, and stages that are made again."""
     base = make_base(tmp_path / "base", thorough=True)
+    same = models_as_they_are(base, "")
     for suffix in (".h5", ".npz"):
         path = weights.start(base, suffix)
-        twin = Attack(
-            "twin", suffix, lambda place, _, path=path: weights.trained_from(base, place, path)
-        )
-        found = attempt(twin, SEED, tmp_path)
-        assert found.result == "harmless", found.why
+        same[suffix] = lambda place, _, path=path: weights.trained_from(base, place, path)
+    for name, attack in same.items():
+        found = attempt(Attack("twin", name, attack), SEED, tmp_path)
+        assert found.result == "harmless", f"{name}: {found.why}"
     wanted = [("kills", attack) for attack in choose(kills.attacks(base), 1, SEED)]
     for subject in ("store", "bundles", "weights", "texts"):
         wanted += [(subject, a) for a in choose(SUBJECTS[subject](base), 2, SEED)]
