@@ -5,6 +5,7 @@ however that process ends, so an unlocked one is dead: the next scratch folder i
 the next start of the command line, removes it. Nothing else is ever removed.
 """
 
+import atexit
 import contextlib
 import ctypes
 import errno
@@ -65,6 +66,19 @@ def scratch_folder(beside: Path | None = None) -> Iterator[Path]:
     finally:
         _remove(folder)
         os.close(lock)
+
+
+def use_own_temporary_folder() -> None:
+    """Gives this process and its children a folder for temporary files that vanishes with it.
+
+    For what libraries write there: TensorFlow a file for each function that it traces, onnxruntime
+    one when it is imported. If none can be made, the system's stays.
+    """
+    stack = contextlib.ExitStack()
+    with contextlib.suppress(OSError):
+        folder = str(stack.enter_context(scratch_folder()))
+        atexit.register(stack.close)  # before any library, so that theirs are closed by then
+        tempfile.tempdir = os.environ["TMPDIR"] = folder
 
 
 @functools.cache

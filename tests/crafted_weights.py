@@ -386,6 +386,7 @@ CRAFTED: list[tuple[str, Builder]] = [
         folder / "weights.npz", {k: v for k, v in arrays().items() if k != KERNEL})),
     ("npz of another width", lambda folder: write_npz(folder / "weights.npz", arrays(0.5))),
     ("npz with NaN", npz_with(**{VECTOR: np.full(CHANNELS, np.nan)})),
+    ("npz with a negative variance", npz_with(**{VECTOR: np.full(CHANNELS, -1.0)})),
     ("npz too large for float32", npz_with(**{VECTOR: np.full(CHANNELS, 1e300)})),
     ("h5 cut short", half(whole_h5)),
     ("h5 that crashes HDF5", crash),

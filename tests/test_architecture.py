@@ -61,7 +61,7 @@ ALLOWED = {
     "demo": f"{_UNTIL_PIPELINES} {_PIPELINES}",
     "console": f"{_UNTIL_PIPELINES} {_PIPELINES} demo",
     "cli": f"{_UNTIL_PIPELINES} {_PIPELINES} demo console",
-    "__main__": "root cli",
+    "__main__": "root cli folders",
 }
 
 _TRAINING = ("network", "fitting", "prefix", "train", "quantize", "export", "demo.pretrain")

@@ -90,6 +90,32 @@ def test_the_next_scratch_folder_beside_it_removes_it_too(tmp_path: Path) -> Non
         assert not folder.exists()
 
 
+# What a library does: a temporary file that it never removes; here and in a child.
+CARELESS = """
+import os, signal, subprocess, sys, tempfile
+from edgekit.folders import use_own_temporary_folder
+use_own_temporary_folder()
+child = "import tempfile; print(tempfile.mkstemp()[1])"
+print(tempfile.mkstemp()[1], subprocess.check_output([sys.executable, "-c", child], text=True))
+sys.stdout.flush()
+if len(sys.argv) > 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_libraries_leave_behind_goes_with_the_process(tmp_path: Path) -> None:
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    for arguments, left in (((), 0), (("killed",), 1)):
+        command = [sys.executable, "-c", CARELESS, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        written = [Path(name) for name in done.stdout.split()]
+        assert len(written) == 2, done.stderr
+        assert all(path.parent.parent == tmp_path for path in written)
+        assert len(list(tmp_path.iterdir())) == left
+    edgekit(tmp_path, "targets")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_twin_the_folder_of_a_living_process_stays(tmp_path: Path) -> None:
     with maker(tmp_path) as (process, folder):
         dead = killed(tmp_path)

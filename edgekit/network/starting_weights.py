@@ -61,7 +61,7 @@ _REFUSALS: dict[str, tuple[type[EdgekitError], str, str]] = {
     ),
     "diverged": (
         SpecError,
-        "weights that are all finite",
+        "weights that are all finite, and no negative variance",
         "give a file of a training that did not diverge",
     ),
     "package": (
@@ -307,6 +307,8 @@ def _parsed(content: bytes, shapes: Shapes) -> list[npt.NDArray[np.float32]]:
             arrays.append(array.astype(np.float32))
         if not np.isfinite(arrays[-1]).all():
             raise _Refused("diverged", f"{name} holds NaN or infinity")
+        if name.endswith("/moving_variance") and (arrays[-1] < 0).any():
+            raise _Refused("diverged", f"{name} holds a negative number")
     return arrays
 
 

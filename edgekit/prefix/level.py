@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from edgekit.errors import ConversionError
+from edgekit.errors import ConversionError, SpecError
 from edgekit.network.graph import INPUT, Arrays, Node, boundary, weighted
 from edgekit.prefix.inference import BATCH_ROWS, Inference
 
@@ -83,8 +83,18 @@ def check(level: Level, images: npt.NDArray[np.float32], reference: Tensors) -> 
         For each tensor, the root mean square of the difference over that of the reference.
 
     Raises:
+        SpecError: If the reference holds NaN, or what float16 does not.
         ConversionError: If one is above 2e-3.
     """
+    for name, values in reference.items():
+        largest = np.abs(values).max(initial=0.0)
+        if not largest <= np.finfo(np.float16).max:  # NaN is none, either
+            raise SpecError(
+                f"the starting weights make {largest:.3g} of pictures at {name}",
+                f"at most {np.finfo(np.float16).max:,.0f}, far above what a trained network makes",
+                "give model.weights of a network that was trained, with the BatchNorm statistics "
+                "of its training",
+            )
     off: dict[str, float] = {}
     for name, value in zip(level.outputs, level.compute([images]), strict=True):
         size = float(np.sqrt(np.square(reference[name]).mean()))

@@ -57,6 +57,7 @@ EXPECTED = {
     "npz without an array": (2, f"no array named {KERNEL}"),
     "npz of another width": (2, "MobileNetV2(alpha=0.35, include_top=False)"),
     "npz with NaN": (2, "moving_variance holds NaN or infinity"),
+    "npz with a negative variance": (2, "moving_variance holds a negative number"),
     "npz too large for float32": (2, "moving_variance holds NaN or infinity"),
     "h5 cut short": (6, "truncated file"),
     # Another HDF5 than 1.14.6 may refuse the file instead.

@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 from tiny_network import ALPHA, SIZE_PX, Arrays, Network, Untyped, coloured
 
-from edgekit.errors import ConversionError
+from edgekit.errors import ConversionError, SpecError
 from edgekit.network.graph import INPUT, LOGITS, fold, mobilenet_v2, output_shapes
 from edgekit.records import Preprocess
 
@@ -171,6 +171,21 @@ def test_values_that_are_no_numbers_are_noticed(wrong: float, place: int) -> Non
     with pytest.raises(ConversionError) as caught:
         check(level, images, dict.fromkeys(names, images))
     assert caught.value.received.endswith(f" at {names[place]}")
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, 1e5])
+def test_weights_that_make_no_activations_are_told_as_theirs(
+    network: Network, wrong: float
+) -> None:
+    given = subject(network, "block_8_project")
+    expected = given.expected()
+    check(given.level, given.images, expected)
+    name = next(iter(expected))
+    altered = {**expected, name: expected[name].copy()}
+    altered[name].flat[7] = wrong
+    with pytest.raises(SpecError, match="the starting weights make") as caught:
+        check(given.level, given.images, altered)
+    assert caught.value.received.endswith(f"{wrong:.3g} of pictures at {name}")
 
 
 @pytest.mark.parametrize(
