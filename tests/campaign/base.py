@@ -50,8 +50,11 @@ LIMITS = Limits()
 _CUT = 'unfreeze_from = "block_16_expand"\n'
 # What a clock and a machine's load decide.
 _TIMES = frozenset(
-    ("command", "stages", "peak_memory_bytes", "seconds", "images_per_second", "latency")
-)
+    (
+        "command", "stages", "peak_memory_bytes", "seconds", "images_per_second", "latency",
+        "latency_measurements",
+    )
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
