@@ -20,7 +20,9 @@ _ROOT = __name__.partition(".")[0]
 _PACKAGE = Path(__file__).parent
 # They carry results, refusals and what is asked, whose values stand in the key; a change of a text
 # in them changes no result.
-CARRIERS = tuple(f"{_ROOT}.{name}" for name in ("store", "errors", "recipe", "code_version"))
+CARRIERS = tuple(
+    f"{_ROOT}.{name}" for name in ("store", "folders", "errors", "recipe", "code_version")
+)
 _WHOLE = "*"
 
 

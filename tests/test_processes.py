@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from processes import alive, eventually
+from work_apart import kill_itself, refuse_odd, square
 
 from edgekit.errors import DataError, DeviceError
 from edgekit.processes import apart, end, run, start
@@ -124,22 +125,6 @@ def test_the_twin_children_that_are_started_otherwise_live_on() -> None:
     assert all(map(alive, family))
     for pid in family:
         os.kill(pid, signal.SIGKILL)
-
-
-def square(value: int) -> int:
-    time.sleep(0.05 if value == 0 else 0.0)
-    return value * value
-
-
-def refuse_odd(value: int) -> int:
-    if value % 2:
-        raise DataError(f"{value}", "an even number", "double it")
-    return value
-
-
-def kill_itself(value: int) -> int:
-    os.kill(os.getpid(), signal.SIGKILL)
-    return value
 
 
 def test_results_come_in_the_order_of_the_values() -> None:

@@ -239,12 +239,12 @@ def test_no_byte_may_change(tmp_path: Path, value: int) -> None:
 def test_too_many_and_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.zip"
     path.write_bytes(write_zip(FILES))
-    monkeypatch.setattr(limits, "MAX_BUNDLE_FILES", 4)
+    monkeypatch.setattr(limits, "BUNDLE_FILES", 4)
     assert read_zip(path) == FILES
-    monkeypatch.setattr(limits, "MAX_BUNDLE_FILES", 3)
+    monkeypatch.setattr(limits, "BUNDLE_FILES", 3)
     assert "4 files" in refused(lambda: read_zip(path))
-    monkeypatch.setattr(limits, "MAX_BUNDLE_FILES", 4096)
-    monkeypatch.setattr(limits, "MAX_BUNDLE_BYTES", path.stat().st_size - 1)
+    monkeypatch.setattr(limits, "BUNDLE_FILES", 4096)
+    monkeypatch.setattr(limits, "BUNDLE_BYTES", path.stat().st_size - 1)
     assert "bytes" in refused(lambda: read_zip(path))
 
 
@@ -380,14 +380,14 @@ def test_a_folder_too_deep_too_many_too_large(
         deep.mkdir()
     assert "17 folders deep" in refused(lambda: read_folder(folder))
     (folder / "d").rename(folder.parent / "d")
-    monkeypatch.setattr(limits, "MAX_BUNDLE_FILES", 6)
+    monkeypatch.setattr(limits, "BUNDLE_FILES", 6)
     assert "files and folders" in refused(lambda: read_folder(folder))
-    monkeypatch.setattr(limits, "MAX_BUNDLE_FILES", 7)  # four files, three folders
+    monkeypatch.setattr(limits, "BUNDLE_FILES", 7)  # four files, three folders
     assert read_folder(folder) == FILES
     total = sum(map(len, FILES.values()))
-    monkeypatch.setattr(limits, "MAX_BUNDLE_BYTES", total)
+    monkeypatch.setattr(limits, "BUNDLE_BYTES", total)
     assert read_folder(folder) == FILES
-    monkeypatch.setattr(limits, "MAX_BUNDLE_BYTES", total - 1)
+    monkeypatch.setattr(limits, "BUNDLE_BYTES", total - 1)
     assert "more than" in refused(lambda: read_folder(folder))
 
 
