@@ -9,7 +9,7 @@ answers.
 import json
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
 
@@ -26,8 +26,6 @@ from edgekit.store import file_digest
 
 PER_FORMAT = 300
 _EVERY_BY_COMMAND_LINE = 10
-# Real values of the pixels of a file's input, whatever its type.
-_SCALE, _OFFSET = 1 / 128, -1.0
 _FLOOR_PERCENT = 80
 _PER_CLASS, _SIDE_PX = 8, 32
 _CODES = {"PASS": 0, "MISS": 4, "INCONCLUSIVE": 5, "UNMEASURED": 5}
@@ -41,11 +39,15 @@ class Source:
         path: The file.
         data: Labelled pictures.
         labels: Its labels file.
+        scale: Real value of its input for a pixel of 1, whatever its type, beside that of 0.
+        offset: Real value for a pixel of 0.
     """
 
     path: Path
     data: Path
     labels: Path
+    scale: float = 1 / 128
+    offset: float = -1.0
 
 
 def attacks(base: Base) -> Iterator[Attack]:
@@ -142,7 +144,8 @@ def _crafted(base: Base, content: bytes, suffix: str) -> Callable[[Path, Random]
         model = place / f"model{suffix}"
         model.write_bytes(content)
         tiny = next(source for source in make_sources(base)["onnx"] if "tiny" in source.path.name)
-        found = judged(base, place, model, tiny, hurry=False)
+        bright = replace(tiny, scale=1.0, offset=0.0)  # the more, the larger some answers are
+        found = judged(base, place, model, bright, hurry=False)
         if found.result == "harmless":
             return Outcome("accepted", found.why, found.ran)
         return found
@@ -163,7 +166,7 @@ def judged(base: Base, place: Path, model: Path, source: Source, *, hurry: bool)
     command = _program("hurried") if hurry else base.edgekit
     arguments = [
         "validate", str(model), "--data", str(source.data), "--labels", str(source.labels),
-        "--input-scale", str(_SCALE), "--input-offset", str(_OFFSET),
+        "--input-scale", str(source.scale), "--input-offset", str(source.offset),
         "--min-accuracy", str(_FLOOR_PERCENT), "--json",
     ]  # fmt: skip
     ran = watched((*command, *arguments), place, LIMITS)
@@ -182,7 +185,8 @@ def judged(base: Base, place: Path, model: Path, source: Source, *, hurry: bool)
     if status != "PASS":
         return Outcome("harmless", f"judged {status} as another model, {right:.1%} right", (ran,))
     program = _program("answers")
-    about = (str(model), str(source.data), str(source.labels), str(_SCALE), str(_OFFSET))
+    about = (str(model), str(source.data), str(source.labels), str(source.scale),
+             str(source.offset))  # fmt: skip
     alone = watched((*program, *about), place, LIMITS)
     if alone.code == 0 and abs(float(alone.stdout) - right) < 1e-6:
         return Outcome("harmless", f"PASS, {right:.1%} right, by its runtime alone too", (ran,))
