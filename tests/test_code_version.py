@@ -184,6 +184,7 @@ def uncounted(called: set[tuple[str, str]], entries: tuple[str, ...]) -> set[tup
     }
 
 
+@pytest.mark.slow
 def test_what_training_and_quantization_call_counts(
     train_plan: TrainAsked,
     quantize_plan: QuantizeAsked,
@@ -228,6 +229,7 @@ def test_what_training_and_quantization_call_counts(
     assert uncounted(called, ENTRIES["quantize"]) == set()
 
 
+@pytest.mark.slow
 def test_what_export_calls_counts(
     trained: Untyped, sources: Untyped, pictures: Untyped, tmp_path: Path
 ) -> None:

@@ -88,6 +88,7 @@ def test_alterations_alter_and_depend_on_nothing_but_the_seed(how: str) -> None:
         assert changed(content, how, Random(seed)) == changed(content, how, Random(seed))
 
 
+@pytest.mark.slow
 def test_the_long_form_is_as_large_as_it_says(base: Base) -> None:
     names = {s: [(a.kind, a.name) for a in SUBJECTS[s](base)] for s in SUBJECTS}
     for subject, found in names.items():
@@ -118,6 +119,7 @@ def run_campaign(base: Base, wanted: list[tuple[str, Attack]], folder: Path) -> 
     return campaign
 
 
+@pytest.mark.slow
 def test_short_form(base: Base, tmp_path: Path) -> None:
     campaign = run_campaign(base, short_form(base), tmp_path)
     shown = [f"{item.result}: {item.why}\n  {repeat(item, SEED)}" for item in campaign.bad]
@@ -138,6 +140,7 @@ def models_as_they_are(base: Base, start: str) -> dict[str, Callable[[Path, Rand
     }
 
 
+@pytest.mark.slow
 def test_the_twin_what_is_not_altered_is_accepted_everywhere(base: Base, tmp_path: Path) -> None:
     def untouched(_path: Path, _random: Random, _outside: Path) -> None:
         """Changes nothing."""
@@ -174,6 +177,7 @@ if command == "validate":
 """
 
 
+@pytest.mark.slow
 def test_a_check_that_accepts_everything_is_seen(base: Base, tmp_path: Path) -> None:
     fake = tmp_path / "fake.py"
     fake.write_text(ACCEPTING)
@@ -195,6 +199,7 @@ def test_a_check_that_accepts_everything_is_seen(base: Base, tmp_path: Path) -> 
     assert models.judged(weak, place, model, tiny, hurry=False).result == "accepted"
 
 
+@pytest.mark.slow
 def test_two_readers_tell_an_altered_bundle_from_one_that_is_stored_otherwise(base: Base) -> None:
     content = base.bundle(TARGETS[0]).read_bytes()
     assert bundles.same_files(content, content)
@@ -209,6 +214,7 @@ def test_two_readers_tell_an_altered_bundle_from_one_that_is_stored_otherwise(ba
         assert not bundles.same_files(bytes(altered), content), place
 
 
+@pytest.mark.slow
 def test_arrays_that_were_not_trained_from_the_file_are_seen(base: Base, tmp_path: Path) -> None:
     arrays = weights.read_npz(weights.start(base, ".npz"))
     for path in (weights.start(base, ".npz"), weights.start(base, ".h5")):
@@ -221,6 +227,7 @@ def test_arrays_that_were_not_trained_from_the_file_are_seen(base: Base, tmp_pat
     assert "another reader finds OSError" in weights.differs(cut, arrays)
 
 
+@pytest.mark.slow
 def test_the_table_counts_and_the_journal_goes_on(base: Base, tmp_path: Path) -> None:
     tried = [
         Tried("store", "a", "x", "refused", "", 1.0, 10.0),

@@ -391,7 +391,7 @@ LOGINS = [
 @pytest.mark.parametrize(("login", "words"), LOGINS)
 def test_a_login_that_hangs_or_prints(tmp_path: Path, login: str, words: str) -> None:
     # What prints is given the time to do so.
-    seconds = 2 if "no answer" in words else 30
+    seconds = 2 if "no answer" in words else 8 if "sleep" in login else 30
     with serving(tmp_path / "server", f"ForceCommand {login}") as server:
         with (
             pytest.raises(DeviceError, match=words) as caught,

@@ -412,6 +412,7 @@ def wobbly_plan(quantize_plan: Untyped) -> Untyped:
     return but(quantize_plan, augment=wobbly, views=2, qat_epochs=3)
 
 
+@pytest.mark.slow
 def test_a_last_batch_with_fewer_pictures_than_cores_trains(
     quantize_it: Callable[..., Quantized], quantize_plan: Untyped, monkeypatch: pytest.MonkeyPatch
 ) -> None:

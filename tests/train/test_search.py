@@ -226,6 +226,7 @@ def test_a_comparison_goes_stage_by_stage(fine_tune: FineTune, train_plan: Untyp
     assert record.stopped_because == "block_6_expand was reached (train.unfreeze_until)"
 
 
+@pytest.mark.slow
 def test_the_final_training_sees_more_views_than_the_comparison(
     fine_tune: FineTune, train_plan: Untyped
 ) -> None:
