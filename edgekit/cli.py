@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import sys
-import tempfile
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ import typer
 
 from edgekit import __version__
 from edgekit.errors import EdgekitError, SpecError
-from edgekit.folders import DOES_NOT_FIT, free_bytes, remove_dead, writing
+from edgekit.folders import DOES_NOT_FIT, free_bytes
 
 if TYPE_CHECKING:
     from edgekit.console import Work
@@ -100,7 +99,6 @@ def execute(arguments: Sequence[str]) -> int:
     # Ended by another program, edgekit cleans up devices as it does at Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        remove_dead(Path(tempfile.gettempdir()))
         result = app(list(arguments), standalone_mode=False)
         code = result if isinstance(result, int) else 0
     except EdgekitError as error:
@@ -326,8 +324,7 @@ def init(
         )
     found = scan(directory)
     counts = Counter(source.label for source in found.sources)
-    with writing(out):
-        write_atomically(out, recipe_toml(default_recipe(directory.absolute())).encode())
+    write_atomically(out, recipe_toml(default_recipe(directory.absolute())).encode())
     if as_json:
         classes = {printable(name): counts[i] for i, name in enumerate(found.class_names)}
         skipped = [item.model_dump(mode="json") for item in found.skipped]

@@ -63,9 +63,6 @@ class _Package:
         self._read: dict[str, _Module] = {}
         self._mentions: dict[tuple[str, int], set[tuple[str, str]]] = {}
 
-    def __contains__(self, module: str) -> bool:
-        return module in self._paths
-
     def __getitem__(self, module: str) -> _Module:
         if module not in self._read:
             self._read[module] = self._sources(module)
@@ -197,10 +194,10 @@ def _package(folder: Path) -> _Package:
 
 @cache
 def code_version(*entries: str, package: Path = _PACKAGE) -> str:
-    """Returns the sha256 of the sources that some functions run through.
+    """Returns the sha256, in hexadecimal, of the sources that some functions run through.
 
     Args:
-        entries: Functions, as "edgekit.module.name".
+        entries: Functions and constants, as "edgekit.module.name".
         package: Folder of the package. Defaults to the one that is running.
 
     Raises:

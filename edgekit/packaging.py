@@ -132,8 +132,7 @@ def package(wanted: Wanted, say: Say) -> Packaged:
         if wanted.private_key is not None:
             files[SIGNATURE_NAME] = sign(fresh, wanted.private_key).read_bytes()
         replace_folder(fresh, folder)
-    with writing(archive):
-        write_atomically(archive, write_zip(files))
+    write_atomically(archive, write_zip(files))
     manifest = Manifest.model_validate_json(files[NAME])
     return Packaged(folder, archive, file_digest(archive), manifest)
 

@@ -55,12 +55,17 @@ PACKAGES = (
     "numpy",
     "pillow",
 )
-# Where the work of each stage begins; its version follows from the sources from there on.
+# What the work of each stage begins with; its version follows from the sources from there on.
+# Starting weights are read by a process of their own, which begins at `main`.
 ENTRIES: dict[Stage, tuple[str, ...]] = {
     "data": ("edgekit.data.scan.scan", "edgekit.data.decode.decode"),
-    "train": ("edgekit.train.unfreezing.train",),
+    "train": ("edgekit.network.starting_weights.main", "edgekit.train.unfreezing.train"),
     "quantize": ("edgekit.quantize.candidates.quantize_model",),
-    "export": ("edgekit.export.files.export_files",),
+    "export": (
+        "edgekit.export.files.STANDARD",
+        "edgekit.export.files.export_files",
+        "edgekit.network.ranges.read",
+    ),
     "validate": ("edgekit.validate.judging.judge",),
 }
 STORE = ".store"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
+from tiny_models import looping_body
 
 # Messages and tables of libraries without type hints.
 Untyped: TypeAlias = Any
@@ -155,25 +156,9 @@ def _growing(factor: int) -> Part:
 
 
 def _loop(turns: int) -> Part:
-    from onnx import TensorProto, helper
+    from onnx import helper
 
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["go"], ["go_on"]),
-            helper.make_node("Sin", ["state"], ["next"]),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
-            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("state", TensorProto.FLOAT, [1, 3]),
-        ],
-        [
-            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("next", TensorProto.FLOAT, [1, 3]),
-        ],
-    )
-    node = helper.make_node("Loop", ["turns", "yes", "mean"], ["more"], body=body)
+    node = helper.make_node("Loop", ["turns", "yes", "mean"], ["more"], body=looping_body())
     return Part((node,), {"turns": np.array(turns, np.int64), "yes": np.array(True)})
 
 

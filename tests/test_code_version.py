@@ -13,8 +13,8 @@ import pytest
 from tiny_network import CLASSES, QuantizeAsked, TrainAsked, Untyped, but
 
 import edgekit
-from edgekit.code_version import CARRIERS, code_version, reached
-from edgekit.pipeline import ENTRIES, STAGES
+from edgekit.code_version import CARRIERS, _package, code_version, reached
+from edgekit.pipeline import ENTRIES, STAGES, Stage
 
 PACKAGE = Path(edgekit.__file__).parent
 SOURCES = {
@@ -144,6 +144,45 @@ def test_every_stage_has_its_version() -> None:
     assert "edgekit.devices.ssh" not in everything["train"]
     # What they share changes them all alike.
     assert all("edgekit.records" in found for found in everything.values())
+
+
+# What a stage's result does not follow from, though the pipeline mentions it.
+BESIDE = {"edgekit.network.native_log.load_tensorflow"}
+# The process that it starts counts in its place.
+APART = {"edgekit.network.starting_weights.starting_weights",
+         "edgekit.network.starting_weights.StartingWeights"}  # fmt: skip
+STAGE_PACKAGES = ("data", "train", "quantize", "export", "validate", "network", "fitting", "prefix")
+
+
+def mentioned(stage: str) -> set[str]:
+    """Returns what the pipeline's own function for a stage mentions of the stages' packages."""
+    known = _package(PACKAGE)
+    waiting, seen, found = [f"_{stage}"], set(), set()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        for index in known["edgekit.pipeline"].defining[name]:
+            for module, used in known.mentioned("edgekit.pipeline", index):
+                if module.split(".")[1] in STAGE_PACKAGES:
+                    found.add(f"{module}.{used}")
+                elif module == "edgekit.pipeline" and used.startswith("_") and used != "_Run":
+                    waiting += [used] if used not in seen else []
+    return found - BESIDE - APART
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_the_pipeline_gives_a_stage_counts(stage: Stage) -> None:
+    counted = reached(*ENTRIES[stage])
+    asked = mentioned(stage)
+    assert asked
+    left = {dotted for dotted in asked if dotted.rpartition(".")[2] not in
+            counted.get(dotted.rpartition(".")[0], set())}  # fmt: skip
+    assert left == set()
+    # Twin: without one of its entries something is missing.
+    for entry in ENTRIES[stage]:
+        fewer = reached(*(other for other in ENTRIES[stage] if other != entry))
+        module, _, name = entry.rpartition(".")
+        assert name not in fewer.get(module, set())
 
 
 @contextmanager

@@ -260,16 +260,6 @@ def test_the_twin_what_the_alterations_start_from_passes(
     assert "claims    PASS" in done.stdout
 
 
-@pytest.mark.parametrize(("name", "change"), crafted_bundles.ZIP_ALTERATIONS)
-def test_an_altered_zip_file_is_refused(
-    made: dict[str, Packaged], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str,
-    change: crafted_bundles.Alteration,
-) -> None:  # fmt: skip
-    (tmp_path / "a.zip").write_bytes(change(made["host-litert"].archive.read_bytes()))
-    code, said = executed(capsys, "verify", str(tmp_path / "a.zip"))
-    assert (code, "error:" in said) == (6, True), name
-
-
 @pytest.mark.timeout(60, func_only=True)  # it took minutes
 @pytest.mark.parametrize(("name", "change"), crafted_bundles.FILE_ALTERATIONS)
 def test_altered_files_are_refused_by_the_bundles_own_program(
@@ -292,11 +282,14 @@ QUICK = {*crafted_bundles.ONLY_EDGEKIT, "goldens: none, and nothing in their fil
 @pytest.mark.parametrize(
     ("name", "change"),
     [
-        pytest.param(name, change, marks=[] if name in QUICK else pytest.mark.slow)
-        for name, change in crafted_bundles.FILE_ALTERATIONS
+        *crafted_bundles.ZIP_ALTERATIONS,
+        *(
+            pytest.param(name, change, marks=[] if name in QUICK else pytest.mark.slow)
+            for name, change in crafted_bundles.FILE_ALTERATIONS
+        ),
     ],
 )
-def test_altered_files_are_refused(
+def test_an_altered_bundle_is_refused(
     made: dict[str, Packaged], tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str,
     change: crafted_bundles.Alteration,
 ) -> None:  # fmt: skip

@@ -132,12 +132,11 @@ def save_onnx(
     path.write_bytes(model.SerializeToString())
 
 
-def endless_onnx(path: Path) -> Path:
-    """Writes a valid classifier whose loop does not end within a lifetime."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
+def looping_body() -> Any:
+    """Returns the body of an ONNX Loop that goes on as long as its number of turns lets it."""
+    from onnx import TensorProto, helper
 
-    body = helper.make_graph(
+    return helper.make_graph(
         [
             helper.make_node("Identity", ["go"], ["go_on"]),
             helper.make_node("Sin", ["state"], ["next"]),
@@ -153,9 +152,16 @@ def endless_onnx(path: Path) -> Path:
             helper.make_tensor_value_info("next", TensorProto.FLOAT, [1, 3]),
         ],
     )
+
+
+def endless_onnx(path: Path) -> Path:
+    """Writes a valid classifier whose loop does not end within a lifetime."""
+    import onnx
+    from onnx import helper, numpy_helper
+
     nodes = [
         helper.make_node("ReduceMean", ["image"], ["mean"], axes=[1, 2], keepdims=0),
-        helper.make_node("Loop", ["turns", "yes", "mean"], ["scores"], body=body),
+        helper.make_node("Loop", ["turns", "yes", "mean"], ["scores"], body=looping_body()),
     ]
     constants = [
         numpy_helper.from_array(np.array(2**62, np.int64), "turns"),

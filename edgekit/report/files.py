@@ -6,7 +6,6 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from edgekit.errors import IntegrityError, SpecError
-from edgekit.folders import writing
 from edgekit.records import ExportRecord, RunReport
 from edgekit.report.markdown import markdown
 from edgekit.store import file_digest, write_atomically
@@ -17,10 +16,8 @@ MARKDOWN_NAME = "report.md"
 
 def write_report(report: RunReport, folder: Path) -> None:
     """Writes both files into the run folder; a reader never sees half of one."""
-    with writing(folder / JSON_NAME):
-        write_atomically(folder / JSON_NAME, (report.model_dump_json(indent=1) + "\n").encode())
-    with writing(folder / MARKDOWN_NAME):
-        write_atomically(folder / MARKDOWN_NAME, markdown(report).encode())
+    write_atomically(folder / JSON_NAME, (report.model_dump_json(indent=1) + "\n").encode())
+    write_atomically(folder / MARKDOWN_NAME, markdown(report).encode())
 
 
 def describes(path: Path, exported: ExportRecord) -> bool:
