@@ -96,7 +96,7 @@ class _Package:
     def _sources(self, module: str) -> _Module:
         path = self._paths[module]
         sources = _Module(path, {})
-        for statement in _Undocumented().visit(ast.parse(path.read_bytes())).body:
+        for statement in _undocumented(ast.parse(path.read_bytes())).body:
             if isinstance(statement, ast.Import | ast.ImportFrom):
                 sources.imports.update(self._imported(statement, module))
                 continue
@@ -159,17 +159,14 @@ class _Package:
             yield module, name
 
 
-class _Undocumented(ast.NodeTransformer):
-    """Takes docstrings out of the sources."""
-
-    def generic_visit(self, node: ast.AST) -> ast.AST:
-        """Visits the inner nodes first."""
-        super().generic_visit(node)
+def _undocumented(tree: ast.Module) -> ast.Module:
+    """Takes the docstrings out of the sources."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
             match node.body:
                 case [ast.Expr(value=ast.Constant(value=str())), *rest]:
                     node.body = rest
-        return node
+    return tree
 
 
 def _bound(statement: ast.stmt) -> Iterator[str]:
