@@ -352,8 +352,13 @@ def _no_pictures(about: Any) -> None:
         golden["picture"] = None
 
 
+def _pictures(files: Files) -> list[str]:
+    """Returns the paths of the goldens' pictures; the names tell how they are turned."""
+    return sorted(path for path in files if path.startswith("goldens/images/"))
+
+
 def _without_images(files: Files) -> None:
-    for path in [path for path in files if path.startswith("goldens/images/")]:
+    for path in _pictures(files):
         del files[path]
     edit(files, "goldens/goldens.json", _no_pictures)
 
@@ -478,8 +483,8 @@ FILE_ALTERATIONS: list[tuple[str, Alteration]] = [
     ("a file called as a signature", _files(lambda files: files.update({"x.sig": EVIL}), False)),
     ("a signature of 5 MiB", _files(lambda files: files.update(
         {"model.sig": bytes(5 * 1024**2)}), False)),
-    ("a file less", _files(lambda files: files.pop("goldens/images/01.jpg"), False)),
-    ("a picture of nothing", _files(lambda files: files.update({"goldens/images/01.jpg": EVIL}))),
+    ("a file less", _files(lambda files: files.pop(_pictures(files)[1]), False)),
+    ("a picture of nothing", _files(lambda files: files.update({_pictures(files)[1]: EVIL}))),
 ]  # fmt: skip
 
 ALTERATIONS = [*ZIP_ALTERATIONS, *FILE_ALTERATIONS]

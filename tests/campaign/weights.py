@@ -35,6 +35,7 @@ def attacks(base: Base) -> Iterator[Attack]:
         base: A run, whose decoded pictures are used.
     """
     for suffix in (".h5", ".npz"):
+        start(base, suffix)  # before attacks run side by side
         kind = f"weights, {suffix[1:]}"
         for number in range(RANDOM_PER_FORMAT):
             how = tuple(BYTES)[number % len(BYTES)]
