@@ -771,7 +771,12 @@ def _check_training_is_installed() -> None:
 
 def _show(result: "RunReport", out: Path, as_json: bool) -> None:
     from edgekit.console import out as console, show_json, show_verdicts
-    from edgekit.report.sentences import agreement_sentence, int8_sentence, unfreezing_sentence
+    from edgekit.report.sentences import (
+        agreement_sentence,
+        int8_sentence,
+        unfreezing_sentence,
+        what_follows,
+    )
     from edgekit.report.terminal import files_table
 
     if as_json:
@@ -785,3 +790,5 @@ def _show(result: "RunReport", out: Path, as_json: bool) -> None:
     console.print()
     show_verdicts(result.validation.verdicts)
     console.print(f"\nfiles:  {out / 'artifacts'}\nreport: {out / 'report.md'}", markup=False)
+    for sentence in what_follows(result.validation.verdicts, out):
+        console.print(f"\n{sentence}", markup=False)

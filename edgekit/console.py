@@ -121,7 +121,7 @@ def show_verdicts(verdicts: tuple[Verdict, ...]) -> None:
         style = _STYLES[verdict.status]
         out.print(
             f"[bold]{escape(verdict.target)}[/]: [bold {style}]{verdict.status}[/]  "
-            f"{escape(verdict.artifact_path)}"
+            f"{escape(verdict.artifact_path)}: {escape(verdict.in_words)}"
         )
         for check in verdict.checks:
             out.print(

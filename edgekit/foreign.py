@@ -52,7 +52,7 @@ from edgekit.validate.external import (
     refuse_too_much,
     subject,
 )
-from edgekit.validate.judging import checks_of, is_host, unasked_estimates
+from edgekit.validate.judging import checks_of, is_host, told, unasked_estimates
 from edgekit.validate.latency import summarize
 from edgekit.validate.measurements import (
     Measurements,
@@ -401,7 +401,7 @@ def _targets(question: Question, plan: Plan) -> tuple[Target, ...]:
     asked = question.targets
     for target in asked:
         _check_takes(target, plan)
-    targets = asked or (_this_machine(plan),)
+    targets = asked or (_this_machine(plan, compared=question.reference is not None),)
     given = {
         "--latency-budget-ms": question.latency_budget_ms,
         "--min-accuracy": question.min_accuracy_percent,
@@ -411,11 +411,12 @@ def _targets(question: Question, plan: Plan) -> tuple[Target, ...]:
     return tuple(_with_budgets(target, question) for target in targets)
 
 
-def _this_machine(plan: Plan) -> Target:
+def _this_machine(plan: Plan, compared: bool) -> Target:
     """Returns what a file is held against when no target was asked for.
 
     It is the host target of the file's format, but takes whatever the file is, also what edgekit
-    does not make; so the fields of its artifact are not checked against each other.
+    does not make; so the fields of its artifact are not checked against each other. Nor does it ask
+    what is lost against a float model that nobody gave.
     """
     host = load_target(_HOST_TARGET[plan.format])
     variant = plan.variants[0] if plan.variants else host.artifact.variant
@@ -423,8 +424,12 @@ def _this_machine(plan: Plan) -> Target:
         update={"variant": variant, "io": plan.input_dtype, "batch": plan.batch}
     )
     name = f"this-machine-{host.runtime.name}"
+    description = "This machine, for any file."
+    budget = host.budget
+    if not compared:
+        budget = budget.model_copy(update={"accuracy_drop_points": None})
     return host.model_copy(
-        update={"name": name, "description": "This machine, for any file.", "artifact": artifact}
+        update={"name": name, "description": description, "artifact": artifact, "budget": budget}
     )
 
 
@@ -514,6 +519,7 @@ def _verdict(
         artifact_sha256=plan.sha256,
         checks=checks,
         status=combine(checks),
+        in_words=told(target, measured),
         notes=notes,
         latency_measurements=measured.latencies,
     )

@@ -686,6 +686,7 @@ class Verdict(Record):
         artifact_sha256: Its digest; None if there is no such file.
         checks: Every budget held against its measurement.
         status: The worst of them.
+        in_words: What was measured and what was not asked for, for whoever reads nothing else.
         notes: What the target's owner should know although no budget asks for it, in words.
         latency_measurements: Every measurement of this file's latency for this target, oldest
             first; each more than one was asked for, and all of them decide together.
@@ -696,6 +697,7 @@ class Verdict(Record):
     artifact_sha256: str | None
     checks: tuple[Check, ...]
     status: Status
+    in_words: str = ""
     notes: tuple[str, ...] = ()
     latency_measurements: tuple[Latency, ...] = ()
 

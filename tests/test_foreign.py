@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -86,10 +87,21 @@ def test_offset_that_contradicts_the_labels_file_is_refused(
 
 
 @pytest.mark.slow
-def test_without_a_reference_the_drop_is_unmeasured(own_answers: tuple[Path, Path]) -> None:
+def test_without_a_reference_what_was_measured_is_judged(own_answers: tuple[Path, Path]) -> None:
+    """A target that asks for the drop is not met by that; only what nobody asked for may lack."""
     judged = validate("--data", own_answers[1])
-    assert judged.returncode == 5
-    assert "no --reference file was given" in judged.stdout
+    assert judged.returncode == 0, judged.stdout
+    assert re.search(
+        r"^this-machine-litert: PASS  \S+: 100\.0 % right of \d+ pictures; compared with no float "
+        r"model; no accuracy floor asked; p50 \S+ ms, no latency budget asked$",
+        judged.stdout,
+        re.M,
+    )
+    asked = validate("--data", own_answers[1], "--target", "host-litert")
+    assert asked.returncode == 5
+    assert "host-litert: INCONCLUSIVE" in asked.stdout
+    assert "accuracy_drop INCONCLUSIVE: 100.0 % right, compared with nothing" in asked.stdout
+    assert "no --reference file was given" in asked.stdout
 
 
 def test_target_that_wants_another_file_is_refused(own_answers: tuple[Path, Path]) -> None:
@@ -174,7 +186,7 @@ def test_only_the_test_split_is_judged_and_an_absent_device_never_passes(tmp_pat
 
 
 @pytest.mark.slow
-def test_a_bad_reference_leaves_the_drop_unmeasured(tmp_path: Path) -> None:
+def test_a_bad_reference_leaves_the_drop_undecided(tmp_path: Path) -> None:
     """The float ONNX is held against a neutral target; its reference has other classes."""
     report, said, _ = answer(
         Question(
@@ -189,9 +201,9 @@ def test_a_bad_reference_leaves_the_drop_unmeasured(tmp_path: Path) -> None:
     assert said == []
     assert report.split is None
     (verdict,) = report.verdicts
-    assert (verdict.target, verdict.status) == ("this-machine-onnxruntime", Status.UNMEASURED)
+    assert (verdict.target, verdict.status) == ("this-machine-onnxruntime", Status.INCONCLUSIVE)
     (drop,) = [check for check in verdict.checks if check.name == "accuracy_drop"]
-    assert (drop.status, report.drop) == (Status.UNMEASURED, None)
+    assert (drop.status, report.drop) == (Status.INCONCLUSIVE, None)
     assert "the reference is not plausible itself" in drop.detail
     assert report.reference_plausible is not None
     assert report.reference_plausible.status == Status.INCONCLUSIVE

@@ -352,7 +352,12 @@ def test_report_is_shown_again_with_the_exit_code_of_its_verdicts(
     (out / "report.md").unlink()
     shown = edgekit("report", str(out))
     assert shown.returncode == done.returncode
-    assert "pixel-8: UNMEASURED" in shown.stdout
+    assert "pixel-8: UNMEASURED  model_int8_uint8_io.tflite: nothing was measured" in shown.stdout
+    assert "% right of" in next(
+        line for line in shown.stdout.splitlines() if line.startswith("host-litert: ")
+    )
+    assert re.search(rf"edgekit package {out}[^;]* --for pixel-8\b[^;]* writes what", shown.stdout)
+    assert f"Exit code {done.returncode}: " in shown.stdout
     assert (out / "report.md").is_file()
 
 

@@ -60,7 +60,8 @@ def _summary(report: RunReport) -> str:
 
 
 def _verdicts(report: RunReport) -> str:
-    parts = ["## Verdicts", "", table(("target", "status", "file"), map(_verdict_row, _v(report)))]
+    header = ("target", "status", "measured", "file")
+    parts = ["## Verdicts", "", table(header, map(_verdict_row, _v(report)))]
     for verdict in _v(report):
         rows = [(c.name, c.status, c.measured, c.budget, c.detail) for c in verdict.checks]
         parts += [
@@ -77,9 +78,9 @@ def _v(report: RunReport) -> tuple[Verdict, ...]:
     return report.validation.verdicts
 
 
-def _verdict_row(verdict: Verdict) -> tuple[str, str, str]:
-    digest = (verdict.artifact_sha256 or "")[:12]
-    return verdict.target, verdict.status, f"{verdict.artifact_path} (sha256 {digest}...)"
+def _verdict_row(verdict: Verdict) -> tuple[str, ...]:
+    file = f"{verdict.artifact_path} (sha256 {(verdict.artifact_sha256 or '')[:12]}...)"
+    return verdict.target, verdict.status, verdict.in_words, file
 
 
 def _files(report: RunReport) -> str:

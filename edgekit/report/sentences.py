@@ -1,6 +1,18 @@
 """What a run brought, in single sentences."""
 
-from edgekit.records import Artifact, DeviceEvaluation, Evaluation, ExportRecord, RunReport
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from edgekit.records import (
+    Artifact,
+    DeviceEvaluation,
+    Evaluation,
+    ExportRecord,
+    RunReport,
+    Status,
+    Verdict,
+)
 
 _HOW = {"qat": "quantization-aware training", "ptq": "calibration after training"}
 
@@ -99,6 +111,54 @@ def agreement_sentence(evaluation: DeviceEvaluation) -> str:
         said += f"; other answers: {', '.join(found.differing)}"
         said += f" and {more} more" if more else ""
     return said
+
+
+def what_follows(verdicts: Sequence[Verdict], run: Path) -> tuple[str, ...]:
+    """Returns what the exit code means and what to do next, of everything that did not pass.
+
+    Args:
+        verdicts: Of a finished run.
+        run: Its folder.
+    """
+
+    def named(status: Status) -> list[str]:
+        return [verdict.target for verdict in verdicts if verdict.status is status]
+
+    said = []
+    folder = shlex.quote(str(run))
+    if missed := named(Status.MISS):
+        said.append(
+            f"Exit code 4: over budget for {_and(missed)}; what was asked and what was measured "
+            "stands above. To ship it all the same: "
+            f"{_package(folder, missed)} --allow-miss"
+        )
+    if open_ones := named(Status.INCONCLUSIVE):
+        said.append(
+            f"{'' if missed else 'Exit code 5: '}measured, but not decided for {_and(open_ones)}; "
+            "beside each INCONCLUSIVE above stands what would decide it"
+        )
+    if absent := named(Status.UNMEASURED):
+        code = "" if missed or open_ones else "Exit code 5: nothing failed. "
+        example = next(verdict for verdict in verdicts if verdict.status is Status.UNMEASURED)
+        file = shlex.quote(str(run / "artifacts" / example.artifact_path))
+        said.append(
+            f"{code}All that can be made and judged here is, and {_and(absent)} "
+            f"{'was' if len(absent) == 1 else 'were'} not measured on the device itself, which "
+            "alone counts. "
+            f"Next: {_package(folder, absent)} writes what runs there, with a self-check; "
+            f"numbers that were measured there are judged by: edgekit validate {file} --data DIR "
+            f"--target {shlex.quote(example.target)} --measurements FILE"
+        )
+    return tuple(said)
+
+
+def _package(folder: str, targets: Sequence[str]) -> str:
+    wanted = " ".join(f"--for {shlex.quote(target)}" for target in targets)
+    return f"edgekit package {folder} {wanted}"
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _int8(report: RunReport) -> tuple[Artifact, Evaluation] | None:

@@ -61,6 +61,7 @@ from edgekit.validate.verdict import (
     check_parity,
     check_size,
     combine,
+    in_words,
 )
 
 Labels = npt.NDArray[np.int32]
@@ -255,6 +256,7 @@ def checks_of(
                 most,
                 measured.no_drop_because or absent,
                 estimates.get("accuracy_drop"),
+                measured.accuracy,
             ),
         ),
         (
@@ -445,6 +447,18 @@ def _medians(timing: measure.Timing) -> Latency:
     return summarize(timing.sessions, 50, "", timing.runtime, cores, said)
 
 
+def told(target: Target, measured: Measured) -> str:
+    """Returns what was measured for a target, in words; see `verdict.in_words`."""
+    budget = target.budget
+    return in_words(
+        measured.accuracy,
+        measured.drop,
+        measured.latency,
+        budget.accuracy_min_percent,
+        budget.latency_ms,
+    )
+
+
 def _verdict(
     target: Target,
     artifact: Artifact,
@@ -466,6 +480,7 @@ def _verdict(
         artifact_sha256=artifact.sha256,
         checks=checks,
         status=combine(checks),
+        in_words=told(target, measured),
         notes=notes,
         latency_measurements=measured.latencies,
     )

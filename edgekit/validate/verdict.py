@@ -36,24 +36,67 @@ def exit_code(statuses: Iterable[Status]) -> int:
     return 0 if seen == {Status.PASS} else 5
 
 
+def in_words(
+    accuracy: Accuracy | None,
+    drop: PairedDrop | None,
+    latency: Latency | None,
+    min_percent: float | None,
+    latency_ms: float | None,
+) -> str:
+    """Returns what was measured and what was not asked for: what a bare status does not say.
+
+    Args:
+        accuracy: On the device; None where it was not measured.
+        drop: Against the float model; None where there was nothing to compare with.
+        latency: On the device; None where it was not measured.
+        min_percent: The accuracy floor that was asked for, in percent; None for none.
+        latency_ms: The latency budget that was asked for, in milliseconds; None for none.
+    """
+    if accuracy is None and latency is None:
+        return "nothing was measured on the device"
+    said = ["accuracy not measured"]
+    if accuracy is not None:
+        said = [f"{_percent(accuracy.top1)} right of {accuracy.images} pictures"]
+        if drop is None:
+            said.append("compared with no float model")
+        else:
+            # Where it gained, nobody wants to read of a negative loss.
+            what = "gained" if drop.drop_points < 0 else "lost"
+            said.append(f"{what} {abs(drop.drop_points):.1f} points against the float model")
+        if min_percent is None:
+            said.append("no accuracy floor asked")
+    if latency is not None:
+        said.append(f"p50 {latency.p50_ms:.3g} ms")
+        if latency_ms is None:
+            said[-1] += ", no latency budget asked"
+    return "; ".join(said)
+
+
 def check_accuracy_drop(
     drop: PairedDrop | None,
     budget_points: float,
     reason: str = NOT_MEASURED,
     estimate: str | None = None,
+    accuracy: Accuracy | None = None,
 ) -> Check:
     """Holds the accuracy lost against the reference to a budget.
 
     PASS when Tango's one-sided 95 % upper limit is within the budget, MISS when the lower limit is
-    above it, else INCONCLUSIVE with the number of images that would decide.
+    above it, else INCONCLUSIVE with the number of images that would decide. Where the accuracy was
+    measured, but there is nothing to compare it with, it is INCONCLUSIVE, too: a reference, and no
+    measurement on the device, is what would decide.
 
     Args:
         drop: The measurement; None when there is none.
         budget_points: Allowed drop in percentage points.
         reason: Why there is no measurement. Defaults to "not measured".
         estimate: What is known instead, in words; shown, and never a pass. Defaults to nothing.
+        accuracy: The file's own accuracy on the device. Defaults to None: not measured.
     """
     name, budget = "accuracy_drop", f"at most {budget_points:g} points"
+    if drop is None and accuracy is not None:
+        measured = f"{_percent(accuracy.top1)} right, compared with nothing"
+        return _check(name, Status.INCONCLUSIVE, measured, budget, reason)
     if drop is None:
         return _unmeasured(name, budget, reason, estimate)
     measured = (

@@ -1,12 +1,14 @@
 """Budgets against measurements: every status, and properties that hold for all inputs."""
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, strategies as some
 
-from edgekit.records import Accuracy, Check, Latency, PairedDrop, Status
+from edgekit.records import Accuracy, Check, Latency, PairedDrop, Status, Verdict
+from edgekit.report.sentences import what_follows
 from edgekit.validate import statistics
 from edgekit.validate.verdict import (
     check_accuracy_drop,
@@ -19,6 +21,7 @@ from edgekit.validate.verdict import (
     check_size,
     combine,
     exit_code,
+    in_words,
 )
 
 PASS, MISS = Status.PASS, Status.MISS
@@ -92,6 +95,54 @@ def test_inconclusive_drop_names_the_images_that_would_decide() -> None:
     assert "no number of images decides" in equal.detail
     zero = check_accuracy_drop(drop_of(0, 0, 100), 0.0)
     assert (zero.status, "no number of images" in zero.detail) == (INCONCLUSIVE, True)
+
+
+def test_a_drop_that_nothing_was_compared_for_is_open_where_the_accuracy_is_known() -> None:
+    known = check_accuracy_drop(None, 1.0, "no reference", accuracy=accuracy_of(9, 10))
+    assert (known.status, known.measured) == (INCONCLUSIVE, "90.0 % right, compared with nothing")
+    assert check_accuracy_drop(None, 1.0, "no reference").status == UNMEASURED
+
+
+def test_in_words_say_what_was_measured_and_what_nobody_asked() -> None:
+    accuracy, drop, latency = accuracy_of(869, 1000), drop_of(7, 2, 1000), latency_of(3, 3)
+    assert in_words(accuracy, drop, latency, None, None) == (
+        "86.9 % right of 1000 pictures; lost 0.5 points against the float model; no accuracy floor "
+        "asked; p50 1 ms, no latency budget asked"
+    )
+    assert in_words(accuracy, drop_of(2, 7, 1000), latency, 80.0, 5.0) == (
+        "86.9 % right of 1000 pictures; gained 0.5 points against the float model; p50 1 ms"
+    )
+    assert in_words(accuracy, None, None, 80.0, 5.0) == (
+        "86.9 % right of 1000 pictures; compared with no float model"
+    )
+    assert in_words(None, None, latency, None, 5.0) == "accuracy not measured; p50 1 ms"
+    assert in_words(None, None, None, None, None) == "nothing was measured on the device"
+
+
+def verdict_of(target: str, status: Status) -> Verdict:
+    return Verdict(
+        target=target, artifact_path="m.tflite", artifact_sha256="0", checks=(), status=status
+    )
+
+
+def test_what_follows_names_the_exit_code_and_the_next_command() -> None:
+    run = Path("my runs")
+    assert what_follows([verdict_of("a", PASS)], run) == ()
+    (said,) = what_follows([verdict_of("a", PASS), verdict_of("b", UNMEASURED)], run)
+    assert said.startswith("Exit code 5: nothing failed. ")
+    assert "edgekit package 'my runs' --for b writes what runs there" in said
+    assert "edgekit validate 'my runs/artifacts/m.tflite' --data DIR --target b" in said
+    missed, undecided, absent = what_follows(
+        [verdict_of(name, status) for name, status in zip("abcd", (MISS, INCONCLUSIVE, UNMEASURED,
+                                                                   UNMEASURED), strict=True)],
+        run,
+    )  # fmt: skip
+    assert missed.startswith("Exit code 4: over budget for a; ")
+    assert missed.endswith("edgekit package 'my runs' --for a --allow-miss")
+    assert undecided.startswith("measured, but not decided for b; ")
+    assert "and c and d were not measured" in absent
+    assert "--for c --for d writes" in absent
+    assert not [said for said in (undecided, absent) if "Exit code" in said]
 
 
 @pytest.mark.parametrize(
