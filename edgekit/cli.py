@@ -17,6 +17,7 @@ from edgekit.folders import DOES_NOT_FIT, free_bytes
 
 if TYPE_CHECKING:
     from edgekit.console import Work
+    from edgekit.data.files import Form
     from edgekit.pipeline import Stage
     from edgekit.recipe import Recipe
     from edgekit.records import RunReport
@@ -85,6 +86,26 @@ MeasureAgain = Annotated[
         help="Measure once more what was judged before; the earlier sessions count, too. Sensible "
         "where a latency is INCONCLUSIVE and the device is quiet now. Without it a verdict stands.",
     ),
+]
+Table = Annotated[
+    Path | None,
+    typer.Option(
+        help="Table of the pictures' classes: .csv, .tsv or .jsonl. Without it the folders tell "
+        "them, or a table that lies beside the pictures."
+    ),
+]
+PathColumn = Annotated[
+    str | None, typer.Option(help="Column of the table that names the pictures.")
+]
+LabelColumn = Annotated[str | None, typer.Option(help="Column of the table: the classes.")]
+SplitColumn = Annotated[str | None, typer.Option(help="Column of the table: the splits.")]
+Ignore = Annotated[
+    list[str] | None,
+    typer.Option(metavar="PATH", help="Left out of the data folder; repeat for several."),
+]
+FollowLinks = Annotated[
+    bool | None,
+    typer.Option("--follow-links", help="Follow symbolic links that lead out of the data folder."),
 ]
 Out = Annotated[Path, typer.Option(help="Run folder: artifacts, report and stored stages.")]
 
@@ -241,9 +262,16 @@ def run(
     data: Annotated[
         Path | None,
         typer.Option(
-            help="Folder of pictures: DIR/<class>/ or DIR/{train,validation,test}/<class>/."
+            help="Folder of pictures: DIR/<class>/, DIR/{train,validation,test}/<class>/ by the "
+            "names that people give them, or pictures with a table."
         ),
     ] = None,
+    table: Table = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
+    ignore: Ignore = None,
+    follow_links: FollowLinks = None,
     target: TargetNames = None,
     weights: Weights = None,
     alpha: Annotated[float | None, typer.Option(help="Width multiplier of MobileNetV2.")] = None,
@@ -278,6 +306,12 @@ def run(
         "seed": seed,
         "targets": tuple(target) if target else None,
         "data.path": None if data is None else str(data.absolute()),
+        **{
+            f"data.{name}": value
+            for name, value in _form(
+                table, path_column, label_column, split_column, ignore, follow_links
+            ).items()
+        },
         "model.weights": _absolute_weights(weights),
         "model.alpha": alpha,
         "model.input_size_px": input_size,
@@ -306,36 +340,48 @@ def run(
 @app.command(epilog="Example: `edgekit init pictures/ --out recipe.toml`")
 def init(
     directory: Annotated[Path, typer.Argument(help="Folder of pictures.")],
+    table: Table = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
+    ignore: Ignore = None,
+    follow_links: FollowLinks = None,
     out: Annotated[Path, typer.Option(help="Recipe file to write.")] = Path("recipe.toml"),
     force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
     as_json: Json = False,
 ) -> None:
     """Look at a folder of pictures and write a commented recipe for it."""
-    from collections import Counter
-
     from edgekit.console import out as console, show_json
-    from edgekit.data.scan import printable, scan
+    from edgekit.data.overview import counts_of, pictures_table
+    from edgekit.data.scan import scan
     from edgekit.recipe import default_recipe, recipe_toml
+    from edgekit.report.sentences import left_out
     from edgekit.store import write_atomically
 
     if out.exists() and not force:
         raise SpecError(
             f"{out} exists", "a new file", "give another name with --out, or overwrite with --force"
         )
-    found = scan(directory)
-    counts = Counter(source.label for source in found.sources)
-    write_atomically(out, recipe_toml(default_recipe(directory.absolute())).encode())
+    said = _form(table, path_column, label_column, split_column, ignore, follow_links)
+    recipe = default_recipe(directory.absolute(), **said)
+    form = _data_form(table, path_column, label_column, split_column, ignore, follow_links)
+    found = scan(directory, form=form)
+    write_atomically(out, recipe_toml(recipe).encode())
     if as_json:
-        classes = {printable(name): counts[i] for i, name in enumerate(found.class_names)}
-        skipped = [item.model_dump(mode="json") for item in found.skipped]
-        show_json({"recipe": str(out), "classes": classes, "skipped": skipped})
+        show_json(
+            {
+                "recipe": str(out),
+                "words": list(found.words),
+                "classes": counts_of(found),
+                "skipped": [item.model_dump(mode="json") for item in found.skipped],
+            }
+        )
         return
-    splits = "already split" if found.sources[0].split else "edgekit will split it"
-    console.print(f"{len(found.sources)} pictures in {len(found.class_names)} classes, {splits}:")
-    for label, name in enumerate(found.class_names):
-        console.print(f"  {counts[label]:6d}  {printable(name)}", markup=False)
-    for item in found.skipped[:10]:
-        console.print(f"left out {item.path}: {item.reason}", markup=False)
+    for sentence in found.words:
+        console.print(f"understood: {sentence}", markup=False)
+    console.print(pictures_table(found))
+    for line in left_out(found.skipped):
+        console.print(line, markup=False)
     console.print(f"wrote {out}; next: {_command_line(('run', str(out)))}", markup=False)
 
 
@@ -347,6 +393,12 @@ def init(
 def validate(
     file: Annotated[Path, typer.Argument(help="A .tflite, .onnx or .ort image classifier.")],
     data: Annotated[Path, typer.Option(help="Folder of labelled pictures: DIR/<class>/.")],
+    table: Table = None,
+    path_column: PathColumn = None,
+    label_column: LabelColumn = None,
+    split_column: SplitColumn = None,
+    ignore: Ignore = None,
+    follow_links: FollowLinks = None,
     target: TargetNames = None,
     device: DeviceNames = None,
     install: Install = False,
@@ -415,6 +467,7 @@ def validate(
         min_accuracy_percent=min_accuracy,
         latency_budget_ms=latency_budget_ms,
         measurements=measurements,
+        form=_data_form(table, path_column, label_column, split_column, ignore, follow_links),
     )
     with working() as work:
         result = judge_file(question, work.say, work.progress)
@@ -657,6 +710,35 @@ def _recipe(path: Path | None, data: Path | None, overrides: dict[str, Any]) -> 
             table = table[part]
         table[name] = value
     return build(values, Recipe, "command line" if path is None else f"{path} and command line")
+
+
+def _form(
+    table: Path | None,
+    path_column: str | None,
+    label_column: str | None,
+    split_column: str | None,
+    ignore: list[str] | None,
+    follow_links: bool | None,
+) -> dict[str, Any]:
+    """Returns what the options say about the form of a data folder, by the recipe's names."""
+    said = {
+        "table": None if table is None else str(table.absolute()),
+        "path_column": path_column,
+        "label_column": label_column,
+        "split_column": split_column,
+        "ignore": tuple(ignore) if ignore else None,
+        "follow_links": follow_links,
+    }
+    return {name: value for name, value in said.items() if value is not None}
+
+
+def _data_form(*said: Any) -> "Form":
+    """Returns the same as a form; see `_form`."""
+    from edgekit.data.files import Form
+
+    known = _form(*said)
+    table = known.get("table")
+    return Form(**{**known, "table": None if table is None else Path(table)})
 
 
 def _absolute_weights(weights: str | None) -> str | None:

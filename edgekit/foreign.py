@@ -1,8 +1,9 @@
 """Judging one finished file on a folder of labelled pictures: the order of the steps."""
 
 import dataclasses
+import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,8 @@ from pydantic import ValidationError
 
 from edgekit import limits
 from edgekit.data.decode import read_folder
-from edgekit.data.scan import Scan, printable, scan
+from edgekit.data.files import Form, printable
+from edgekit.data.scan import Scan, scan
 from edgekit.devices import measure
 from edgekit.devices.local import this_machine
 from edgekit.devices.transports import reached
@@ -29,6 +31,7 @@ from edgekit.records import (
     SplitName,
     Verdict,
 )
+from edgekit.report.sentences import left_out
 from edgekit.spec import build
 from edgekit.store import file_digest
 from edgekit.target import (
@@ -111,6 +114,7 @@ class Question:
     min_accuracy_percent: float | None = None
     latency_budget_ms: float | None = None
     measurements: Path | None = None
+    form: Form = field(default_factory=Form)
 
 
 class FileReport(Record):
@@ -218,7 +222,9 @@ def judge_file(
         IntegrityError: If a file is damaged or untrusted.
         DeviceError: If a runtime fails or hangs.
     """
-    scanned, split = _unseen(scan(question.data, lambda d, t: progress("reading", d, t)), say)
+    scanned, split = _unseen(
+        scan(question.data, lambda d, t: progress("reading", d, t), question.form), say
+    )
     options = _options(question)
     plan = plan_external(
         question.file,
@@ -243,8 +249,8 @@ def judge_file(
         images, labels, sources, skipped = read_folder(
             scanned, plan.preprocess, scratch, lambda d, t: progress("decoding", d, t)
         )
-        for item in skipped[:10]:
-            say(f"skipped {item.path}: {item.reason}")
+        for line in left_out(skipped):
+            say(line)
         judged = judge_external(plan, images, labels, progress=_share(progress, plan))
         if reference_plan is not None:
             reference = judge_external(
@@ -319,18 +325,24 @@ def judge_file(
 
 def _unseen(scanned: Scan, say: Callable[[str], None]) -> tuple[Scan, SplitName | None]:
     """Returns what may be judged: the test split of a folder with splits, else everything."""
+    for sentence in scanned.words:
+        say(f"data: {sentence}")
     if all(source.split is None for source in scanned.sources):
         return scanned, None
-    sources = tuple(source for source in scanned.sources if source.split == "test")
+    given = {source.split for source in scanned.sources}
+    split: SplitName = "validation" if "validation" in given and "test" not in given else "test"
+    sources = tuple(source for source in scanned.sources if source.split == split)
     if not sources:
         raise DataError(
             f"no usable picture in the test split of {scanned.root}",
             "pictures that training did not see",
             "add some, or give a folder without splits",
         )
-    say(f"judging the test split ({len(sources)} pictures); training saw the others")
-    skipped = tuple(item for item in scanned.skipped if item.path.startswith("test/"))
-    return dataclasses.replace(scanned, sources=sources, skipped=skipped), "test"
+    say(f"judging the {split} split ({len(sources)} pictures); training saw the others")
+    folder = os.path.commonpath([str(Path(source.relative).parent) for source in sources])
+    beside = f"{printable(Path(folder).as_posix())}/" if folder else ""
+    skipped = tuple(item for item in scanned.skipped if item.path.startswith(beside))
+    return dataclasses.replace(scanned, sources=sources, skipped=skipped), split
 
 
 def _options(question: Question) -> InputOptions:

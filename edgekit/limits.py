@@ -103,3 +103,7 @@ DATA_FOLDERS_DEEP = 100
 # A report keeps the confusion matrix of each of about eight files, so its size grows with the
 # square: 1,000 classes, as many as ImageNet's, take some 64 MB of JSON, 2,000 four times as much.
 DATA_CLASSES = 2000
+# A row for each of a million pictures takes some 50 MB.
+DATA_TABLE_BYTES = 128 * 1024**2
+# Each may be a class where one column stands for each.
+DATA_TABLE_COLUMNS = 4096

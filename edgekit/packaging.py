@@ -17,8 +17,8 @@ from PIL import Image
 
 import edgekit
 from edgekit.data.bare import bare
+from edgekit.data.files import printable
 from edgekit.data.picture import ORIENTATION, UnreadableError, decode, pixels
-from edgekit.data.scan import printable
 from edgekit.devices import measure
 from edgekit.devices.protocol import subject_of
 from edgekit.errors import IntegrityError, SpecError

@@ -15,7 +15,7 @@ import numpy as np
 
 import edgekit
 from edgekit.code_version import code_version
-from edgekit.data.scan import printable
+from edgekit.data.files import printable
 from edgekit.errors import SpecError
 from edgekit.folders import replace_folder, scratch_folder, writing
 from edgekit.network.graph import check_names, layer_names, mobilenet_v2
@@ -35,7 +35,7 @@ from edgekit.records import (
     Verdict,
 )
 from edgekit.report import JSON_NAME, MARKDOWN_NAME, describes, write_report
-from edgekit.report.sentences import parity_sentences
+from edgekit.report.sentences import left_out, parity_sentences
 from edgekit.store import StageKey, Store, Stored, canonical, tool_version
 from edgekit.target import Target, refuse_float_layers, refuse_granularity, refuse_same_names
 from edgekit.train.cuts import fixed
@@ -231,12 +231,18 @@ def _preprocess(recipe: Recipe) -> Preprocess:
 
 def _data(state: _Run) -> Stored[DatasetRecord]:
     from edgekit.data.decode import decode
+    from edgekit.data.files import FORM, Form
     from edgekit.data.scan import scan
 
     spec, contract = state.recipe.data, _preprocess(state.recipe)
-    scanned = scan(spec.path, lambda done, total: state.telling.progress("reading", done, total))
+    form = Form(**{name: getattr(spec, name) for name in FORM})
+    scanned = scan(
+        spec.path, lambda done, total: state.telling.progress("reading", done, total), form
+    )
+    for sentence in scanned.words:
+        state.telling.say(f"data: {sentence}")
     # The files count by their digest, and what becomes of a picture by the contract.
-    asked = spec.model_dump(mode="json", exclude={"path", "crop", "resize"})
+    asked = spec.model_dump(mode="json", exclude={"path", "crop", "resize", *FORM})
     key = state.key(
         "data",
         {**asked, "preprocess": contract.model_dump(mode="json")},
@@ -258,10 +264,8 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
     sizes = ", ".join(f"{split.count} {name}" for name, split in record.splits.items())
     rate = "" if stored.reused else f", decoded at {record.images_per_second:.0f} images/s"
     state.telling.say(f"data: {len(record.class_names)} classes, {sizes}{rate}")
-    for item in record.skipped[:10]:
-        state.telling.say(f"skipped {item.path}: {item.reason}")
-    if len(record.skipped) > 10:
-        state.telling.say(f"skipped {len(record.skipped) - 10} more files; report.json lists them")
+    for line in left_out(record.skipped):
+        state.telling.say(line)
     return stored
 
 

@@ -1,7 +1,7 @@
 """What the user asks for: the TOML recipe, typed and frozen. Bottom layer, above `spec`."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
@@ -20,6 +20,34 @@ class DataSpec(Spec):
     path: Path = Field(
         strict=False,
         description="Folder with one sub-folder of images per class, relative to this file.",
+    )
+    table: Path | None = Field(
+        default=None,
+        strict=False,
+        description="Table of the pictures' classes (.csv, .tsv, .jsonl), relative to this file; "
+        "without it the folders tell the classes, or a table that lies beside the pictures.",
+        examples=["labels.csv"],
+    )
+    path_column: NonEmpty | None = Field(
+        default=None,
+        description="Column of that table that names the pictures; found by itself where it can.",
+        examples=["image_id"],
+    )
+    label_column: NonEmpty | None = Field(
+        default=None, description="Column of the classes, likewise.", examples=["breed"]
+    )
+    split_column: NonEmpty | None = Field(
+        default=None, description="Column of the splits, likewise.", examples=["subset"]
+    )
+    ignore: tuple[NonEmpty, ...] = Field(
+        default=(),
+        strict=False,
+        description="Files and folders below the data folder that are not looked at.",
+        examples=[["raw", "rejected"]],
+    )
+    follow_links: bool = Field(
+        default=False,
+        description="Whether symbolic links that lead out of the data folder are followed.",
     )
     crop: Literal["none", "center"] = Field(
         default="none",
@@ -445,7 +473,7 @@ def load_recipe(path: Path) -> Recipe:
             received = f"{path}: the path {text!a}: {err}"
             raise SpecError(received, "a path that can be followed", "correct it") from err
 
-    weights = recipe.model.weights
+    table, weights = recipe.data.table, recipe.model.weights
     if weights not in ("imagenet", "none"):
         weights = str(located(weights))
     return recipe.model_copy(
@@ -453,19 +481,25 @@ def load_recipe(path: Path) -> Recipe:
             "targets": tuple(
                 str(located(name)) if name.endswith(".toml") else name for name in recipe.targets
             ),
-            "data": recipe.data.model_copy(update={"path": located(str(recipe.data.path))}),
+            "data": recipe.data.model_copy(
+                update={
+                    "path": located(str(recipe.data.path)),
+                    "table": None if table is None else located(str(table)),
+                }
+            ),
             "model": recipe.model.model_copy(update={"weights": weights}),
         }
     )
 
 
-def default_recipe(data: Path) -> Recipe:
+def default_recipe(data: Path, **form: Any) -> Recipe:
     """Returns the recipe that only names its images; everything else has its default.
 
     Args:
-        data: Folder with one sub-folder per class; kept as given.
+        data: Folder of images; kept as given.
+        form: Other fields of `DataSpec`.
     """
-    return Recipe(data=DataSpec(path=data))
+    return Recipe(data=DataSpec(path=data, **form))
 
 
 def recipe_toml(recipe: Recipe) -> str:

@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.data.files import printable
+from edgekit.data.names import SPLITS
 from edgekit.data.picture import Fingerprint, UnreadableError, read
-from edgekit.data.scan import SPLITS, Progress, Scan, Source, printable
+from edgekit.data.scan import Progress, Scan, Source
 from edgekit.data.split import Decoded, assign, check, count, refuse_conflicts
 from edgekit.errors import DataError, SpecError
 from edgekit.processes import apart

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.data.files import printable
+from edgekit.data.names import SPLITS
 from edgekit.data.picture import MINIATURE_PX, Fingerprint
-from edgekit.data.scan import SPLITS, Source, printable
+from edgekit.data.scan import Source
 from edgekit.errors import DataError
 from edgekit.records import SplitName
 
@@ -64,30 +66,36 @@ def assign(
 ) -> tuple[tuple[SplitName, ...], list[list[int]]]:
     """Returns the split of every picture, and the groups that were kept on one side.
 
-    Folders that already are splits are kept. Otherwise every class is divided on its own, but
-    near-identical pictures, of one class or of several, go together; the order is that of
-    sha256(seed, digest of the pixels), so adding pictures moves few others.
+    Folders that already are splits are kept. What is in none of them, or in train where validation
+    or test is missing, is divided class by class, but near-identical pictures, of one class or of
+    several, go together; the order is that of sha256(seed, digest of the pixels), so adding
+    pictures moves few others.
 
     Args:
         pictures: All readable pictures.
-        validation_fraction: Share of each class for validation.
-        test_fraction: Share of each class for test.
+        validation_fraction: Share of what is divided of each class for validation.
+        test_fraction: Share of it for test.
         seed: Seed of the recipe.
 
     Returns:
         The splits in the order of `pictures`, and the indices of each group of more than one.
     """
-    if all(picture.source.split is not None for picture in pictures):
-        return tuple(picture.source.split or "train" for picture in pictures), []
-    groups = _near_identical(pictures)
+    given = {picture.source.split for picture in pictures}
+    shares: dict[SplitName, float] = {"test": test_fraction, "validation": validation_fraction}
+    fractions = {split: share for split, share in shares.items() if split not in given}
+    result = {index: picture.source.split or "train" for index, picture in enumerate(pictures)}
+    if not fractions:
+        return tuple(result.values()), []
+    divided = [index for index, split in result.items() if split == "train"]
+    groups = [
+        [divided[i] for i in group] for group in _near_identical([pictures[i] for i in divided])
+    ]
     groups.sort(key=lambda group: min(_order(pictures[i].look.pixels, seed) for i in group))
-    fractions: dict[SplitName, float] = {"test": test_fraction, "validation": validation_fraction}
     wanted = {
         (split, label): round(size * fraction)
-        for label, size in Counter(picture.source.label for picture in pictures).items()
+        for label, size in Counter(pictures[i].source.label for i in divided).items()
         for split, fraction in fractions.items()
     }
-    result: dict[int, SplitName] = {}
     for group in groups:
         labels = Counter(pictures[i].source.label for i in group)
         chosen: SplitName = "train"
@@ -208,7 +216,7 @@ def check(
         )
     counts = count(pictures, splits, len(class_names))
     fractions: dict[SplitName, float] = {"validation": validation_fraction, "test": test_fraction}
-    by_folder = all(picture.source.split is not None for picture in pictures)
+    given = {picture.source.split for picture in pictures}
     for label, name in enumerate(class_names):
         if counts["train"][label] < min_images_per_class:
             raise DataError(
@@ -221,7 +229,7 @@ def check(
         for split, fraction in fractions.items():
             if counts[split][label] == 0:
                 received = f"class {printable(name)!r} has 0 readable pictures in {split}"
-                if by_folder:
+                if split in given:
                     remedy = f"add pictures of it to the folder {split}, or remove the class"
                     raise DataError(received, "at least 1", remedy)
                 option = f"data.{split}_fraction = {fraction:g}"

@@ -10,10 +10,12 @@ from edgekit.records import (
     Evaluation,
     ExportRecord,
     RunReport,
+    SkippedFile,
     Status,
     Verdict,
 )
 
+_REASONS_SHOWN = 5
 _HOW = {"qat": "quantization-aware training", "ptq": "calibration after training"}
 
 
@@ -159,6 +161,24 @@ def _package(folder: str, targets: Sequence[str]) -> str:
 
 def _and(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def left_out(skipped: Sequence[SkippedFile]) -> list[str]:
+    """Returns how many files were left out for each reason, with an example of each."""
+    by_reason: dict[str, list[SkippedFile]] = {}
+    for item in skipped:
+        by_reason.setdefault(item.reason, []).append(item)
+    reasons = sorted(by_reason, key=lambda reason: -len(by_reason[reason]))
+    lines = [
+        f"left out: {len(by_reason[reason]):,} ({reason}), such as {by_reason[reason][0].path}"
+        if len(by_reason[reason]) > 1
+        else f"left out: {by_reason[reason][0].path} ({reason})"
+        for reason in reasons[:_REASONS_SHOWN]
+    ]
+    rest = sum(len(by_reason[reason]) for reason in reasons[_REASONS_SHOWN:])
+    if rest:
+        lines.append(f"left out: {rest:,} for {len(reasons) - _REASONS_SHOWN} more reasons")
+    return lines
 
 
 def _int8(report: RunReport) -> tuple[Artifact, Evaluation] | None:

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from edgekit.data.decode import Folder, decode, read_folder
+from edgekit.data.names import SPLITS
 from edgekit.data.picture import fit
-from edgekit.data.scan import SPLITS, scan
+from edgekit.data.scan import scan
 from edgekit.errors import DataError
 from edgekit.recipe import DataSpec
 from edgekit.records import DatasetRecord, Preprocess

@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageDraw
 
+from edgekit.data.names import SPLITS
 from edgekit.data.picture import Fingerprint, decode, fingerprint
-from edgekit.data.scan import SPLITS, Source
+from edgekit.data.scan import Source
 from edgekit.data.split import Decoded, assign, check, count
 from edgekit.errors import DataError
 from edgekit.records import SplitName
