@@ -5,7 +5,7 @@ import re
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from edgekit.console import Work
     from edgekit.data.files import Form
     from edgekit.pipeline import Stage
+    from edgekit.predict import Prediction
     from edgekit.recipe import Recipe
     from edgekit.records import RunReport
     from edgekit.target import Target
@@ -107,6 +108,23 @@ FollowLinks = Annotated[
     bool | None,
     typer.Option("--follow-links", help="Follow symbolic links that lead out of the data folder."),
 ]
+Labels = Annotated[
+    Path | None,
+    typer.Option(
+        help="Labels file: line i names output i. Needed unless the file carries its labels."
+    ),
+]
+LabelOffset = Annotated[
+    int, typer.Option(help="Added to every label index; 1 where output 0 is background.")
+]
+InputScale = Annotated[
+    list[float] | None,
+    typer.Option(help="Input value = pixel * scale + offset; once, or once per channel."),
+]
+InputOffset = Annotated[list[float] | None, typer.Option(help="See --input-scale.")]
+Resize = Annotated[str | None, typer.Option(help="bilinear (default), bicubic or nearest.")]
+Crop = Annotated[str | None, typer.Option(help="none (stretch, default) or center.")]
+Channels = Annotated[str | None, typer.Option(help="rgb (default) or bgr.")]
 Out = Annotated[Path, typer.Option(help="Run folder: artifacts, report and stored stages.")]
 
 
@@ -408,25 +426,13 @@ def validate(
             help="Float file of the same network; the accuracy drop is measured against it."
         ),
     ] = None,
-    labels: Annotated[
-        Path | None,
-        typer.Option(
-            help="Labels file: line i names output i. Needed unless the file carries its labels."
-        ),
-    ] = None,
-    label_offset: Annotated[
-        int, typer.Option(help="Added to every label index; 1 where output 0 is background.")
-    ] = 0,
-    input_scale: Annotated[
-        list[float] | None,
-        typer.Option(help="Input value = pixel * scale + offset; once, or once per channel."),
-    ] = None,
-    input_offset: Annotated[list[float] | None, typer.Option(help="See --input-scale.")] = None,
-    resize: Annotated[
-        str | None, typer.Option(help="bilinear (default), bicubic or nearest.")
-    ] = None,
-    crop: Annotated[str | None, typer.Option(help="none (stretch, default) or center.")] = None,
-    channels: Annotated[str | None, typer.Option(help="rgb (default) or bgr.")] = None,
+    labels: Labels = None,
+    label_offset: LabelOffset = 0,
+    input_scale: InputScale = None,
+    input_offset: InputOffset = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    channels: Channels = None,
     min_accuracy: Annotated[
         float | None,
         typer.Option(help="Accuracy floor in percent, for targets that can be measured."),
@@ -479,6 +485,58 @@ def validate(
             console.print(f"  {found.target}: {agreement_sentence(found)}", markup=False)
         show_verdicts(result.verdicts)
     raise typer.Exit(exit_code(verdict.status for verdict in result.verdicts))
+
+
+@app.command(
+    epilog="Examples: `edgekit predict edgekit-run photo.jpg` | "
+    "`edgekit predict model.tflite photos/ --labels labels.txt --top 3 --json`"
+)
+def predict(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="RUN|FILE", help="Folder of a finished run, or a .tflite, .onnx or .ort file."
+        ),
+    ],
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE...", help="Files or folders.")],
+    file: Annotated[
+        str | None,
+        typer.Option(help="Which file of RUN answers; that of its first target if not given."),
+    ] = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes of each picture, best first.")] = 1,
+    labels: Labels = None,
+    label_offset: LabelOffset = 0,
+    input_scale: InputScale = None,
+    input_offset: InputOffset = None,
+    resize: Resize = None,
+    crop: Crop = None,
+    channels: Channels = None,
+    as_json: Json = False,
+) -> None:
+    """Answer pictures with class and score, as the file answered when it was judged.
+
+    Prints a line for each picture and class: picture, class and score with tabs between them. The
+    score is the file's own output: a logit from files that edgekit made. Pictures that cannot be
+    answered are named on stderr, the others are answered, and the exit code is 3.
+    """
+    from edgekit.console import working
+    from edgekit.foreign import answering
+    from edgekit.predict import predict as answer, shipped_file
+    from edgekit.validate.external import InputOptions, per_channel
+
+    if file is not None and not model.is_dir():
+        raise SpecError(f"--file {file} with {model}", "a run folder", "leave out --file")
+    options = InputOptions(
+        scale=per_channel(input_scale, "--input-scale"),
+        offset=per_channel(input_offset, "--input-offset"),
+        resize=_one_of(resize, ("bilinear", "bicubic", "nearest"), "--resize"),
+        crop=_one_of(crop, ("none", "center"), "--crop"),
+        channels=_one_of(channels, ("rgb", "bgr"), "--channels"),
+    )
+    with working() as work:
+        chosen = shipped_file(model, file, work.say) if model.is_dir() else model
+        plan = answering(chosen, labels, label_offset, options)
+        _print_answers(chosen, answer(plan, pictures, top, work.progress), work, as_json)
 
 
 @app.command(
@@ -689,6 +747,51 @@ def report(
     write_report(found, run_folder)
     _show(found, run_folder, as_json)
     raise typer.Exit(exit_code(verdict.status for verdict in found.validation.verdicts))
+
+
+def _print_answers(file: Path, found: Iterable["Prediction"], work: "Work", as_json: bool) -> None:
+    """Prints predictions as they come; JSON when all are there, so that it is a whole document.
+
+    Raises:
+        DataError: If a picture was not answered, behind all that were.
+    """
+    import json
+    import shutil
+    import tempfile
+
+    from edgekit.data.scan import printable
+    from edgekit.errors import DataError
+
+    count, refused = 0, 0
+    with tempfile.TemporaryFile("w+", encoding="utf-8") as kept:
+        for each in found:
+            count += 1
+            if each.refused:
+                refused += 1
+                work.say(f"not answered: {each.picture}: {each.refused}")
+            if as_json:
+                kept.write(",\n" if count > 1 else "")
+                kept.write(json.dumps(each.model_dump(mode="json"), allow_nan=False))
+            else:
+                for guess in each.guesses:
+                    name = printable(guess.name)
+                    sys.stdout.write(f"{each.picture}\t{name}\t{guess.score:.6g}\n")
+        if as_json:
+            kept.seek(0)
+            head = f'{{"file": {json.dumps(file.name)}, "refused": {refused}, "pictures": [\n'
+            sys.stdout.write(head)
+            shutil.copyfileobj(kept, sys.stdout)
+            sys.stdout.write("\n]}\n")
+    sys.stdout.flush()
+    if refused == 0 and count > 0:
+        return
+    if as_json and count > 0:
+        raise typer.Exit(DataError.exit_code)
+    raise DataError(
+        f"{refused} of {count} pictures could not be answered",
+        "pictures that can be read",
+        "repair those named above, or leave them out",
+    )
 
 
 def _recipe(path: Path | None, data: Path | None, overrides: dict[str, Any]) -> "Recipe":

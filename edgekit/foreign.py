@@ -50,6 +50,7 @@ from edgekit.validate.external import (
     drop_against,
     judge_external,
     per_channel,
+    plan_answers,
     plan_external,
     plan_reference,
     refuse_too_much,
@@ -321,6 +322,21 @@ def judge_file(
         ),
         on_devices=tuple(on_devices.values()),
     )
+
+
+def answering(file: Path, labels: Path | None, label_offset: int, options: InputOptions) -> Plan:
+    """Returns how a file answers pictures that nobody labelled, by the record beside it, too.
+
+    Args:
+        file: A .tflite, .onnx or .ort file.
+        labels: Labels file; None for none.
+        label_offset: Output of its first line.
+        options: What the user says about the input.
+
+    Raises:
+        SpecError, IntegrityError: As `edgekit.validate.external.plan_answers`.
+    """
+    return plan_answers(file, options, _label_lines(labels), label_offset, _recorded(file))
 
 
 def _unseen(scanned: Scan, say: Callable[[str], None]) -> tuple[Scan, SplitName | None]:

@@ -24,7 +24,7 @@ _NETWORKS = "network fitting prefix"
 _STAGES = "data train quantize export validate package"
 _UNTIL_STORE = f"root {_BASE} {_ASKED} store"
 _UNTIL_STAGES = f"{_UNTIL_STORE} {_MACHINES} {_NETWORKS}"
-_PIPELINES = "pipeline foreign packaging"
+_PIPELINES = "pipeline foreign packaging predict"
 _UNTIL_PIPELINES = f"{_UNTIL_STAGES} {_STAGES} report"
 
 # What each part may import, besides itself. `root` is edgekit/__init__.py.
@@ -58,6 +58,7 @@ ALLOWED = {
     "pipeline": _UNTIL_PIPELINES,
     "foreign": _UNTIL_PIPELINES,
     "packaging": f"{_UNTIL_PIPELINES} pipeline",
+    "predict": f"{_UNTIL_PIPELINES} pipeline",
     "demo": f"{_UNTIL_PIPELINES} {_PIPELINES}",
     "console": f"{_UNTIL_PIPELINES} {_PIPELINES} demo",
     "cli": f"{_UNTIL_PIPELINES} {_PIPELINES} demo console",

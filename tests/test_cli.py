@@ -96,7 +96,7 @@ def test_help_lists_commands_and_exit_codes() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["demo", "init", "run", "validate", "targets", "devices", "report"]
+    "command", ["demo", "init", "run", "validate", "predict", "targets", "devices", "report"]
 )
 def test_help_of_every_command_has_an_example(command: str) -> None:
     shown = edgekit(command, "--help")

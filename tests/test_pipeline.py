@@ -101,6 +101,37 @@ def test_unmeasured_targets_make_exit_code_5_and_never_pass(
         assert {check.name for check in measured} <= {"size"}
 
 
+def test_predict_answers_as_the_file_did_when_it_was_judged(
+    pictures: Path, first: tuple[Path, Path, subprocess.CompletedProcess[str]]
+) -> None:
+    _, out, done = first
+    report = RunReport.model_validate_json(done.stdout)
+    names = report.export.class_names
+
+    def confusion(*more: str) -> Untyped:
+        answered = edgekit("predict", str(out), str(pictures / "test"), *more)
+        assert answered.returncode == 0, answered.stderr
+        table = np.zeros((len(names), len(names) + 1), dtype=int)
+        for line in answered.stdout.splitlines():
+            path, name, _ = line.split("\t")
+            table[names.index(Path(path).parent.name), names.index(name)] += 1
+        return table
+
+    def judged(name: str) -> Untyped:
+        (digest,) = (a.sha256 for a in report.export.artifacts if a.path == name)
+        return report.validation.on_one_thread[digest].accuracy.confusion
+
+    assert np.array_equal(confusion(), judged(report.validation.verdicts[0].artifact_path))
+    name = "model_float32.onnx"
+    assert np.array_equal(confusion("--file", name), judged(name))
+    # The twin: pictures that are prepared otherwise are answered otherwise.
+    swapped = confusion("--file", name, "--channels", "bgr", "--crop", "none")
+    assert not np.array_equal(swapped, judged(name))
+    refused = edgekit("predict", str(out), str(pictures), "--file", "model_int8.onx")
+    assert refused.returncode == 2
+    assert "did you mean model_int8.onnx?" in refused.stderr
+
+
 def test_every_verdict_names_the_bytes_that_lie_in_artifacts(
     first: tuple[Path, Path, subprocess.CompletedProcess[str]],
 ) -> None:

@@ -201,8 +201,31 @@ def _check_names(root: Path, names: Sequence[str]) -> None:
         seen[key] = name
 
 
+def pictures_below(folder: Path) -> tuple[list[Path], tuple[SkippedFile, ...]]:
+    """Returns the pictures in a folder and in those below it, by name, and what was left out.
+
+    Raises:
+        DataError: If a folder cannot be listed, or they lie too deep.
+    """
+    skipped: list[SkippedFile] = []
+    try:
+        return list(Tree(folder).pictures(folder, skipped)), tuple(skipped)
+    except OSError as error:
+        raise DataError(
+            f"{printable(str(error.filename or folder))}: {error.strerror}",
+            "folders that can be listed",
+            "check the rights of the folder and of everything in it",
+        ) from error
+
+
 def _file_digest(path: Path) -> str:
     """Returns the sha256 of the bytes, or the reason why the file is not read."""
+    content = content_of(path)
+    return content if isinstance(content, str) else hashlib.sha256(content).hexdigest()
+
+
+def content_of(path: Path) -> bytes | str:
+    """Returns the bytes of a picture file, or the reason in words why they are not read."""
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):
@@ -211,6 +234,6 @@ def _file_digest(path: Path) -> str:
             return "empty file"
         if state.st_size > PICTURE_FILE_BYTES:
             return f"{state.st_size} bytes > {PICTURE_FILE_BYTES}"
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return path.read_bytes()
     except OSError as error:
         return f"cannot be read ({error.strerror})"

@@ -219,6 +219,51 @@ def plan_external(
     )
 
 
+def plan_answers(
+    model: Path,
+    options: InputOptions | None = None,
+    label_lines: Sequence[str] | None = None,
+    label_offset: int = 0,
+    recorded: Recorded | None = None,
+) -> Plan:
+    """Returns how a foreign file answers pictures of unknown class: every output is a class.
+
+    What the file says and what the user says count as in `plan_external`. Outputs without a label
+    are named by their number.
+
+    Args:
+        model: A .tflite, .onnx or .ort file.
+        options: What the user says about the input. Defaults to None: nothing.
+        label_lines: Lines of a labels file. Defaults to None: there is none.
+        label_offset: Output of the first line. Defaults to 0.
+        recorded: From the record beside the file. Defaults to None: there is none.
+
+    Raises:
+        SpecError: As `plan_external`, and if labels and outputs are not as many.
+        IntegrityError: As `plan_external`.
+    """
+    file = _read(model, recorded)
+    if label_lines is None:
+        label_lines = recorded.class_names if recorded else _stored_labels(file.facts.metadata)
+    outputs = file.output.shape[-1]
+    names = tuple(f"output {number}" for number in range(outputs))
+    if label_lines is not None:
+        lines = [line.strip() for line in label_lines]
+        while lines and not lines[-1]:
+            lines.pop()
+        if label_offset < 0 or len(lines) + label_offset != outputs:
+            raise SpecError(
+                f"{len(lines)} labels for {outputs} outputs (offset {label_offset})",
+                f"{outputs} labels, or --label-offset {max(0, outputs - len(lines))}",
+                "give the labels file of this very model with --labels",
+            )
+        names = (*names[:label_offset], *lines)
+    contract = external_preprocess(
+        file.input, file.facts.metadata, options or InputOptions(), recorded
+    )
+    return _plan(file, contract, names, tuple(range(outputs)), label_offset)
+
+
 def plan_reference(
     model: Path,
     judged: Plan,

@@ -1,0 +1,169 @@
+"""What a classifier answers for pictures that nobody labelled: a class and a score each."""
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from edgekit.data.files import printable
+from edgekit.data.picture import UnreadableError, pixels
+from edgekit.data.scan import content_of, pictures_below
+from edgekit.devices import measure
+from edgekit.errors import SpecError
+from edgekit.folders import scratch_folder
+from edgekit.pipeline import ARTIFACTS
+from edgekit.processes import apart
+from edgekit.records import Preprocess, Record
+from edgekit.report import read_report
+from edgekit.validate.external import Plan, subject
+
+# Pictures of one process that answers, and the memory that their pixels take: whatever the number
+# of pictures, no more than these are held.
+_PICTURES = 512
+_PIXEL_BYTES = 64 * 1024**2
+# Pictures that a process decodes at a time.
+_DECODED = 16
+
+
+class Guess(Record):
+    """One class and the file's own score for it: a logit where it ends without softmax."""
+
+    name: str
+    score: float
+
+
+class Prediction(Record):
+    """What is answered for one picture.
+
+    Args:
+        picture: Its path as it was given, or below the folder that was; safe to print.
+        guesses: Classes from the highest score down; empty where there is no answer.
+        refused: Why there is none; empty where there is one.
+    """
+
+    picture: str
+    guesses: tuple[Guess, ...] = ()
+    refused: str = ""
+
+
+def shipped_file(run: Path, name: str | None, say: Callable[[str], None]) -> Path:
+    """Returns a model file of a finished run.
+
+    Args:
+        run: The run folder.
+        name: Name of one of its files. None: the file of the first target, as it was judged.
+        say: Called with one line that says which file it is.
+
+    Raises:
+        SpecError: If the folder holds no finished run, or it has no such file.
+        IntegrityError: If a file is not the one that was judged.
+    """
+    report = read_report(run, run / ARTIFACTS)
+    names = [artifact.path for artifact in report.export.artifacts]
+    if name is None:
+        verdicts = report.validation.verdicts
+        chosen = verdicts[0].artifact_path if verdicts else report.validation.reference
+        target = f", which ships for {verdicts[0].target}" if verdicts else ""
+        say(f"answers of {chosen}{target}; --file chooses another")
+    elif name in names:
+        chosen = name
+    else:
+        near = difflib.get_close_matches(name, names, 1)
+        raise SpecError(
+            f"--file {name}",
+            f"one of {', '.join(names)}",
+            f"did you mean {near[0]}?" if near else "choose one of them",
+        )
+    return run / ARTIFACTS / chosen
+
+
+def predict(
+    plan: Plan,
+    asked: Sequence[Path],
+    top: int,
+    progress: Callable[[str, int, int], None],
+) -> Iterator[Prediction]:
+    """Yields one prediction a picture, in the order asked; folders by the names in them.
+
+    Pictures are decoded as for judging and answered by the same runtime in a process with limits,
+    some hundred at a time, so memory does not grow with their number.
+
+    Args:
+        plan: The file, with a class name for each of its outputs.
+        asked: Picture files, and folders of them.
+        top: Classes of each picture, from 1.
+        progress: Called with (what, done, in all).
+
+    Raises:
+        DataError: If a folder cannot be listed.
+        EdgekitError: As `edgekit.devices.measure.answer`.
+    """
+    waiting = [picture for path in asked for picture in _pictures(path)]
+    side = plan.preprocess.height_px * plan.preprocess.width_px * 3
+    step = max(1, min(_PICTURES, _PIXEL_BYTES // side))
+    for start in range(0, len(waiting), step):
+        progress("answering", start, len(waiting))
+        yield from _answered(plan, waiting[start : start + step], top)
+
+
+def _pictures(path: Path) -> list[tuple[Path, str]]:
+    """Returns pictures with why one is refused unread; nothing for those that can be tried."""
+    if not path.is_dir():
+        return [(path, "")]
+    found, skipped = pictures_below(path)
+    refused = [(path / item.path, item.reason) for item in skipped if item.kind == "damaged"]
+    return [*((picture, "") for picture in found), *refused]
+
+
+def _answered(plan: Plan, chunk: Sequence[tuple[Path, str]], top: int) -> Iterator[Prediction]:
+    paths = [path for path, refused in chunk if not refused]
+    decoded = iter(_decoded(paths, plan.preprocess))
+    read = [refused or next(decoded) for _, refused in chunk]
+    images = [each for each in read if not isinstance(each, str)]
+    answers = iter(_scores(plan, images)) if images else iter(())
+    for (path, _), each in zip(chunk, read, strict=True):
+        name = printable(str(path))
+        if isinstance(each, str):
+            yield Prediction(picture=name, refused=each)
+            continue
+        scores = next(answers)
+        if not np.isfinite(scores).all():
+            yield Prediction(picture=name, refused="the model answered with what is no number")
+            continue
+        # As `argmax` does, equal scores go to the lowest output.
+        best = np.argsort(-scores, kind="stable")[:top]
+        guesses = tuple(Guess(name=plan.class_names[i], score=float(scores[i])) for i in best)
+        yield Prediction(picture=name, guesses=guesses)
+
+
+def _scores(plan: Plan, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+    with scratch_folder() as scratch:
+        path = scratch / "images.npy"
+        np.save(path, np.stack(images))
+        found = measure.answer(subject(plan, path))
+        return measure.scores(found.raw, found.output)
+
+
+def _decoded(paths: Sequence[Path], contract: Preprocess) -> Iterable[npt.NDArray[np.uint8] | str]:
+    work = partial(_decode_some, contract=contract)
+    some = [paths[i : i + _DECODED] for i in range(0, len(paths), _DECODED)]
+    if not some:
+        return []
+    with apart(work, some, os.cpu_count() or 1) as results:
+        return [each for chunk in results for each in chunk]
+
+
+def _decode_some(paths: Sequence[Path], contract: Preprocess) -> list[npt.NDArray[np.uint8] | str]:
+    """Returns the fitted pixels of each picture, or why there are none."""
+    results: list[npt.NDArray[np.uint8] | str] = []
+    for path in paths:
+        content = content_of(path)
+        try:
+            results.append(content if isinstance(content, str) else pixels(content, contract))
+        except UnreadableError as reason:
+            results.append(str(reason))
+    return results
