@@ -442,6 +442,10 @@ def validate(
         Path | None,
         typer.Option(help="What was measured elsewhere on the target's device, as JSON."),
     ] = None,
+    answers: Annotated[
+        Path | None,
+        typer.Option(help="CSV file to write: picture, truth, answer and score, a line each."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Judge any .tflite, .onnx or .ort classifier, also one that edgekit did not make.
@@ -474,6 +478,7 @@ def validate(
         latency_budget_ms=latency_budget_ms,
         measurements=measurements,
         form=_data_form(table, path_column, label_column, split_column, ignore, follow_links),
+        answers=answers,
     )
     with working() as work:
         result = judge_file(question, work.say, work.progress)
@@ -759,7 +764,7 @@ def _print_answers(file: Path, found: Iterable["Prediction"], work: "Work", as_j
     import shutil
     import tempfile
 
-    from edgekit.data.scan import printable
+    from edgekit.data.files import printable
     from edgekit.errors import DataError
 
     count, refused = 0, 0

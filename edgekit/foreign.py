@@ -33,7 +33,7 @@ from edgekit.records import (
 )
 from edgekit.report.sentences import left_out
 from edgekit.spec import build
-from edgekit.store import file_digest
+from edgekit.store import file_digest, write_atomically
 from edgekit.target import (
     BudgetSpec,
     Target,
@@ -42,6 +42,7 @@ from edgekit.target import (
     refuse_unused,
     with_latency_budget,
 )
+from edgekit.validate.answers import answers_table
 from edgekit.validate.estimates import estimated
 from edgekit.validate.external import (
     InputOptions,
@@ -116,6 +117,7 @@ class Question:
     latency_budget_ms: float | None = None
     measurements: Path | None = None
     form: Form = field(default_factory=Form)
+    answers: Path | None = None
 
 
 class FileReport(Record):
@@ -223,6 +225,7 @@ def judge_file(
         IntegrityError: If a file is damaged or untrusted.
         DeviceError: If a runtime fails or hangs.
     """
+    _check_answers(question.answers)
     scanned, split = _unseen(
         scan(question.data, lambda d, t: progress("reading", d, t), question.form), say
     )
@@ -258,6 +261,10 @@ def judge_file(
                 reference_plan, images, labels, progress=_share(progress, reference_plan)
             )
             drop, no_drop_because = drop_against(reference, judged, labels)
+        if question.answers is not None:
+            names = [printable(source.relative) for source in sources]
+            answered = answers_table(names, labels, judged.top1, judged.best, plan.class_names)
+            write_atomically(question.answers, answered.encode())
         pictures = Pictures(
             labels,
             [printable(source.relative) for source in sources],
@@ -321,6 +328,17 @@ def judge_file(
             for target in targets
         ),
         on_devices=tuple(on_devices.values()),
+    )
+
+
+def _check_answers(path: Path | None) -> None:
+    """Refuses a place for the answers that is none, before anything long begins."""
+    if path is None or (path.suffix.lower() == ".csv" and path.parent.is_dir()):
+        return
+    raise SpecError(
+        f"--answers {path}",
+        "a name that ends in .csv, in a folder that exists",
+        "correct the path",
     )
 
 

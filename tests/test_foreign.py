@@ -1,5 +1,6 @@
 """Judging a public model that edgekit did not make, on pictures labelled with its own answers."""
 
+import csv
 import hashlib
 import json
 import os
@@ -208,6 +209,32 @@ def test_a_bad_reference_leaves_the_drop_undecided(tmp_path: Path) -> None:
     assert report.reference_plausible is not None
     assert report.reference_plausible.status == Status.INCONCLUSIVE
     assert "not compared with f.tflite: the reference is not plausible" in report.summary()
+
+
+def test_the_answers_are_a_table_in_which_nothing_is_computed(tmp_path: Path) -> None:
+    data = draw(tmp_path / "data", count=5)
+    (data / "red" / "0.png").rename(data / "red" / "=1+1\n,.png")
+    shutil.move(data / "red", data / "@red")
+    (tmp_path / "labels.txt").write_text("@red\ngreen\nblue\n")
+    command = [sys.executable, "-m", "edgekit", "validate", str(mean_tflite(tmp_path / "m.tflite")),
+               "--data", str(data), "--labels", str(tmp_path / "labels.txt")]  # fmt: skip
+    table = tmp_path / "answers.csv"
+
+    def judged(path: Path) -> subprocess.CompletedProcess[str]:
+        asked = [*command, "--answers", str(path)]
+        return subprocess.run(asked, capture_output=True, text=True, timeout=280)
+
+    # The twin: what is no place for a table is refused, and not overwritten.
+    assert judged(tmp_path / "m.tflite").returncode == 2
+    assert judged(tmp_path / "absent" / "a.csv").returncode == 2
+    done = judged(table)
+    assert table.is_file(), done.stderr
+    with table.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 15
+    assert all(row["truth"] == row["answer"] and float(row["score"]) > 0 for row in rows)
+    assert {row["truth"] for row in rows} == {"'@red", "green", "blue"}
+    assert "'@red/=1+1\\n,.png" in {row["picture"] for row in rows}
 
 
 def board(**tables: dict[str, object]) -> Target:

@@ -154,6 +154,7 @@ class Judgement:
         plausible: Whether the labels were matched the right way.
         raw: Raw scores of shape `(images, outputs)` in the file's own dtype.
         top1: Class of each answer, int32 of shape `(images,)`; -1 outside the classes.
+        best: Highest score of each answer, float32 of shape `(images,)`.
         runtime: Runtime and version.
     """
 
@@ -161,6 +162,7 @@ class Judgement:
     plausible: Check
     raw: npt.NDArray[np.generic]
     top1: Classes
+    best: npt.NDArray[np.float32]
     runtime: str
 
 
@@ -475,6 +477,7 @@ def judge_external(
         plausible=plausibility(scores, labels, index, plan.label_offset),
         raw=answers.raw,
         top1=top1_classes(scores, count, index),
+        best=scores.max(axis=1),
         runtime=answers.runtime,
     )
 

@@ -238,6 +238,7 @@ def judgement_of(top1: list[int], labels: list[int]) -> Judgement:
         plausible=plausibility(scores, truth, np.arange(4)),
         raw=scores,
         top1=answers,
+        best=scores.max(axis=1),
         runtime="a runtime",
     )
 
