@@ -21,8 +21,9 @@ MODEL_CLASSES = 100_000
 MODEL_OPERATORS = 1_000_000
 # What a file says of itself, as JSON: names of tensors and texts of metadata.
 MODEL_FACTS_BYTES = 64 * 1024**2
-# TFLite metadata is read for short contracts and labels; anything longer is not for edgekit.
-TFLITE_METADATA_BYTES = 65536
+# TFLite metadata is read for contracts and labels; anything longer is not for edgekit. 2000 labels
+# of 255 bytes take 0.5 MB as JSON.
+TFLITE_METADATA_BYTES = 1024**2
 TFLITE_METADATA_ENTRIES = 1000
 
 # ---- What judging a model file takes ----

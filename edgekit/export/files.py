@@ -31,8 +31,10 @@ from edgekit.records import (
     RangeTable,
     Variant,
 )
+from edgekit.runtimes.base import contract_texts
 from edgekit.runtimes.inspect import inspect_model
 from edgekit.runtimes.ort_file import required_operators
+from edgekit.runtimes.tflite_metadata import with_entries
 from edgekit.store import file_digest
 
 Logits = npt.NDArray[np.float32]
@@ -238,9 +240,12 @@ def _content(
     int8 = sources.candidates[request.candidate or sources.shipped]
     if request.format == "tflite":
         weights = int8.weights if request.variant in _INTEGERS else sources.float_weights
-        return tflite.convert(
+        plain = tflite.convert(
             nodes, weights, int8.table, variant=request.variant, io=request.io, size_px=size
         )
+        # So that the file alone, wherever it is copied to, says how it is to be read.
+        texts = contract_texts(contract, class_names)
+        return with_entries(plain, {key: text.encode() for key, text in texts.items()})
     model = onnx_file.float_model(
         nodes, sources.float_weights, size, contract, class_names, request.batch
     )

@@ -31,6 +31,7 @@ from edgekit.network.graph import (
 from edgekit.network.native_log import muted
 from edgekit.records import Batch, Preprocess, RangeTable, TensorRange
 from edgekit.runner.onnx_runtime import EXACT
+from edgekit.runtimes.base import contract_texts
 
 # 13 is the first with per-channel DequantizeLinear; 17 is what tf2onnx 1.17 tests most.
 OPSET = 17
@@ -82,13 +83,7 @@ def float_model(
         ) from error
     _rename(model, nodes)
     model.ir_version = IR_VERSION
-    helper.set_model_props(
-        model,
-        {
-            "edgekit.preprocess": preprocess.model_dump_json(),
-            "edgekit.labels": json.dumps(class_names),
-        },
-    )
+    helper.set_model_props(model, contract_texts(preprocess, class_names))
     model.doc_string = "MobileNetV2, fine-tuned and exported by edgekit"
     return model
 

@@ -9,40 +9,34 @@ import io
 import math
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import flatbuffers
 import numpy as np
 
-from edgekit import limits
-from edgekit.errors import IntegrityError, SpecError
-from edgekit.package import metadata_tables as tables
-from edgekit.records import Preprocess, Record, TensorInfo, input_codes
-from edgekit.runtimes.base import FLATBUFFER_DAMAGE, ModelFacts, classifier_io, printable
+from edgekit.errors import SpecError
+from edgekit.records import Preprocess, TensorInfo, input_codes
+from edgekit.runtimes import tflite_metadata_tables as tables
+from edgekit.runtimes.base import ModelFacts, classifier_io
 from edgekit.runtimes.inspect import inspect_content, inspect_model, model_format, read_model
+from edgekit.runtimes.tflite_metadata import (
+    METADATA_NAME,
+    SLOTS,
+    Metadata,
+    archive_place,
+    entry_names,
+    metadata_of,
+    read_metadata,
+    root_of,
+    untrusted,
+    with_entries,
+)
 
-# Classes of the generated schema carry no type hints.
-Table: TypeAlias = Any
-
-METADATA_NAME = "TFLITE_METADATA"
 LABELS_FILE = "labels.txt"
 # The first version of the schema has all fields that are written here.
 MIN_PARSER_VERSION = "1.0.0"
-# Slots of `Model` in schema.fbs of TensorFlow Lite, Apache License 2.0:
-# https://github.com/google-ai-edge/LiteRT/blob/main/tflite/converter/schema/schema.fbs
-_VERSION_SLOT, _BUFFERS_SLOT, _METADATA_SLOT, _SLOTS = 0, 4, 6, 10
 _WHERE = "the model"
-
-# The record that ends a ZIP archive: signature, 8 bytes, directory's size and place, comment's
-# length; and the signature of what stands before it in archives above 4 GiB (APPNOTE.TXT 4.3).
-_ARCHIVE_END = struct.Struct("<4s8xIIH")
-_ARCHIVE_END_SIGNATURE = b"PK\x05\x06"
-# What zipfile raises on archives that are cut short, lie or ask for what it does not have.
-_ARCHIVE_DAMAGE = (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError)
-_LARGE_ARCHIVE_SIGNATURE, _LARGE_ARCHIVE_BYTES = b"PK\x06\x07", 20
 
 # As the package mediapipe 1.2.2 describes itself; see https://goo.gle/mediapipe-privacy.
 METRICS = (
@@ -54,67 +48,6 @@ LOGITS = (
     "above 1 and are no probabilities; the order of the classes is right, and a score threshold "
     "counts in logits. An app that shows probabilities takes the softmax of all scores."
 )
-
-
-class AssociatedFile(Record):
-    """A file behind the model; `type` as the schema names it, `locale` such as "en" or empty."""
-
-    name: str
-    description: str
-    type: str
-    locale: str
-
-
-class TensorMetadata(Record):
-    """What the metadata say about one input or output.
-
-    Args:
-        name: Its name.
-        description: What it holds, in words.
-        content: Table of its content: "ImageProperties", "FeatureProperties"; empty if unknown.
-        color_space: Of an image: "RGB", "GRAYSCALE" or "UNKNOWN"; empty for others.
-        mean: Value `(pixel - mean) / std` per channel; empty where none is said.
-        std: The same.
-        minimum: Lowest value per channel; empty where none is said.
-        maximum: Highest value per channel; empty where none is said.
-        files: The files behind the model that belong to it.
-    """
-
-    name: str
-    description: str
-    content: str
-    color_space: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    minimum: tuple[float, ...]
-    maximum: tuple[float, ...]
-    files: tuple[AssociatedFile, ...]
-
-
-class Metadata(Record):
-    """What a .tflite file says about itself; texts are as they stand there, not yet printable.
-
-    Args:
-        name: Of the model.
-        description: What it does.
-        version: Of the model.
-        author: Who made it.
-        licence: Its licence.
-        min_parser_version: Oldest version of the schema that knows all fields.
-        inputs: Of the first subgraph.
-        outputs: Of the first subgraph.
-        labels: Lines of the first output's first file of labels; None if it has none.
-    """
-
-    name: str
-    description: str
-    version: str
-    author: str
-    licence: str
-    min_parser_version: str
-    inputs: tuple[TensorMetadata, ...]
-    outputs: tuple[TensorMetadata, ...]
-    labels: tuple[str, ...] | None
 
 
 def write_metadata(
@@ -151,7 +84,7 @@ def write_metadata(
     """
     facts = inspect_content(model, "tflite", _WHERE)
     model_input, output = classifier_io(facts, _WHERE)
-    with _untrusted("TFLite file"):
+    with untrusted("TFLite file"):
         _check_unwritten(model)
     _check_class_names(class_names, output.shape[-1])
     values = {
@@ -174,22 +107,8 @@ def write_metadata(
     except UnicodeEncodeError as err:
         found = f"text for the metadata that is not Unicode ({err.reason})"
         raise SpecError(found, "text that UTF-8 can hold", "correct the text") from err
-    with _untrusted("TFLite file"):
-        return _with_file(_with_metadata(model, written), LABELS_FILE, labels)
-
-
-def read_metadata(model: bytes) -> Metadata | None:
-    """Returns the metadata of any .tflite file, None if it has none.
-
-    Args:
-        model: The whole file; nothing in it is trusted.
-
-    Raises:
-        IntegrityError: If the file, its metadata or the archive behind it are damaged, or hold more
-            than edgekit reads.
-    """
-    inspect_content(model, "tflite", _WHERE)  # refuses what is damaged or lies outside the file
-    return _read(model)
+    with untrusted("TFLite file"):
+        return _with_file(with_entries(model, {METADATA_NAME: written}), LABELS_FILE, labels)
 
 
 def mediapipe_problem(model: bytes, preprocess: Preprocess) -> str | None:
@@ -211,8 +130,8 @@ def mediapipe_problem(model: bytes, preprocess: Preprocess) -> str | None:
     """
     facts = inspect_content(model, "tflite", _WHERE)
     model_input, output = classifier_io(facts, _WHERE)
-    metadata = _read(model)
-    if _schema().Model.GetRootAs(model, 0).SubgraphsLength() != 1:
+    metadata = metadata_of(model)
+    if root_of(model).SubgraphsLength() != 1:
         return "MediaPipe takes models with one subgraph only"
     return (
         _input_problem(model_input, preprocess, metadata)
@@ -280,27 +199,20 @@ def _printable(value: Any) -> Any:
     return value
 
 
-def _schema() -> Any:
-    # Imported on use: the generated schema is large.
-    from ai_edge_litert import schema_py_generated
-
-    return schema_py_generated
-
-
 def _check_unwritten(model: bytes) -> None:
     """Refuses a model to which metadata cannot be added; see `write_metadata`."""
-    table = _schema().Model.GetRootAs(model, 0)
+    table = root_of(model)
     remedy = "give the file as it was exported"
-    if METADATA_NAME in _names(table):
+    if METADATA_NAME in entry_names(table):
         raise SpecError("a model that has metadata already", "a model without", remedy)
-    if _archive(model) is not None:
+    if archive_place(model) is not None:
         raise SpecError("a model with a ZIP archive behind it", "the model alone", remedy)
     if any(table.Buffers(i).Offset() > 1 for i in range(table.BuffersLength())):
         found = "a model that keeps tensors behind its flatbuffer, at fixed places in the file"
         raise SpecError(found, "a model below 2 GiB with its tensors inside", remedy)
     (back,) = struct.unpack_from("<i", model, table._tab.Pos)
     (size,) = struct.unpack_from("<H", model, table._tab.Pos - back)
-    if any(table._tab.Offset(entry) for entry in range(4 + 2 * _SLOTS, size, 2)):
+    if any(table._tab.Offset(entry) for entry in range(4 + 2 * SLOTS, size, 2)):
         found = "a model with fields that this edgekit does not know"
         raise SpecError(found, "a file of the TFLite schema 3 as LiteRT 2.3 knows it", remedy)
 
@@ -380,48 +292,6 @@ def _has_probabilities(operators: Mapping[str, int]) -> bool:
     return "SOFTMAX" in operators or "LOGISTIC" in operators
 
 
-def _with_metadata(model: bytes, metadata: bytes) -> bytes:
-    """Returns the model with one more buffer, named `METADATA_NAME`.
-
-    Offsets in a flatbuffer point forward and are relative, so the whole file can stay as it is
-    behind a new root table that points into it.
-    """
-    schema = _schema()
-    root = schema.Model.GetRootAs(model, 0)
-    kept = model + bytes(-len(model) % tables.ALIGNMENT)
-    builder = flatbuffers.Builder(0)
-    builder.Bytes, builder.head, builder.minalign = bytearray(kept), 0, tables.ALIGNMENT
-
-    def place(table: Table) -> int:
-        return len(kept) - int(table._tab.Pos)  # a builder counts from the end
-
-    data = builder.CreateByteVector(metadata)  # aligned: both lengths are multiples of 16
-    schema.BufferStart(builder)
-    schema.BufferAddData(builder, data)
-    buffer = schema.BufferEnd(builder)
-    label = builder.CreateString(METADATA_NAME)
-    schema.MetadataStart(builder)
-    schema.MetadataAddName(builder, label)
-    schema.MetadataAddBuffer(builder, root.BuffersLength())
-    entry = schema.MetadataEnd(builder)
-    buffers = [place(root.Buffers(i)) for i in range(root.BuffersLength())]
-    entries = [place(root.Metadata(i)) for i in range(root.MetadataLength())]
-    vectors = {
-        _BUFFERS_SLOT: tables.write_offsets(builder, [*buffers, buffer]),
-        _METADATA_SLOT: tables.write_offsets(builder, [*entries, entry]),
-    }
-    for slot in range(_VERSION_SLOT + 1, _SLOTS):
-        field = root._tab.Offset(4 + 2 * slot)
-        if slot not in vectors and field:
-            vectors[slot] = len(kept) - int(root._tab.Indirect(root._tab.Pos + field))
-    builder.StartObject(_SLOTS)
-    builder.PrependUint32Slot(_VERSION_SLOT, root.Version(), 0)
-    for slot, offset in vectors.items():
-        builder.PrependUOffsetTRelativeSlot(slot, offset, 0)
-    builder.Finish(builder.EndObject(), b"TFL3")
-    return bytes(builder.Output())
-
-
 def _with_file(model: bytes, name: str, content: bytes) -> bytes:
     """Returns the model with an archive of one file behind it, at places counted from the start."""
     entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
@@ -431,134 +301,6 @@ def _with_file(model: bytes, name: str, content: bytes) -> bytes:
     with zipfile.ZipFile(stream, "a", zipfile.ZIP_STORED) as archive:
         archive.writestr(entry, content)
     return model + stream.getvalue()[len(model) :]
-
-
-def _read(model: bytes) -> Metadata | None:
-    """Returns the metadata of a file whose own tables were checked; see `read_metadata`."""
-    with _untrusted("model metadata"):
-        root = _schema().Model.GetRootAs(model, 0)
-        index = next((i for i, name in enumerate(_names(root)) if name == METADATA_NAME), None)
-        if index is None:
-            return None
-        number = root.Metadata(index).Buffer()
-        buffer = root.Buffers(number) if number < root.BuffersLength() else None
-        if buffer is None or not buffer.DataLength():
-            msg = f"no buffer {number}"
-            raise ValueError(msg)
-        return _metadata(tables.read(buffer.DataAsNumpy().tobytes()), model)
-
-
-def _names(root: Table) -> list[str]:
-    """Returns what a model calls its metadata buffers."""
-    names = [root.Metadata(i).Name() for i in range(root.MetadataLength())]
-    return [(name or b"").decode("utf-8", "replace") for name in names]
-
-
-@contextmanager
-def _untrusted(what: str) -> Iterator[None]:
-    """Turns what readers raise on damaged bytes into an `IntegrityError`."""
-    try:
-        yield
-    except (*FLATBUFFER_DAMAGE, *_ARCHIVE_DAMAGE) as err:
-        raise IntegrityError(
-            f"damaged {what} ({printable(str(err))})",
-            "a complete TFLite file, its metadata of version 1, its archive uncompressed",
-            "copy the file again from where it was made, or use one without metadata",
-        ) from err
-
-
-def _metadata(values: tables.Values, model: bytes) -> Metadata:
-    graph: tables.Values = next(iter(values.get("subgraph_metadata", [])), {})
-    outputs = tuple(_tensor(t) for t in graph.get("output_tensor_metadata", []))
-    files = outputs[0].files if outputs else ()
-    labels = next((file.name for file in files if file.type == "TENSOR_AXIS_LABELS"), None)
-    return Metadata(
-        name=values.get("name", ""),
-        description=values.get("description", ""),
-        version=values.get("version", ""),
-        author=values.get("author", ""),
-        licence=values.get("license", ""),
-        min_parser_version=values.get("min_parser_version", ""),
-        inputs=tuple(_tensor(t) for t in graph.get("input_tensor_metadata", [])),
-        outputs=outputs,
-        labels=None if labels is None else _lines(_file(model, labels)),
-    )
-
-
-def _tensor(values: tables.Values) -> TensorMetadata:
-    content, properties = values.get("content", {}).get("content_properties", ("", {}))
-    options = [unit.get("options", ("", {})) for unit in values.get("process_units", [])]
-    normalization: tables.Values = next(
-        (unit for name, unit in options if name == "NormalizationOptions"), {}
-    )
-    stats = values.get("stats", {})
-    space = _named(tables.COLOR_SPACES, properties.get("color_space", 0))
-    return TensorMetadata(
-        name=values.get("name", ""),
-        description=values.get("description", ""),
-        content=content,
-        color_space=space if content == "ImageProperties" else "",
-        mean=normalization.get("mean", ()),
-        std=normalization.get("std", ()),
-        minimum=stats.get("min", ()),
-        maximum=stats.get("max", ()),
-        files=tuple(
-            AssociatedFile(
-                name=file.get("name", ""),
-                description=file.get("description", ""),
-                type=_named(tables.FILE_TYPES, file.get("type", 0)),
-                locale=file.get("locale", ""),
-            )
-            for file in values.get("associated_files", [])
-        ),
-    )
-
-
-def _named(names: Sequence[str], number: int) -> str:
-    return names[number] if 0 <= number < len(names) else f"type {number}"
-
-
-def _lines(content: bytes) -> tuple[str, ...]:
-    """Returns the lines as MediaPipe splits them: str.splitlines knows more line ends."""
-    text = content.decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
-    return tuple(text.removesuffix("\n").split("\n"))
-
-
-def _archive(model: bytes) -> tuple[int, int] | None:
-    """Returns size and place of the directory of an archive that ends the file; None without."""
-    if len(model) < _ARCHIVE_END.size:
-        return None
-    signature, size, place, comment = _ARCHIVE_END.unpack(model[-_ARCHIVE_END.size :])
-    return None if signature != _ARCHIVE_END_SIGNATURE or comment else (size, place)
-
-
-def _file(model: bytes, name: str) -> bytes:
-    """Returns a file from the archive behind a model.
-
-    Only archives are read whose end is the file's end: then zipfile looks nowhere else, and the
-    limits hold.
-    """
-    archive = _archive(model)
-    if archive is None:
-        msg = f"no archive with {name!r} behind the model"
-        raise ValueError(msg)
-    if archive[0] > limits.MODEL_DIRECTORY_BYTES:
-        msg = f"an archive with a directory of {archive[0]} bytes"
-        raise ValueError(msg)
-    end = len(model) - _ARCHIVE_END.size
-    if model[max(0, end - _LARGE_ARCHIVE_BYTES) : end].startswith(_LARGE_ARCHIVE_SIGNATURE):
-        msg = "an archive in the form for more than 4 GiB"
-        raise ValueError(msg)
-    with zipfile.ZipFile(io.BytesIO(model)) as files:
-        entry = files.getinfo(name)
-        # MediaPipe refuses compressed files, too.
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            msg = f"{name!r} is compressed or encrypted"
-            raise ValueError(msg)
-        if entry.file_size > limits.MODEL_ARCHIVE_BYTES:
-            msg = f"{name!r} of {entry.file_size} bytes"
-            raise ValueError(msg)
-        return files.read(entry)
 
 
 def _input_problem(

@@ -3,12 +3,14 @@
 Runtime layer; imports only errors, limits and records, so that listing runtimes loads none of them.
 """
 
+import json
 import struct
+from collections.abc import Sequence
 from typing import Literal
 
 from edgekit import limits
 from edgekit.errors import IntegrityError
-from edgekit.records import Format, Record, TensorInfo
+from edgekit.records import Format, Preprocess, Record, TensorInfo
 
 RuntimeName = Literal["litert", "onnxruntime"]
 RUNTIME_OF_FORMAT: dict[Format, RuntimeName] = {
@@ -16,6 +18,9 @@ RUNTIME_OF_FORMAT: dict[Format, RuntimeName] = {
     "onnx": "onnxruntime",
     "ort": "onnxruntime",
 }
+# Under these names edgekit writes its contract and its labels into every file that it exports.
+PREPROCESS_KEY = "edgekit.preprocess"
+LABELS_KEY = "edgekit.labels"
 IO_DTYPES = ("float32", "uint8", "int8")
 CHANNELS = 3
 SHOWN_CHARACTERS = 300
@@ -59,6 +64,14 @@ class ModelFacts(Record):
     float_tensors: tuple[str, ...]
     wide_tensors: tuple[str, ...] = ()
     metadata: dict[str, str]
+
+
+def contract_texts(preprocess: Preprocess, class_names: Sequence[str]) -> dict[str, str]:
+    """Returns what an exported file carries of its contract and its labels: JSON by key."""
+    return {
+        PREPROCESS_KEY: preprocess.model_dump_json(),
+        LABELS_KEY: json.dumps(list(class_names)),
+    }
 
 
 def printable(text: str) -> str:

@@ -209,11 +209,16 @@ def _activations(
 def _metadata(model: Table) -> dict[str, str]:
     """Returns the metadata entries that are short UTF-8 text."""
     found = {}
+    left_bytes = limits.MODEL_METADATA_BYTES  # entries may share one long buffer
     for index in range(model.MetadataLength()):
         entry = model.Metadata(index)
         buffer = model.Buffers(entry.Buffer())
         if buffer is None or not 0 < buffer.DataLength() <= limits.TFLITE_METADATA_BYTES:
             continue
+        left_bytes -= buffer.DataLength()
+        if left_bytes < 0:
+            msg = f"more than {limits.MODEL_METADATA_BYTES} bytes of metadata"
+            raise ValueError(msg)
         try:
             found[_text(entry.Name())] = buffer.DataAsNumpy().tobytes().decode("utf-8")
         except UnicodeDecodeError:

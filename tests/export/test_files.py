@@ -1,6 +1,7 @@
 """The export stage from weights to audited files, and what it refuses."""
 
 import hashlib
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from tiny_network import ALPHA, CLASSES, Exported, Trained, Untyped, altered
 from edgekit.errors import ConversionError
 from edgekit.network.graph import mobilenet_v2
 from edgekit.network.ranges import from_limits, keeping_float, read
-from edgekit.records import ExportRecord, RangeTable, Status
+from edgekit.records import ExportRecord, Preprocess, RangeTable, Status
+from edgekit.runtimes.inspect import inspect_model
 
 pytest.importorskip("tensorflow")
 
@@ -32,6 +34,15 @@ INT8_PAIR = (Request("tflite", "int8", "int8"), Request("onnx", "int8", "float32
 
 def test_every_run_makes_the_standard_files() -> None:
     assert tuple(request.name for request in STANDARD) == NAMES
+
+
+def test_every_file_carries_its_labels_and_its_contract(exported: Exported) -> None:
+    """A copy without the record beside it is read as the run read it."""
+    for artifact in exported.record.artifacts:
+        texts = inspect_model(exported.folder / artifact.path).metadata
+        assert json.loads(texts["edgekit.labels"]) == list(CLASSES)
+        contract = Preprocess.model_validate_json(texts["edgekit.preprocess"])
+        assert contract == exported.record.preprocess
 
 
 def test_the_files_are_those_of_the_record(exported: Exported) -> None:

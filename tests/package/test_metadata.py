@@ -20,7 +20,6 @@ from tiny_network import CLASSES, Exported, coloured
 
 from edgekit.devices.place import cache_folder
 from edgekit.errors import EdgekitError, IntegrityError, SpecError
-from edgekit.package import metadata_tables
 from edgekit.package.metadata import (
     LOGITS,
     Metadata,
@@ -31,6 +30,7 @@ from edgekit.package.metadata import (
     write_metadata,
 )
 from edgekit.records import Preprocess
+from edgekit.runtimes import tflite_metadata_tables as metadata_tables
 from edgekit.runtimes.inspect import inspect_content
 
 CONTRACT = Preprocess(height_px=SIZE, width_px=SIZE)
