@@ -527,7 +527,7 @@ def predict(
     from edgekit.console import working
     from edgekit.foreign import answering
     from edgekit.predict import predict as answer, shipped_file
-    from edgekit.validate.external import InputOptions, per_channel
+    from edgekit.validate.contracts import InputOptions, per_channel
 
     if file is not None and not model.is_dir():
         raise SpecError(f"--file {file} with {model}", "a run folder", "leave out --file")
@@ -540,7 +540,7 @@ def predict(
     )
     with working() as work:
         chosen = shipped_file(model, file, work.say) if model.is_dir() else model
-        plan = answering(chosen, labels, label_offset, options)
+        plan = answering(chosen, labels, label_offset, options, work.say)
         _print_answers(chosen, answer(plan, pictures, top, work.progress), work, as_json)
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +30,7 @@ from edgekit.records import (
     Record,
     SkippedFile,
     SplitName,
+    Status,
     Verdict,
 )
 from edgekit.report.sentences import left_out
@@ -43,14 +45,19 @@ from edgekit.target import (
     with_latency_budget,
 )
 from edgekit.validate.answers import answers_table
+from edgekit.validate.contract_trial import FIRST_PICTURES, rank_contracts, spread
+from edgekit.validate.contracts import (
+    EVERY_USUAL,
+    InputOptions,
+    Recorded,
+    UnsaidScalingError,
+    per_channel,
+)
 from edgekit.validate.estimates import estimated
 from edgekit.validate.external import (
-    InputOptions,
     Plan,
-    Recorded,
     drop_against,
     judge_external,
-    per_channel,
     plan_answers,
     plan_external,
     plan_reference,
@@ -58,6 +65,7 @@ from edgekit.validate.external import (
     subject,
 )
 from edgekit.validate.judging import checks_of, is_host, told, unasked_estimates
+from edgekit.validate.labels import read_labels
 from edgekit.validate.latency import summarize
 from edgekit.validate.measurements import (
     Measurements,
@@ -230,14 +238,18 @@ def judge_file(
         scan(question.data, lambda d, t: progress("reading", d, t), question.form), say
     )
     options = _options(question)
-    plan = plan_external(
+    planned = partial(
+        plan_external,
         question.file,
         scanned.class_names,
-        options,
-        _label_lines(question.labels),
-        question.label_offset,
-        _recorded(question.file),
+        label_lines=_labels(question.labels, say),
+        label_offset=question.label_offset,
+        recorded=_recorded(question.file),
     )
+    try:
+        plan = planned(options=options)
+    except UnsaidScalingError as unsaid:
+        raise _with_the_best(unsaid, planned, options, scanned, progress) from unsaid
     refuse_too_much(plan, len(scanned.sources))
     targets = _targets(question, plan)
     imported = _imported(question, plan, targets)
@@ -255,7 +267,9 @@ def judge_file(
         )
         for line in left_out(skipped):
             say(line)
-        judged = judge_external(plan, images, labels, progress=_share(progress, plan))
+        judged = judge_external(
+            plan, images, labels, progress=_share(progress, plan), trying=progress
+        )
         if reference_plan is not None:
             reference = judge_external(
                 reference_plan, images, labels, progress=_share(progress, reference_plan)
@@ -342,7 +356,13 @@ def _check_answers(path: Path | None) -> None:
     )
 
 
-def answering(file: Path, labels: Path | None, label_offset: int, options: InputOptions) -> Plan:
+def answering(
+    file: Path,
+    labels: Path | None,
+    label_offset: int,
+    options: InputOptions,
+    say: Callable[[str], None],
+) -> Plan:
     """Returns how a file answers pictures that nobody labelled, by the record beside it, too.
 
     Args:
@@ -350,11 +370,12 @@ def answering(file: Path, labels: Path | None, label_offset: int, options: Input
         labels: Labels file; None for none.
         label_offset: Output of its first line.
         options: What the user says about the input.
+        say: Called with what the labels file was taken for.
 
     Raises:
         SpecError, IntegrityError: As `edgekit.validate.external.plan_answers`.
     """
-    return plan_answers(file, options, _label_lines(labels), label_offset, _recorded(file))
+    return plan_answers(file, options, _labels(labels, say), label_offset, _recorded(file))
 
 
 def _unseen(scanned: Scan, say: Callable[[str], None]) -> tuple[Scan, SplitName | None]:
@@ -377,6 +398,39 @@ def _unseen(scanned: Scan, say: Callable[[str], None]) -> tuple[Scan, SplitName 
     beside = f"{printable(Path(folder).as_posix())}/" if folder else ""
     skipped = tuple(item for item in scanned.skipped if item.path.startswith(beside))
     return dataclasses.replace(scanned, sources=sources, skipped=skipped), split
+
+
+def _with_the_best(
+    unsaid: UnsaidScalingError,
+    planned: Callable[..., Plan],
+    options: InputOptions,
+    scanned: Scan,
+    progress: Callable[[str, int, int], None],
+) -> SpecError:
+    """Returns the refusal of a file that does not say its scaling, with what the pictures say.
+
+    A guess is no contract: what answers best is told, and the user gives it or something else.
+    """
+    update = EVERY_USUAL[0].model_dump(include={"scale", "offset"})
+    plan = planned(options=options.model_copy(update=update))
+    if plan.input_dtype != "float32":
+        return unsaid
+    order = np.unique([source.label for source in scanned.sources], return_inverse=True)[1]
+    few = [scanned.sources[row] for row in spread(order.astype(np.int32), FIRST_PICTURES)]
+    sample = dataclasses.replace(scanned, sources=tuple(few))
+    refuse_too_much(plan, len(few))
+    contracts = [u for u in EVERY_USUAL if options.channels in (None, u.channels)]
+    with scratch_folder() as scratch:
+        images, labels, _, _ = read_folder(
+            sample, plan.preprocess, scratch, lambda d, t: progress("decoding", d, t)
+        )
+        index = np.array(plan.output_index, dtype=np.int64)
+        ranks = rank_contracts(subject(plan, images), contracts, index, labels, progress)
+    return SpecError(
+        unsaid.received,
+        f"{unsaid.expected}; tried on {len(labels)} of these pictures: {'; '.join(ranks[:3])}",
+        f"{unsaid.remedy}; nothing but how it was trained decides, and what answers best is likely",
+    )
 
 
 def _options(question: Question) -> InputOptions:
@@ -417,15 +471,20 @@ def _recorded(file: Path) -> Recorded | None:
     return None
 
 
-def _label_lines(path: Path | None) -> tuple[str, ...] | None:
+def _labels(path: Path | None, say: Callable[[str], None]) -> tuple[str, ...] | None:
+    """Returns the labels that the user gave, and says what their file was taken for."""
     if path is None:
         return None
     try:
-        return tuple(_read_text(path, "give a list of class names").decode("utf-8").splitlines())
-    except (OSError, UnicodeDecodeError) as error:
+        content = _read_text(path, "give a list of class names")
+    except OSError as error:
         raise SpecError(
             f"--labels {path}: {error}", "a UTF-8 text file, one class per line", "correct the path"
         ) from error
+    labels, kind = read_labels(path, content)
+    if kind:
+        say(f"{path.name}: taken for {kind}, {len(labels)} labels")
+    return labels
 
 
 def _read_text(path: Path, remedy: str) -> bytes:
@@ -553,10 +612,13 @@ def _imported(question: Question, plan: Plan, targets: tuple[Target, ...]) -> Me
 def _verdict(
     target: Target, plan: Plan, plausible: Check, measured: Measured, notes: tuple[str, ...]
 ) -> Verdict:
-    checks = checks_of(target, plan.size_bytes, plan.operators, measured)
+    checks = checks_of(target, plan.size_bytes, plan.operators, measured, plan.class_names)
     if target.artifact.granularity is not None:
         checks = (*checks, check_granularity(target.artifact.granularity))
     if measured.accuracy is not None:
+        # Both say the same of answers that say nothing, but this one also what to look for.
+        if plausible.status != Status.PASS:
+            checks = tuple(check for check in checks if check.name != "informative")
         checks = (plausible, *checks)
     notes = (*notes, *unasked_estimates(measured, checks))
     return Verdict(

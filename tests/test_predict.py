@@ -12,7 +12,7 @@ from tiny_models import mean_onnx, mean_tflite
 
 from edgekit import predict as module
 from edgekit.foreign import answering
-from edgekit.validate.external import InputOptions
+from edgekit.validate.contracts import InputOptions
 
 NAMES = ("red", "green", "blue")
 
@@ -94,7 +94,9 @@ def test_without_labels_outputs_have_numbers_and_wrong_labels_are_refused(
 
 def test_memory_holds_a_few_pictures_of_many(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoded a few at a time, the answers are those of all at once."""
-    plan = answering(folder / "m.tflite", folder / "labels.txt", 0, InputOptions())
+    plan = answering(
+        folder / "m.tflite", folder / "labels.txt", 0, InputOptions(), lambda line: None
+    )
     asked = [folder / "photos"]
     whole = list(module.predict(plan, asked, 1, lambda _what, _done, _total: None))
     monkeypatch.setattr(module, "_PICTURES", 4)

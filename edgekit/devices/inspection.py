@@ -20,6 +20,7 @@ from edgekit.records import Record
 from edgekit.runner.program import answer_channel
 from edgekit.runtimes.base import ModelFacts
 from edgekit.runtimes.inspect import inspect_content, model_format, read_model
+from edgekit.runtimes.tflite_metadata import Metadata, metadata_of
 
 _MODULE = "edgekit.devices.inspection"
 
@@ -31,11 +32,15 @@ class Inspection(Record):
         facts: As `edgekit.runtimes.inspect.inspect_content`.
         sha256: Digest of the bytes.
         size_bytes: How many there are.
+        said: The TFLite metadata; None where there are none.
+        unsaid_because: Why there are none to read although the file has some; else empty.
     """
 
     facts: ModelFacts
     sha256: str
     size_bytes: int
+    said: Metadata | None = None
+    unsaid_because: str = ""
 
 
 def inspect_apart(path: Path, timeout_seconds: float = limits.READING_SECONDS) -> Inspection:
@@ -82,10 +87,14 @@ def _inspect(path: Path, result: Path) -> tuple[Done | Failure, int]:
     """Returns the last line of this process and its exit code."""
     try:
         content = read_model(path)
+        facts = inspect_content(content, model_format(path), str(path))
+        said, unsaid_because = _metadata(content) if facts.format == "tflite" else (None, "")
         found = Inspection(
-            facts=inspect_content(content, model_format(path), str(path)),
+            facts=facts,
             sha256=hashlib.sha256(content).hexdigest(),
             size_bytes=len(content),
+            said=said,
+            unsaid_because=unsaid_because,
         )
     except MemoryError:
         return _refuse(
@@ -104,6 +113,14 @@ def _inspect(path: Path, result: Path) -> tuple[Done | Failure, int]:
     except OSError as err:
         return _refuse(child.unwritable(err))
     return Done(runtime="inspection", count=1), 0
+
+
+def _metadata(model: bytes) -> tuple[Metadata | None, str]:
+    """Returns the metadata of a TFLite file; damaged ones are none, and the file runs without."""
+    try:
+        return metadata_of(model), ""
+    except IntegrityError as err:
+        return None, err.received
 
 
 def _refuse(err: EdgekitError) -> tuple[Failure, int]:

@@ -1,9 +1,13 @@
 """Matches class folders to the outputs of a model that edgekit did not make. Stage layer."""
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 
 from edgekit.errors import SpecError
+from edgekit.validate.labels import without_background
+
+_IN_BRACKETS = re.compile(r"(.+?)\s*\(([^()]+)\)")
 
 
 def match_classes(
@@ -14,7 +18,8 @@ def match_classes(
 ) -> tuple[int, ...]:
     """Returns the output that stands for each class.
 
-    With a labels file, the line that names the class; else a numeric folder name is the output
+    With a labels file, the line that names the class, in whole, by one of its synonyms (between
+    commas) or by one of its two names ("Latin (common)"); else a numeric folder name is the output
     itself; else the position in sorted order. `label_offset` is added in every case.
 
     Args:
@@ -25,11 +30,13 @@ def match_classes(
         label_offset: Added to every index. Defaults to 0.
 
     Raises:
-        SpecError: If a class cannot be matched, or the numbers do not fit the outputs.
+        SpecError: If a class cannot be matched, the numbers do not fit the outputs, or numeric
+            names fit them in two orders: as numbers, and sorted as texts.
     """
     if label_lines is not None:
         positions = _by_label(class_names, label_lines, outputs, label_offset)
     elif all(name.isascii() and name.isdigit() for name in class_names):
+        _refuse_two_orders(class_names, outputs)
         positions = [int(name) for name in class_names]
     else:
         positions = _by_order(class_names, outputs, label_offset)
@@ -44,6 +51,27 @@ def match_classes(
             "correct the folder names, the labels file or --label-offset",
         )
     return index
+
+
+def _refuse_two_orders(class_names: Sequence[str], outputs: int) -> None:
+    """Refuses numeric names, one per output, whose order as texts is not that of the numbers.
+
+    Keras' `flow_from_directory` and edgekit order folders as texts: 0, 1, 10, 2.
+    """
+    as_texts, as_numbers = sorted(class_names), sorted(class_names, key=int)
+    if as_texts == as_numbers or len(class_names) != outputs:
+        return
+    first = next(i for i, (a, b) in enumerate(zip(as_texts, as_numbers, strict=True)) if a != b)
+    shown = ", ".join(as_texts[: first + 2])
+    raise SpecError(
+        f"{len(class_names)} class folders that are named by numbers and sort as {shown} as texts, "
+        f"for a model with {outputs} outputs that does not name them",
+        "--labels FILE, which says whether the outputs stand in the order of the numbers "
+        f"({', '.join(as_numbers[: first + 2])}) or of the texts ({shown}, as Keras and edgekit "
+        "sort folders)",
+        "write the folder names into a text file, one per line, in the order of the outputs, and "
+        "give it with --labels",
+    )
 
 
 def _by_order(class_names: Sequence[str], outputs: int, label_offset: int) -> list[int]:
@@ -68,6 +96,8 @@ def _by_label(
     lines = [line.strip() for line in label_lines]
     while lines and not lines[-1]:
         lines.pop()
+    if label_offset == 0:
+        lines = list(without_background(lines, outputs) or lines)
     if len(lines) + label_offset != outputs:
         found = f"{len(lines)} labels for {outputs} outputs (offset {label_offset})"
         raise SpecError(
@@ -79,9 +109,15 @@ def _by_label(
     loose: dict[str, list[int]] = {}
     for number, line in enumerate(lines):
         exact.setdefault(line, []).append(number)
-        for synonym in {_plain(line), *(_plain(part) for part in line.split(","))}:
+        for synonym in {_plain(name) for name in _names_in(line)}:
             loose.setdefault(synonym, []).append(number)
     return [_line_of(name, exact, loose) for name in class_names]
+
+
+def _names_in(line: str) -> tuple[str, ...]:
+    """Returns the names that a line holds: itself, its synonyms, "Latin (common)" as both."""
+    two = _IN_BRACKETS.fullmatch(line)
+    return (line, *line.split(","), *(two.groups() if two else ()))
 
 
 def _line_of(name: str, exact: Mapping[str, list[int]], loose: Mapping[str, list[int]]) -> int:

@@ -4,21 +4,20 @@ Such a file seldom says how its input was prepared or which output stands for wh
 does say is used, what it does not must be given, and `plausibility` tells when the guess was wrong.
 """
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter, ValidationError
 
 from edgekit import limits
 from edgekit.devices import measure
 from edgekit.devices.exchange import ReportProgress, Waiting
 from edgekit.devices.inspection import inspect_apart
 from edgekit.devices.protocol import Subject
-from edgekit.errors import IntegrityError, SpecError
+from edgekit.errors import SpecError
 from edgekit.records import (
     Accuracy,
     Batch,
@@ -31,24 +30,28 @@ from edgekit.records import (
     Status,
     TensorInfo,
     Variant,
-    input_codes,
 )
-from edgekit.runtimes.base import RUNTIME_OF_FORMAT, ModelFacts, RuntimeName, classifier_io
-from edgekit.validate.accuracy import (
-    OUTSIDE,
-    Classes,
-    OutputIndex,
-    Scores,
-    measure_accuracy,
-    paired_drop,
-    top1_classes,
+from edgekit.runtimes.base import (
+    PREPROCESS_KEY,
+    RUNTIME_OF_FORMAT,
+    ModelFacts,
+    RuntimeName,
+    classifier_io,
 )
+from edgekit.runtimes.tflite_metadata import Metadata
+from edgekit.validate.accuracy import Classes, measure_accuracy, paired_drop, top1_classes
 from edgekit.validate.classes import match_classes
-from edgekit.validate.verdict import check_plausible
+from edgekit.validate.contract_trial import Reporting, Trial, try_contracts
+from edgekit.validate.contracts import (
+    InputOptions,
+    Recorded,
+    described_contract,
+    external_preprocess,
+    same_values,
+)
+from edgekit.validate.labels import stored_labels
+from edgekit.validate.plausible import plausibility
 
-METADATA_KEY = "edgekit.preprocess"
-LABELS_KEY = "edgekit.labels"
-OFFSETS_TRIED = (-1, 0, 1)
 # What marks arithmetic on integers, and what marks scales that are found anew for every image.
 QUANTIZED_OPERATORS = {
     "QUANTIZE",
@@ -58,40 +61,10 @@ QUANTIZED_OPERATORS = {
     "QLinearMatMul",
 }
 DYNAMIC_OPERATORS = {"DynamicQuantizeLinear", "ConvInteger", "MatMulInteger"}
-# Two contracts may differ by half a grey level: that is how a quantized input rounds a float one.
-_ROUNDING_LEVELS = 0.51
 # Training for int8 goes on where float training stopped and can gain: 4 points were seen, 1.9 of
 # them sure. A sure gain above this many says that the reference is not the float model of the
 # judged file, or that its input is prepared otherwise.
 _MOST_GAIN_POINTS = 5.0
-PerChannel = float | Sequence[float]
-_LABELS = TypeAdapter(tuple[str, ...])
-
-
-class InputOptions(Record):
-    """How the input of a foreign model is prepared, as far as the user says so.
-
-    Args:
-        scale: Multiplier per channel of `pixel * scale + offset`. Defaults to None: from the file.
-        offset: Addend per channel. Defaults to None: from the file.
-        resize: Resampling filter. Defaults to None: from the file, else "bilinear".
-        crop: "none" or "center". Defaults to None: from the file, else "none".
-        channels: "rgb" or "bgr". Defaults to None: from the file, else "rgb".
-    """
-
-    scale: tuple[float, float, float] | None = None
-    offset: tuple[float, float, float] | None = None
-    resize: Literal["bilinear", "bicubic", "nearest"] | None = None
-    crop: Literal["none", "center"] | None = None
-    channels: Literal["rgb", "bgr"] | None = None
-
-
-class Recorded(Record):
-    """What edgekit's own record beside a file that it exported says about that file."""
-
-    preprocess: Preprocess
-    variant: Variant
-    class_names: tuple[str, ...]
 
 
 class Plan(Record):
@@ -113,6 +86,9 @@ class Plan(Record):
         label_offset: The offset that `output_index` includes.
         operators: Names of the operators in the file.
         batch: Pictures of one call.
+        input: The input, as the file says it.
+        own_contract: Whether edgekit made the file and the user says nothing else about its input,
+            so that no other contract is worth a try.
     """
 
     model: Path
@@ -130,6 +106,8 @@ class Plan(Record):
     label_offset: int
     operators: tuple[str, ...]
     batch: Batch
+    input: TensorInfo
+    own_contract: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,6 +121,7 @@ class _File:
     input: TensorInfo
     output: TensorInfo
     variants: tuple[Variant, ...]
+    said: Metadata | None
 
 
 @dataclass(frozen=True)
@@ -164,22 +143,6 @@ class Judgement:
     top1: Classes
     best: npt.NDArray[np.float32]
     runtime: str
-
-
-def per_channel(value: PerChannel | None, option: str) -> tuple[float, float, float] | None:
-    """Returns a number or three as one per channel.
-
-    Raises:
-        SpecError: If there are neither one nor three numbers.
-    """
-    if value is None:
-        return None
-    numbers = tuple(value) if isinstance(value, Sequence) else (value,)
-    if len(numbers) not in (1, 3) or not np.isfinite(numbers).all():
-        found = f"{option} {' '.join(str(n) for n in numbers)}"
-        raise SpecError(found, "one finite number, or three", "give one per channel, or one")
-    first, second, third = numbers * (3 // len(numbers))
-    return first, second, third
 
 
 def plan_external(
@@ -210,15 +173,22 @@ def plan_external(
     """
     file = _read(model, recorded)
     if label_lines is None:
-        label_lines = recorded.class_names if recorded else _stored_labels(file.facts.metadata)
+        label_lines = recorded.class_names if recorded else stored_labels(file.facts.metadata)
+    if label_lines is None and file.said is not None:
+        label_lines = file.said.labels
     outputs = file.output.shape[-1]
-    return _plan(
+    options = options or InputOptions()
+    contract = external_preprocess(file.input, file.facts.metadata, options, recorded, file.said)
+    made_here = recorded is not None or PREPROCESS_KEY in file.facts.metadata
+    planned = _plan(
         file,
-        external_preprocess(file.input, file.facts.metadata, options or InputOptions(), recorded),
+        contract,
         tuple(class_names),
         match_classes(class_names, outputs, label_lines, label_offset),
         label_offset,
     )
+    untold = options.scale is None and options.channels is None
+    return planned.model_copy(update={"own_contract": made_here and untold})
 
 
 def plan_answers(
@@ -246,7 +216,9 @@ def plan_answers(
     """
     file = _read(model, recorded)
     if label_lines is None:
-        label_lines = recorded.class_names if recorded else _stored_labels(file.facts.metadata)
+        label_lines = recorded.class_names if recorded else stored_labels(file.facts.metadata)
+    if label_lines is None and file.said is not None:
+        label_lines = file.said.labels
     outputs = file.output.shape[-1]
     names = tuple(f"output {number}" for number in range(outputs))
     if label_lines is not None:
@@ -261,7 +233,7 @@ def plan_answers(
             )
         names = (*names[:label_offset], *lines)
     contract = external_preprocess(
-        file.input, file.facts.metadata, options or InputOptions(), recorded
+        file.input, file.facts.metadata, options or InputOptions(), recorded, file.said
     )
     return _plan(file, contract, names, tuple(range(outputs)), label_offset)
 
@@ -288,9 +260,10 @@ def plan_reference(
     file = _read(model, recorded)
     _check_comparable(file, judged)
     contract = judged.preprocess
-    if recorded is not None or METADATA_KEY in file.facts.metadata:
+    described = described_contract(file.said, file.input)
+    if recorded is not None or described or PREPROCESS_KEY in file.facts.metadata:
         contract = external_preprocess(
-            file.input, file.facts.metadata, options or InputOptions(), recorded
+            file.input, file.facts.metadata, options or InputOptions(), recorded, file.said
         )
         _check_contracts(model, contract, judged)
     return _plan(file, contract, judged.class_names, judged.output_index, judged.label_offset)
@@ -356,6 +329,7 @@ def _read(model: Path, recorded: Recorded | None) -> _File:
         input=model_input,
         output=output,
         variants=(recorded.variant,) if recorded else variants_of(found.facts),
+        said=found.said,
     )
 
 
@@ -382,6 +356,7 @@ def _plan(
         label_offset=label_offset,
         operators=tuple(file.facts.operators),
         batch="any" if file.input.shape[0] == -1 else "one",
+        input=file.input,
     )
 
 
@@ -432,9 +407,7 @@ def _check_contracts(model: Path, own: Preprocess, judged: Plan) -> None:
         for name in ("resize", "crop", "channels")
         if getattr(own, name) != getattr(other, name)
     ]
-    seen, wanted = (input_codes(c, "float32").astype(np.float64) for c in (own, other))
-    apart = np.abs(seen - wanted)
-    if (apart > _ROUNDING_LEVELS * np.abs(other.scale)).any():
+    if not same_values(own, other):
         differing.append(f"scale {own.scale} and offset {own.offset}")
     if differing:
         raise SpecError(
@@ -452,6 +425,7 @@ def judge_external(
     threads: int = 1,
     progress: ReportProgress | None = None,
     waiting: Waiting | None = None,
+    trying: Reporting | None = None,
 ) -> Judgement:
     """Runs a foreign file on decoded images and returns what its answers show.
 
@@ -463,20 +437,30 @@ def judge_external(
         threads: Threads of the runtime. Defaults to 1.
         progress: Called with fractions from 0 to 1. Defaults to None.
         waiting: As in `edgekit.devices.measure.answer`. Defaults to None.
+        trying: Called with (what, done, in all) while other contracts are tried; see
+            `edgekit.validate.contract_trial`. Defaults to None: none is.
 
     Raises:
         EdgekitError: As `edgekit.devices.measure.answer`.
     """
     asked = subject(plan, images, threads)
+    started = time.monotonic()
     answers = measure.answer(asked, progress=progress, waiting=waiting)
+    seconds = (time.monotonic() - started) / len(labels)
     scores = measure.scores(answers.raw, answers.output)
     index = np.array(plan.output_index, dtype=np.int64)
     count = len(plan.class_names)
+    top1 = top1_classes(scores, count, index)
+    trial = Trial()
+    if trying is not None and not plan.own_contract:
+        trial = try_contracts(asked, plan.input, index, top1, labels, seconds, trying, waiting)
     return Judgement(
         accuracy=measure_accuracy(scores, labels, count, index),
-        plausible=plausibility(scores, labels, index, plan.label_offset),
+        plausible=plausibility(
+            scores, labels, index, plan.label_offset, plan.class_names, trial.readings, trial.said
+        ),
         raw=answers.raw,
-        top1=top1_classes(scores, count, index),
+        top1=top1,
         best=scores.max(axis=1),
         runtime=answers.runtime,
     )
@@ -516,122 +500,3 @@ def subject(plan: Plan, images: Path, threads: int = 1, delegate: Delegate = "de
         images=images,
         preprocess=plan.preprocess,
     )
-
-
-def external_preprocess(
-    model_input: TensorInfo,
-    metadata: Mapping[str, str],
-    options: InputOptions,
-    recorded: Recorded | None = None,
-) -> Preprocess:
-    """Returns the contract of a foreign input.
-
-    In this order, item by item: what the user says; the contract in the record beside the file;
-    the one in the file's metadata; the quantization of an integer input, where the usual convention
-    makes the uint8 code the pixel itself and the int8 code `pixel - 128`.
-
-    Args:
-        model_input: Input of shape `(1, height, width, 3)`.
-        metadata: Text entries of the file.
-        options: What the user says.
-        recorded: From the record beside the file. Defaults to None: there is none.
-
-    Raises:
-        SpecError: If neither the user nor the file says how the input is scaled.
-        IntegrityError: If the contract in the file is broken or contradicts its input.
-    """
-    if (options.scale is None) != (options.offset is None):
-        given = "--input-scale" if options.offset is None else "--input-offset"
-        found = f"{given} alone"
-        raise SpecError(found, "--input-scale and --input-offset together", "give both")
-    known = recorded.preprocess if recorded else _stored_contract(metadata)
-    if known is not None:
-        _check_size(known, model_input)
-    elif options.scale is not None:
-        known = Preprocess(height_px=model_input.shape[1], width_px=model_input.shape[2])
-    else:
-        scale, offset = _quantized_contract(model_input)
-        known = Preprocess(
-            height_px=model_input.shape[1],
-            width_px=model_input.shape[2],
-            scale=(scale,) * 3,
-            offset=(offset,) * 3,
-        )
-    return known.model_copy(update=options.model_dump(exclude_none=True))
-
-
-def _stored_contract(metadata: Mapping[str, str]) -> Preprocess | None:
-    """Returns the contract that edgekit itself wrote into a file, if there is one."""
-    if METADATA_KEY not in metadata:
-        return None
-    try:
-        return Preprocess.model_validate_json(metadata[METADATA_KEY])
-    except ValidationError as err:
-        found = f"metadata {METADATA_KEY!r} that is not a preprocessing contract"
-        remedy = "export the model again"
-        raise IntegrityError(found, "the JSON of a Preprocess record", remedy) from err
-
-
-def _stored_labels(metadata: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Returns the labels that edgekit itself wrote into a file, if there are any."""
-    if LABELS_KEY not in metadata:
-        return None
-    try:
-        return _LABELS.validate_json(metadata[LABELS_KEY], strict=True)
-    except ValidationError as err:
-        found = f"metadata {LABELS_KEY!r} that is not a list of labels"
-        remedy = "give the labels with --labels, or export the model again"
-        raise IntegrityError(found, "a JSON list of texts", remedy) from err
-
-
-def _check_size(contract: Preprocess, model_input: TensorInfo) -> None:
-    size = (contract.height_px, contract.width_px)
-    if size != model_input.shape[1:3]:
-        found = f"a contract for {size} in a model for {model_input.shape[1:3]} (height, width)"
-        raise IntegrityError(found, "the same size in both", "export the model again")
-
-
-def _quantized_contract(model_input: TensorInfo) -> tuple[float, float]:
-    """Returns scale and offset that turn pixels into the codes an integer input expects."""
-    scale, zero_point = model_input.scale, model_input.zero_point or 0
-    if model_input.dtype == "uint8":
-        # Without quantization a uint8 input takes plain pixels.
-        return (scale, -scale * zero_point) if scale else (1.0, 0.0)
-    if model_input.dtype == "int8" and scale:
-        return scale, -scale * (128 + zero_point)
-    found = f"a {model_input.dtype} input that does not say how pixels are scaled"
-    raise SpecError(
-        found,
-        "--input-scale and --input-offset (value = pixel * scale + offset)",
-        "use what it was trained with: 0.00784314 and -1 for -1 to 1 (MobileNetV2), "
-        "0.00392157 and 0 for 0 to 1, 1 and 0 for 0 to 255",
-    )
-
-
-def plausibility(
-    scores: Scores, labels: Classes, output_index: OutputIndex, label_offset: int = 0
-) -> Check:
-    """Checks whether the answers fit another label offset better, or are no better than guessing.
-
-    Args:
-        scores: float32 of shape `(images, outputs)`.
-        labels: int32 of shape `(images,)`.
-        output_index: int64 of shape `(classes,)`, with `label_offset` included.
-        label_offset: The offset in use. Defaults to 0.
-    """
-    classes = len(output_index)
-    correct = {
-        label_offset + shift: _correct(scores, labels, output_index + shift)
-        for shift in OFFSETS_TRIED
-    }
-    answers = top1_classes(scores, classes, output_index)
-    # A model with a thousand outputs seldom guesses one of three folders: what guessing reaches is
-    # one in `classes` of the answers that fall inside them. One class alone is always guessed.
-    inside = float(np.mean(answers != OUTSIDE))
-    chance = inside / classes if classes > 1 else 1 / max(2, scores.shape[1])
-    return check_plausible(correct, label_offset, len(labels), chance)
-
-
-def _correct(scores: Scores, labels: Classes, output_index: OutputIndex) -> int:
-    answers = top1_classes(scores, len(output_index), output_index)
-    return int(np.count_nonzero((answers == labels) & (answers != OUTSIDE)))

@@ -21,7 +21,6 @@ from edgekit.records import (
     ExportRecord,
     Latency,
     PairedDrop,
-    Parity,
     Status,
     ValidationRecord,
     Verdict,
@@ -55,6 +54,7 @@ from edgekit.validate.verdict import (
     check_believable_latency,
     check_device,
     check_flash,
+    check_informative,
     check_latency,
     check_memory,
     check_operators,
@@ -178,7 +178,7 @@ def judge(
         else:
             measured, notes = estimates[target.name], ()
         measured = replace(measured, earlier=before.get((target.name, artifact.sha256), ()))
-        verdicts.append(_verdict(target, artifact, measured, notes, exported.parity))
+        verdicts.append(_verdict(target, artifact, measured, notes, exported))
     return ValidationRecord(
         reference=reference.artifact.path,
         evaluations=tuple(evaluations),
@@ -226,18 +226,23 @@ def artifact_for(target: Target, exported: ExportRecord) -> Artifact:
 
 
 def checks_of(
-    target: Target, size_bytes: int, operators: Collection[str], measured: Measured
+    target: Target,
+    size_bytes: int,
+    operators: Collection[str],
+    measured: Measured,
+    class_names: Sequence[str] = (),
 ) -> tuple[Check, ...]:
     """Holds one file's measurements against every budget that a target states.
 
     Where nothing was measured on the device, at least one check is UNMEASURED, whatever the
-    budgets.
+    budgets. Answers that say nothing about the pictures pass nothing.
 
     Args:
         target: The target.
         size_bytes: Size of the file.
         operators: Names of the operators in the file.
         measured: What is known about it on the target's own device.
+        class_names: Names of the classes. Defaults to none: numbers.
     """
     budget, expect = target.budget, target.expect
     absent = "not measured"
@@ -292,6 +297,9 @@ def checks_of(
         (target.artifact.operators, lambda allowed: check_operators(operators, allowed)),
     )
     checks = [check(limit) for limit, check in asked if limit is not None]
+    if measured.accuracy is not None:
+        silent = check_informative(measured.accuracy, class_names)
+        checks += [silent] if silent else []
     if not measured.anything and all(c.status != Status.UNMEASURED for c in checks):
         checks.append(check_device(absent))
     return tuple(checks)
@@ -464,14 +472,16 @@ def _verdict(
     artifact: Artifact,
     measured: Measured,
     notes: tuple[str, ...],
-    parity: Sequence[Parity],
+    exported: ExportRecord,
 ) -> Verdict:
-    checks = checks_of(target, artifact.size_bytes, artifact.operators, measured)
+    checks = checks_of(
+        target, artifact.size_bytes, artifact.operators, measured, exported.class_names
+    )
     notes = (*notes, *unasked_estimates(measured, checks))
     # No budget asks for parity, so it passes nothing; what it finds is not to be shipped unseen.
     checks += tuple(
         check_parity(found)
-        for found in parity
+        for found in exported.parity
         if found.artifact_sha256 == artifact.sha256 and found.departs
     )
     return Verdict(

@@ -4,7 +4,10 @@ Sources: Tango, Statistics in Medicine 17:891 (1998); Wilson, JASA 22:209 (1927)
 Psychometrika 12:153 (1947); Hahn & Meeker, Statistical Intervals, for order statistics; Geyer,
 Statistical Science 7:473 (1992), for the initial positive sequence; Arbuthnott, Philosophical
 Transactions 27:186 (1710), for the sign test; Lan & DeMets, Biometrika 70:659 (1983), for error
-that is spent look by look, here added up by Bonferroni's inequality.
+that is spent look by look, here added up by Bonferroni's inequality; Fisher, The Design of
+Experiments (1935), for the permutation test, Phipson & Smyth, Statistical Applications in Genetics
+and Molecular Biology 9:39 (2010), for its p-value, and Cohen, Educational and Psychological
+Measurement 20:37 (1960), for agreement beyond chance.
 """
 
 import math
@@ -15,6 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 CONFIDENCE = 0.95
+# p-values of a permutation test are multiples of one in this many, the least of them included.
+PERMUTATIONS = 2000
+# Any number does; the same one gives the same p-value every time.
+_PERMUTATION_SEED = 0
+# Labels that are permuted in one go: 16 MB.
+_PERMUTED_AT_ONCE = 4_000_000
 # Share of the error that is left which the next look at the same sessions may spend. With five
 # sessions a look, 1 over of 10 has a probability of 11/1024 = 1.07 %; three fifths of what is left
 # behind the first look are 1.13 %, half would be 0.94 % and the second look could then never decide
@@ -176,6 +185,51 @@ def mcnemar_p(reference_only: int, model_only: int) -> float:
     if discordant == 0:
         return 1.0
     return min(1.0, 2 * float(bdtr(min(reference_only, model_only), discordant, 0.5)))
+
+
+def surely_better_p(better: int, worse: int, tried: int = 1) -> float:
+    """Returns the p-value that one way to read answers is right more often than another.
+
+    McNemar's exact test, one-sided: `P(X >= better)`, X ~ B(better + worse, 1/2), times the number
+    of ways that were tried (Bonferroni).
+
+    Args:
+        better: Images that only this way reads right.
+        worse: Images that only the other way reads right.
+        tried: Ways that were tried, this one included. Defaults to 1.
+    """
+    from scipy.special import bdtr  # slow to load, needed by few callers
+
+    return min(1.0, tried * float(bdtr(worse, better + worse, 0.5)))
+
+
+def agreement_p(confusion: npt.ArrayLike) -> float:
+    """Returns how likely answers that know nothing of the truth agree with it as often as these.
+
+    A permutation test: with the numbers of each label and of each answer kept, labels are dealt to
+    answers anew, 1999 times by a fixed seed; the p-value is `(1 + k) / 2000` where k of them agree
+    at least as often. It holds for few images, many classes and unequal ones, since nothing is
+    assumed about either margin; where every answer or every label is the same, it is 1. Its
+    statistic is the number of right answers, which orders permutations as Cohen's kappa does.
+
+    Args:
+        confusion: Counts of shape `(classes, classes or more)`: row the label, column the answer;
+            columns beyond the classes are answers that are none of them.
+    """
+    counts = np.asarray(confusion, dtype=np.int64)
+    agreed = int(np.trace(counts))
+    kinds = np.indices(counts.shape)
+    labels, answers = (np.repeat(kind.ravel(), counts.ravel()).astype(np.int32) for kind in kinds)
+    if not len(labels) or len(set(labels.tolist())) == 1 or len(set(answers.tolist())) == 1:
+        return 1.0
+    random = np.random.default_rng(_PERMUTATION_SEED)
+    as_good, left = 0, PERMUTATIONS - 1
+    while left:
+        rows = max(1, min(left, _PERMUTED_AT_ONCE // len(labels)))
+        dealt = random.permuted(np.tile(labels, (rows, 1)), axis=1)
+        as_good += int(np.count_nonzero((dealt == answers).sum(axis=1) >= agreed))
+        left -= rows
+    return (1 + as_good) / PERMUTATIONS
 
 
 def wilson(correct: int, images: int, confidence: float = CONFIDENCE) -> tuple[float, float]:

@@ -4,8 +4,11 @@ A check without a measurement is UNMEASURED and says why; nothing here turns a m
 measurement into a PASS.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import accumulate
+
+import numpy as np
+import numpy.typing as npt
 
 from edgekit.records import Accuracy, Check, Latency, PairedDrop, Parity, Status
 from edgekit.validate import statistics
@@ -396,38 +399,85 @@ def check_parity(parity: Parity) -> Check:
 
 
 def check_plausible(
-    correct_at: Mapping[int, int], label_offset: int, images: int, chance: float
+    confusion: npt.NDArray[np.int64],
+    label_offset: int,
+    class_names: Sequence[str],
+    better: str | None,
+    searched: str,
 ) -> Check:
-    """Checks that a foreign model's answers fit the labels the way they were matched.
+    """Checks that a foreign model's answers depend on the labels the way they were matched.
 
     Args:
-        correct_at: Images answered right for each label offset that was tried.
-        label_offset: The offset in use; a key of `correct_at`.
-        images: Images judged, at least 1.
-        chance: Accuracy of blind guessing, a fraction.
+        confusion: Counts of shape `(classes, classes + 1)`, as in `Accuracy.confusion`.
+        label_offset: The offset in use.
+        class_names: Names of the classes.
+        better: Another reading that fits surely better, in words; None if none was found.
+        searched: What was searched for one, in words.
 
     Returns:
-        INCONCLUSIVE when another offset fits significantly better (95 % Wilson intervals do not
-        overlap) or the accuracy is not above chance; else PASS.
+        INCONCLUSIVE when there is a better reading or the answers do not depend on the labels
+        (`statistics.agreement_p` above 5 %); else PASS.
     """
-    name, budget = "plausible", f"above chance ({_percent(chance)}), best at the given offset"
-    given = correct_at[label_offset]
-    measured = f"{_percent(given / images)} at --label-offset {label_offset}"
-    best = max(correct_at, key=lambda offset: (correct_at[offset], offset == label_offset))
-    if statistics.wilson(correct_at[best], images)[0] > statistics.wilson(given, images)[1]:
+    name, budget = "plausible", "answers that depend on the picture, read the best way"
+    images = int(confusion.sum())
+    measured = f"{_percent(np.trace(confusion) / images)} at --label-offset {label_offset}"
+    if better is not None:
+        return _check(name, Status.INCONCLUSIVE, measured, budget, better)
+    p = statistics.agreement_p(confusion)
+    if p > 1 - statistics.CONFIDENCE:
         detail = (
-            f"answers fit --label-offset {best} ({_percent(correct_at[best] / images)}) "
-            f"far better than {label_offset} ({_percent(given / images)})"
+            f"{_ignorance(confusion, class_names, p)}; check the order of the labels, "
+            "--label-offset, --input-scale, --input-offset and --channels, or give more pictures"
         )
         return _check(name, Status.INCONCLUSIVE, measured, budget, detail)
-    if statistics.wilson(given, images)[0] <= chance:
-        detail = (
-            "the answers are no better than guessing: check the order of the labels, "
-            "--label-offset, --input-scale and --input-offset, or give more images"
-        )
-        return _check(name, Status.INCONCLUSIVE, measured, budget, detail)
-    detail = f"{images} images; no neighbouring label offset fits better"
+    detail = (
+        f"{images} images; the answers depend on the labels (permutation test, p {p:.2g}; always "
+        f"answering the largest class reaches {_percent(_largest(confusion))}); {searched}"
+    )
     return _check(name, Status.PASS, measured, budget, detail)
+
+
+def check_informative(accuracy: Accuracy, class_names: Sequence[str]) -> Check | None:
+    """Returns the check that keeps a target from passing whose answers say nothing; else None.
+
+    A dead float model and its dead int8 file lose nothing against each other.
+
+    Args:
+        accuracy: The measurement.
+        class_names: Names of the classes.
+    """
+    confusion = np.array(accuracy.confusion, dtype=np.int64)
+    p = statistics.agreement_p(confusion)
+    if p <= 1 - statistics.CONFIDENCE:
+        return None
+    return _check(
+        "informative",
+        Status.INCONCLUSIVE,
+        f"{_percent(accuracy.top1)}; always the largest class: {_percent(_largest(confusion))}",
+        "answers that depend on the picture",
+        f"{_ignorance(confusion, class_names, p)}; check the pictures and how they are prepared, "
+        "train longer, or test on more pictures",
+    )
+
+
+def _ignorance(confusion: npt.NDArray[np.int64], class_names: Sequence[str], p: float) -> str:
+    """Says that answers do not depend on labels: they, or the labels, are all the same, or luck."""
+    chance = f"always answering the largest class reaches {_percent(_largest(confusion))}"
+    images = int(confusion.sum())
+    names = (*(class_names or map(str, range(len(confusion)))), "none of the classes")
+    labels, answers = (np.flatnonzero(confusion.sum(axis=axis)) for axis in (1, 0))
+    if len(answers) == 1:
+        return f"all {images} answers are {names[answers[0]]!r} whatever the picture; {chance}"
+    if len(labels) == 1:
+        return (
+            f"all {images} pictures are of {names[labels[0]]!r}, so no answer can be told from luck"
+        )
+    return f"the answers are no better than guessing (permutation test, p {p:.2g}); {chance}"
+
+
+def _largest(confusion: npt.NDArray[np.int64]) -> float:
+    """Returns the share of the largest class: what answers reach that look at no picture."""
+    return float(confusion.sum(axis=1).max() / confusion.sum())
 
 
 def _check_bytes(

@@ -22,16 +22,15 @@ from edgekit.devices.place import cache_folder
 from edgekit.errors import EdgekitError, IntegrityError, SpecError
 from edgekit.package.metadata import (
     LOGITS,
-    Metadata,
     describe,
     mediapipe_notes,
     mediapipe_problem,
-    read_metadata,
     write_metadata,
 )
 from edgekit.records import Preprocess
 from edgekit.runtimes import tflite_metadata_tables as metadata_tables
 from edgekit.runtimes.inspect import inspect_content
+from edgekit.runtimes.tflite_metadata import Metadata, read_metadata
 
 CONTRACT = Preprocess(height_px=SIZE, width_px=SIZE)
 NAMES = ("red", "green", "blue")

@@ -203,3 +203,57 @@ def test_sign_p() -> None:
     assert 0.5 * left < st.sign_p(1, 10) <= st.sign_level(2, 5)
     with pytest.raises(ValueError, match="counts 6"):
         st.sign_p(6, 5)
+
+
+def _exact_agreement(labels: list[int], answers: list[int]) -> float:
+    agreed = sum(a == b for a, b in zip(labels, answers, strict=True))
+    orders = list(itertools.permutations(labels))
+    as_good = [sum(a == b for a, b in zip(o, answers, strict=True)) >= agreed for o in orders]
+    return sum(as_good) / len(orders)
+
+
+@pytest.mark.parametrize(
+    ("labels", "answers"),
+    [
+        ([0, 0, 0, 1, 1, 1], [0, 0, 0, 1, 1, 1]),
+        ([0, 0, 1, 1, 2, 2, 2], [0, 1, 1, 1, 2, 2, 0]),
+        ([0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 5, 4]),
+        ([0, 0, 0, 0, 0, 1], [0, 0, 0, 0, 0, 1]),
+        ([0, 1, 0, 1, 0, 1], [1, 0, 1, 0, 1, 0]),
+    ],
+)
+def test_agreement_is_that_of_all_permutations(labels: list[int], answers: list[int]) -> None:
+    confusion = np.zeros((6, 7), int)
+    np.add.at(confusion, (labels, answers), 1)
+    exact = _exact_agreement(labels, answers)
+    spread = 4 * math.sqrt(exact * (1 - exact) / st.PERMUTATIONS)
+    assert abs(st.agreement_p(confusion) - exact) <= spread + 1 / st.PERMUTATIONS
+    assert st.agreement_p(confusion) == st.agreement_p(confusion)
+
+
+def test_one_answer_or_one_label_agrees_with_nothing() -> None:
+    assert st.agreement_p([[150, 0, 0], [27, 0, 0]]) == 1.0
+    assert st.agreement_p([[150, 27, 0], [0, 0, 0]]) == 1.0
+    assert st.agreement_p([[0, 0, 10], [0, 0, 10]]) == 1.0
+    assert st.agreement_p([[149, 1, 0], [22, 5, 0]]) < 0.01
+
+
+def test_answers_drawn_at_random_rarely_agree_surely() -> None:
+    """At 5 %, of 200 models that know nothing at most 19 pass (99.7 %), many classes or few."""
+    rng = np.random.default_rng(4)
+    for classes, images, favourite in ((2, 10, 0.5), (3, 60, 0.9), (100, 200, 0.0)):
+        passed = 0
+        for _ in range(200):
+            labels = np.where(rng.random(images) < favourite, 0, rng.integers(0, classes, images))
+            answers = np.where(rng.random(images) < favourite, 0, rng.integers(0, classes, images))
+            confusion = np.zeros((classes, classes + 1), int)
+            np.add.at(confusion, (labels, answers), 1)
+            passed += st.agreement_p(confusion) <= 0.05
+        assert passed <= 19
+
+
+def test_surely_better_is_mcnemar_for_one_side_and_counts_what_was_tried() -> None:
+    wanted = binomtest(20, 25, 0.5, alternative="greater").pvalue
+    assert st.surely_better_p(20, 5) == pytest.approx(wanted)
+    assert st.surely_better_p(20, 5, 9) == pytest.approx(9 * wanted)
+    assert st.surely_better_p(0, 0) == st.surely_better_p(5, 20, 9) == 1.0

@@ -10,11 +10,13 @@ from hypothesis import given, strategies as some
 from edgekit.records import Accuracy, Check, Latency, PairedDrop, Status, Verdict
 from edgekit.report.sentences import what_follows
 from edgekit.validate import statistics
+from edgekit.validate.accuracy import measure_accuracy
 from edgekit.validate.verdict import (
     check_accuracy_drop,
     check_accuracy_floor,
     check_believable_latency,
     check_device,
+    check_informative,
     check_latency,
     check_memory,
     check_plausible,
@@ -270,14 +272,41 @@ def test_an_unmeasured_device_never_passes() -> None:
 
 
 def test_plausible() -> None:
-    good = check_plausible({-1: 3, 0: 90, 1: 2}, 0, 100, 0.1)
-    assert good.status == PASS
-    shifted = check_plausible({-1: 0, 0: 1, 1: 236}, 0, 240, 0.1)
-    assert shifted.status == INCONCLUSIVE
-    assert shifted.detail == "answers fit --label-offset 1 (98.3 %) far better than 0 (0.4 %)"
-    guessing = check_plausible({-1: 9, 0: 11, 1: 12}, 0, 100, 0.1)
-    assert guessing.status == INCONCLUSIVE
-    assert "no better than guessing" in guessing.detail
+    """Beside a better reading and luck, a single answer or a single label is said to be one."""
+    names = ("a", "b")
+
+    def check(counts: list[list[int]], better: str | None = None) -> Check:
+        return check_plausible(np.array(counts), 0, names, better, "nothing fits better")
+
+    good = check([[45, 5, 0], [5, 45, 0]])
+    assert (good.status, good.measured) == (PASS, "90.0 % at --label-offset 0")
+    misread = check([[45, 5, 0], [5, 45, 0]], "another reading")
+    assert (misread.status, misread.detail) == (INCONCLUSIVE, "another reading")
+    for counts, words in (
+        ([[25, 25, 0], [25, 25, 0]], "no better than guessing"),
+        ([[90, 0, 0], [10, 0, 0]], "all 100 answers are 'a' whatever the picture"),
+        ([[0, 0, 90], [0, 0, 10]], "all 100 answers are 'none of the classes'"),
+        ([[90, 10, 0], [0, 0, 0]], "all 100 pictures are of 'a'"),
+    ):
+        poor = check(counts)
+        assert poor.status == INCONCLUSIVE
+        assert words in poor.detail
+
+
+def test_answers_that_say_nothing_are_told_and_others_add_no_check() -> None:
+    def counted(counts: list[list[int]]) -> Accuracy:
+        labels, answers = (
+            np.repeat(kind.ravel(), np.array(counts).ravel()).astype(np.int32)
+            for kind in np.indices((2, 2))
+        )
+        return measure_accuracy(np.eye(2, dtype=np.float32)[answers], labels, 2, np.arange(2))
+
+    dead = check_informative(counted([[150, 0], [27, 0]]), ("a", "b"))
+    assert dead is not None
+    assert (dead.name, dead.status) == ("informative", INCONCLUSIVE)
+    assert "all 177 answers are 'a' whatever the picture" in dead.detail
+    # Weak: below the share of the largest class, and yet it knows something.
+    assert check_informative(counted([[130, 20], [12, 15]]), ("a", "b")) is None
 
 
 def check_of(status: Status) -> Check:
