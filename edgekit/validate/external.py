@@ -5,7 +5,8 @@ does say is used, what it does not must be given, and `plausibility` tells when 
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,6 +123,7 @@ class _File:
     output: TensorInfo
     variants: tuple[Variant, ...]
     said: Metadata | None
+    unsaid_because: str
 
 
 @dataclass(frozen=True)
@@ -178,13 +180,17 @@ def plan_external(
         label_lines = file.said.labels
     outputs = file.output.shape[-1]
     options = options or InputOptions()
-    contract = external_preprocess(file.input, file.facts.metadata, options, recorded, file.said)
+    with _telling(file):
+        contract = external_preprocess(
+            file.input, file.facts.metadata, options, recorded, file.said
+        )
+        index = match_classes(class_names, outputs, label_lines, label_offset)
     made_here = recorded is not None or PREPROCESS_KEY in file.facts.metadata
     planned = _plan(
         file,
         contract,
         tuple(class_names),
-        match_classes(class_names, outputs, label_lines, label_offset),
+        index,
         label_offset,
     )
     untold = options.scale is None and options.channels is None
@@ -330,7 +336,19 @@ def _read(model: Path, recorded: Recorded | None) -> _File:
         output=output,
         variants=(recorded.variant,) if recorded else variants_of(found.facts),
         said=found.said,
+        unsaid_because=found.unsaid_because,
     )
+
+
+@contextmanager
+def _telling(file: _File) -> Iterator[None]:
+    """Adds to what is refused for want of metadata that there are some, which are damaged."""
+    try:
+        yield
+    except SpecError as err:
+        if file.unsaid_because:
+            err.received = f"{err.received}; {file.unsaid_because}"
+        raise
 
 
 def _plan(
