@@ -111,7 +111,8 @@ FollowLinks = Annotated[
 Labels = Annotated[
     Path | None,
     typer.Option(
-        help="Labels file: line i names output i. Needed unless the file carries its labels."
+        help="Labels file: line i names output i, or as Keras, Teachable Machine, Coral, TF Hub or "
+        "Ultralytics write them. Needed unless the file carries its labels."
     ),
 ]
 LabelOffset = Annotated[
@@ -451,8 +452,10 @@ def validate(
     """Judge any .tflite, .onnx or .ort classifier, also one that edgekit did not make.
 
     Files that edgekit exported carry or stand beside their preprocessing and labels. For others the
-    input is read from the file's quantization, or given with --input-scale and --input-offset; what
-    you give wins. Of a folder with splits, only test is judged.
+    input is read from TFLite metadata or the file's quantization, or given with --input-scale and
+    --input-offset; what you give wins. Where another usual preparation, label order or offset
+    answers your pictures surely better, that is said, and nothing passes. Of a folder with splits,
+    only test is judged.
 
     Nothing is kept: each judgement stands for itself, so the first one counts. Of a run's files
     `edgekit run --measure-again` counts all that was measured.

@@ -193,6 +193,44 @@ def test_what_was_measured_before_counts(tmp_path: Path) -> None:
     assert len(judged((first,), "0" * 64).latency_measurements) == 1
 
 
+@pytest.mark.parametrize(("dead", "status"), [(True, "INCONCLUSIVE"), (False, "PASS")])
+def test_a_dead_float_model_and_its_dead_int8_file_do_not_pass(
+    tmp_path: Path, dead: bool, status: str
+) -> None:
+    """The drop between two files that answer green to everything is 0."""
+    colours = colour_images(tmp_path / "images.npy", IMAGES)
+    labels = (2 - colours).astype(np.int32)
+    if dead:
+        images = np.load(tmp_path / "images.npy")
+        np.save(tmp_path / "images.npy", np.repeat(images[1:2], IMAGES, axis=0))
+    exported = ExportRecord(
+        preprocess=Preprocess(height_px=SIZE, width_px=SIZE),
+        class_names=("red", "green", "blue"),
+        artifacts=(
+            artifact_of(mean_tflite(tmp_path / "f.tflite", "float32"), "float32", "float32"),
+            artifact_of(mean_tflite(tmp_path / "i.tflite", "int8"), "int8", "int8"),
+        ),
+        parity=(),
+    )
+    record = judge(
+        exported,
+        tmp_path,
+        tmp_path / "images.npy",
+        labels,
+        (target_of("here", "local", ("int8", "int8"), accuracy_drop_points=5.0),),
+        Measuring(1, Pace(0.0, 5, 0.0), 60.0),
+        names=[f"{index}.png" for index in range(IMAGES)],
+        say=lambda line: None,
+        progress=lambda *what: None,
+    )
+    (verdict,) = record.verdicts
+    assert verdict.status == status
+    assert verdict.checks[0].status == Status.PASS  # nothing is lost
+    silent = [check.detail for check in verdict.checks if check.name == "informative"]
+    assert len(silent) == dead
+    assert not dead or "answers are 'green' whatever the picture" in silent[0]
+
+
 def test_memory_is_the_most_of_all_measurements() -> None:
     target = target_of("here", "local", ("int8", "int8"), memory_bytes=100)
     session = timing_of(2.0).sessions[0]
