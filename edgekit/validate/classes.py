@@ -35,7 +35,7 @@ def match_classes(
     """
     if label_lines is not None:
         positions = _by_label(class_names, label_lines, outputs, label_offset)
-    elif all(name.isascii() and name.isdigit() for name in class_names):
+    elif named_by_number(class_names):
         _refuse_two_orders(class_names, outputs)
         positions = [int(name) for name in class_names]
     else:
@@ -51,6 +51,12 @@ def match_classes(
             "correct the folder names, the labels file or --label-offset",
         )
     return index
+
+
+def named_by_number(class_names: Sequence[str], label_lines: Sequence[str] = ()) -> bool:
+    """Returns whether folders are named by numbers, none of which is one of the labels."""
+    labels = {line.strip() for line in label_lines}
+    return all(n.isascii() and n.isdigit() and n not in labels for n in class_names)
 
 
 def _refuse_two_orders(class_names: Sequence[str], outputs: int) -> None:

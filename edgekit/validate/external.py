@@ -41,7 +41,7 @@ from edgekit.runtimes.base import (
 )
 from edgekit.runtimes.tflite_metadata import Metadata
 from edgekit.validate.accuracy import Classes, measure_accuracy, paired_drop, top1_classes
-from edgekit.validate.classes import match_classes
+from edgekit.validate.classes import match_classes, named_by_number
 from edgekit.validate.contract_trial import Reporting, Trial, try_contracts
 from edgekit.validate.contracts import (
     InputOptions,
@@ -178,6 +178,8 @@ def plan_external(
         label_lines = recorded.class_names if recorded else stored_labels(file.facts.metadata)
     if label_lines is None and file.said is not None:
         label_lines = file.said.labels
+        if label_lines is not None and named_by_number(class_names, label_lines):
+            label_lines = None  # the folders speak of outputs, and need no labels
     outputs = file.output.shape[-1]
     options = options or InputOptions()
     with _telling(file):
