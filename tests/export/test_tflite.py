@@ -19,7 +19,9 @@ from edgekit.network.graph import (
 )
 from edgekit.network.ranges import from_limits, int16_scale, keeping_float, table_of
 from edgekit.records import RangeTable, TensorRange
+from edgekit.runtimes.base import contract_texts
 from edgekit.runtimes.inspect import inspect_model
+from edgekit.runtimes.tflite_metadata import with_entries
 
 pytest.importorskip("tensorflow")
 
@@ -325,7 +327,9 @@ def test_the_same_network_gives_the_same_bytes(exported: Exported, sources: Unty
         io="float32",
         size_px=(SIZE_PX, SIZE_PX),
     )
-    assert made == Path(exported.folder / "model_float32.tflite").read_bytes()
+    texts = contract_texts(exported.record.preprocess, exported.record.class_names)
+    described = with_entries(made, {key: text.encode() for key, text in texts.items()})
+    assert described == Path(exported.folder / "model_float32.tflite").read_bytes()
 
 
 def test_an_input_is_part_of_the_table(sources: Untyped) -> None:
