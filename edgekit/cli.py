@@ -105,7 +105,7 @@ Ignore = Annotated[
     typer.Option(metavar="PATH", help="Left out of the data folder; repeat for several."),
 ]
 FollowLinks = Annotated[
-    bool | None,
+    bool,
     typer.Option("--follow-links", help="Follow symbolic links that lead out of the data folder."),
 ]
 Labels = Annotated[
@@ -290,7 +290,7 @@ def run(
     label_column: LabelColumn = None,
     split_column: SplitColumn = None,
     ignore: Ignore = None,
-    follow_links: FollowLinks = None,
+    follow_links: FollowLinks = False,
     target: TargetNames = None,
     weights: Weights = None,
     alpha: Annotated[float | None, typer.Option(help="Width multiplier of MobileNetV2.")] = None,
@@ -321,16 +321,12 @@ def run(
     """
     from edgekit.console import working
 
+    form = _form(table, path_column, label_column, split_column, ignore, follow_links)
     overrides = {
         "seed": seed,
         "targets": tuple(target) if target else None,
         "data.path": None if data is None else str(data.absolute()),
-        **{
-            f"data.{name}": value
-            for name, value in _form(
-                table, path_column, label_column, split_column, ignore, follow_links
-            ).items()
-        },
+        **{f"data.{name}": value for name, value in _said(form).items()},
         "model.weights": _absolute_weights(weights),
         "model.alpha": alpha,
         "model.input_size_px": input_size,
@@ -364,7 +360,7 @@ def init(
     label_column: LabelColumn = None,
     split_column: SplitColumn = None,
     ignore: Ignore = None,
-    follow_links: FollowLinks = None,
+    follow_links: FollowLinks = False,
     out: Annotated[Path, typer.Option(help="Recipe file to write.")] = Path("recipe.toml"),
     force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
     as_json: Json = False,
@@ -381,9 +377,8 @@ def init(
         raise SpecError(
             f"{out} exists", "a new file", "give another name with --out, or overwrite with --force"
         )
-    said = _form(table, path_column, label_column, split_column, ignore, follow_links)
-    recipe = default_recipe(directory.absolute(), **said)
-    form = _data_form(table, path_column, label_column, split_column, ignore, follow_links)
+    form = _form(table, path_column, label_column, split_column, ignore, follow_links)
+    recipe = default_recipe(directory.absolute(), **_said(form))
     found = scan(directory, form=form)
     write_atomically(out, recipe_toml(recipe).encode())
     if as_json:
@@ -417,7 +412,7 @@ def validate(
     label_column: LabelColumn = None,
     split_column: SplitColumn = None,
     ignore: Ignore = None,
-    follow_links: FollowLinks = None,
+    follow_links: FollowLinks = False,
     target: TargetNames = None,
     device: DeviceNames = None,
     install: Install = False,
@@ -473,14 +468,12 @@ def validate(
         label_offset=label_offset,
         input_scale=tuple(input_scale) if input_scale else None,
         input_offset=tuple(input_offset) if input_offset else None,
-        resize=_one_of(resize, ("bilinear", "bicubic", "nearest"), "--resize"),
-        crop=_one_of(crop, ("none", "center"), "--crop"),
-        channels=_one_of(channels, ("rgb", "bgr"), "--channels"),
+        **_choices(resize, crop, channels),
         targets=_targets(tuple(target or ()), device, None, install),
         min_accuracy_percent=min_accuracy,
         latency_budget_ms=latency_budget_ms,
         measurements=measurements,
-        form=_data_form(table, path_column, label_column, split_column, ignore, follow_links),
+        form=_form(table, path_column, label_column, split_column, ignore, follow_links),
         answers=answers,
     )
     with working() as work:
@@ -537,9 +530,7 @@ def predict(
     options = InputOptions(
         scale=per_channel(input_scale, "--input-scale"),
         offset=per_channel(input_offset, "--input-offset"),
-        resize=_one_of(resize, ("bilinear", "bicubic", "nearest"), "--resize"),
-        crop=_one_of(crop, ("none", "center"), "--crop"),
-        channels=_one_of(channels, ("rgb", "bgr"), "--channels"),
+        **_choices(resize, crop, channels),
     )
     with working() as work:
         chosen = shipped_file(model, file, work.say) if model.is_dir() else model
@@ -829,27 +820,26 @@ def _form(
     label_column: str | None,
     split_column: str | None,
     ignore: list[str] | None,
-    follow_links: bool | None,
-) -> dict[str, Any]:
-    """Returns what the options say about the form of a data folder, by the recipe's names."""
-    said = {
-        "table": None if table is None else str(table.absolute()),
-        "path_column": path_column,
-        "label_column": label_column,
-        "split_column": split_column,
-        "ignore": tuple(ignore) if ignore else None,
-        "follow_links": follow_links,
-    }
-    return {name: value for name, value in said.items() if value is not None}
-
-
-def _data_form(*said: Any) -> "Form":
-    """Returns the same as a form; see `_form`."""
+    follow_links: bool,
+) -> "Form":
+    """Returns what the options say about the form of a data folder."""
     from edgekit.data.files import Form
 
-    known = _form(*said)
-    table = known.get("table")
-    return Form(**{**known, "table": None if table is None else Path(table)})
+    return Form(
+        table=None if table is None else table.absolute(),
+        path_column=path_column,
+        label_column=label_column,
+        split_column=split_column,
+        ignore=tuple(ignore or ()),
+        follow_links=follow_links,
+    )
+
+
+def _said(form: "Form") -> dict[str, Any]:
+    """Returns what a form says, by the names that a recipe has for it."""
+    from dataclasses import asdict
+
+    return {name: value for name, value in asdict(form).items() if value}
 
 
 def _absolute_weights(weights: str | None) -> str | None:
@@ -868,6 +858,15 @@ def _stage(text: str) -> "Stage":
 
     stage: Stage = _one_of(text, STAGES, "--until")
     return stage
+
+
+def _choices(resize: str | None, crop: str | None, channels: str | None) -> dict[str, Any]:
+    """Returns how an input is prepared, as far as an option chooses among names."""
+    return {
+        "resize": _one_of(resize, ("bilinear", "bicubic", "nearest"), "--resize"),
+        "crop": _one_of(crop, ("none", "center"), "--crop"),
+        "channels": _one_of(channels, ("rgb", "bgr"), "--channels"),
+    }
 
 
 def _one_of(text: str | None, allowed: tuple[Any, ...], option: str) -> Any:

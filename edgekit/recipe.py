@@ -19,7 +19,8 @@ class DataSpec(Spec):
     # TOML has no paths; a text stands for one.
     path: Path = Field(
         strict=False,
-        description="Folder with one sub-folder of images per class, relative to this file.",
+        description="Folder of images, relative to this file: sub-folders of classes or of splits, "
+        "or images with a table.",
     )
     table: Path | None = Field(
         default=None,

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Literal
 
 from edgekit.errors import DataError
 from edgekit.limits import DATA_FOLDERS_DEEP
@@ -13,6 +14,9 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _IGNORED = ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN")
 LEADS_OUT = "symbolic link that leads out of the data folder"
 TO_FOLLOW = "data.follow_links = true or --follow-links follows it"
+# A zip file unpacked into a folder of its name, in a folder of the same name, is two; five is a
+# download of a download.
+FOLDERS_AROUND = 5
 LAYOUT = "DIR/{train,validation,test}/<class>/*.jpg, or DIR/<class>/*.jpg"
 
 
@@ -124,11 +128,14 @@ class Tree:
         """Returns a path below the data folder, safe to print."""
         return printable(self.relative(path))
 
-    def skipped(self, path: Path, reason: str, kind: str = "damaged") -> SkippedFile:
-        """Returns the record of something that is left out."""
-        return SkippedFile.model_validate(
-            {"path": self.shown(path), "reason": reason, "kind": kind}
-        )
+    def skipped(
+        self,
+        path: Path,
+        reason: str,
+        kind: Literal["damaged", "not-a-picture", "ignored"] = "damaged",
+    ) -> SkippedFile:
+        """Returns the record of something that is left out; see `SkippedFile` for the kinds."""
+        return SkippedFile(path=self.shown(path), reason=reason, kind=kind)
 
     def entries(self, folder: Path) -> list[os.DirEntry[str]]:
         """Returns what lies in a folder, by name; an entry knows what it is without asking."""

@@ -5,14 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgekit.data.files import LAYOUT, Tree, printable
+from edgekit.data.files import FOLDERS_AROUND, LAYOUT, Tree, printable
 from edgekit.data.names import SPLITS, is_store, listed, plain, split_names
 from edgekit.errors import DataError
 from edgekit.records import SkippedFile, SplitName
 
-# A zip file unpacked into a folder of its name, in a folder of the same name, is two; five is a
-# download of a download.
-_AROUND = 5
 _UNLABELLED = "folder of pictures without class folders, so without labels"
 
 
@@ -30,14 +27,12 @@ class Layout:
     """What the folders below a data folder mean.
 
     Args:
-        root: The folder that holds the splits or the classes: the data folder, or one inside.
         class_names: In label order.
         folders: Every class folder, split by split.
         words: What is not plain from the names, in sentences.
         skipped: What lies where no class or no split is.
     """
 
-    root: Path
     class_names: tuple[str, ...]
     folders: tuple[ClassFolder, ...]
     words: tuple[str, ...]
@@ -55,7 +50,7 @@ def find_layout(tree: Tree) -> Layout | None:
             them or not, or one is a link that is not followed.
     """
     here, words = tree.root, list[str]()
-    for _ in range(_AROUND):
+    for _ in range(FOLDERS_AROUND):
         inner = tree.holding(here)
         found = _splits(tree, inner)
         if found is not None:
@@ -74,17 +69,16 @@ def find_layout(tree: Tree) -> Layout | None:
         tree.refuse_link(folder)
     folders = tuple(ClassFolder(None, folder.name, folder) for folder in inner)
     words += _same_inside(tree, tree.holding(here))
-    return _layout(here, folders, words, _loose(tree, here))
+    return _layout(folders, words, _loose(tree, here))
 
 
 def _layout(
-    root: Path,
     folders: Sequence[ClassFolder],
     words: Sequence[str],
     skipped: Iterable[SkippedFile],
 ) -> Layout:
     names = tuple(sorted({folder.class_name for folder in folders}))
-    return Layout(root, names, tuple(folders), tuple(words), tuple(skipped))
+    return Layout(names, tuple(folders), tuple(words), tuple(skipped))
 
 
 def _loose(tree: Tree, folder: Path) -> list[SkippedFile]:
@@ -125,7 +119,7 @@ def _inside(tree: Tree, folder: Path) -> Path:
 
     As in `seg_train/seg_train/<class>` and `train/images/<class>`.
     """
-    for _ in range(_AROUND):
+    for _ in range(FOLDERS_AROUND):
         inner = tree.holding(folder)
         if len(inner) != 1 or tree.own_pictures(folder) or not tree.holding(inner[0]):
             break
@@ -181,7 +175,7 @@ def _by_split(
     skipped += [
         tree.skipped(path, f"picture {beside}", "ignored") for path in tree.own_pictures(here)
     ]
-    return _layout(here, folders_of, words, skipped)
+    return _layout(folders_of, words, skipped)
 
 
 def _class_folders(tree: Tree, parts: dict[SplitName, list[Path]]) -> list[ClassFolder]:
@@ -268,7 +262,7 @@ def _by_class(tree: Tree, here: Path, classes: Sequence[Path], words: list[str])
     if missing:
         words.append(f"{listed(missing)} {'is' if len(missing) == 1 else 'are'} made from train")
     found.sort(key=lambda folder: SPLITS.index(folder.split or "train"))
-    return _layout(here, found, words, _loose(tree, here))
+    return _layout(found, words, _loose(tree, here))
 
 
 def _same_inside(tree: Tree, classes: Sequence[Path]) -> list[str]:

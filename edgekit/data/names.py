@@ -29,9 +29,6 @@ _GENERIC = frozenset(
     ("set", "sets", "data", "dataset", "images", "image", "imgs", "img", "pictures", "pics",
      "photos", "folder", "dir", "split", "subset", "part", "the", "of", "jpg", "png", "jpeg")
 )  # fmt: skip
-_UNLABELLED = re.compile(
-    "pred|predict|prediction|predictions|unlabeled|unlabelled|inference|submission|unsup"
-)
 _IMAGES = re.compile("images?|imgs?|pictures?|pics?|photos?|jpe?gs?|pngs?|jpegimages|files?")
 _PART = re.compile(r"[a-z]+|[0-9]+|[^\W\d_a-z]+")
 
@@ -78,11 +75,6 @@ def _readings(name: str) -> Iterator[tuple[tuple[str, str], SplitName | None]]:
 def _telling(text: str) -> str:
     parts = _PART.findall(text)
     return " ".join(part for part in parts if part not in _GENERIC and not part.isdecimal())
-
-
-def is_unlabelled(name: str) -> bool:
-    """Returns whether a name says that the pictures have no labels, as `seg_pred` does."""
-    return any(_UNLABELLED.fullmatch(part) for part in _PART.findall(plain(name)))
 
 
 def is_store(name: str) -> bool:

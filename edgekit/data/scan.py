@@ -1,6 +1,5 @@
 """Finding the pictures: which files, which classes, which splits. Reads bytes, decodes nothing."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -102,7 +101,7 @@ def _scan(root: Path, progress: Progress, form: Form) -> Scan:
         )
     _refuse_unknown(root, form.ignore)
     tree = Tree(root, form.follow_links, frozenset(form.ignore))
-    reading = read_table(tree, form) if form.table is not None else _by_folders(tree, form)
+    reading = _by_folders(tree, form) if form.table is None else read_table(tree, form.table, form)
     names = reading.class_names
     _check_names(root, names)
     if not reading.pictures:
@@ -148,7 +147,7 @@ def _by_folders(tree: Tree, form: Form) -> Reading:
         found = find_table(tree)
         if found is None:
             raise no_layout(tree)
-        return read_table(tree, dataclasses.replace(form, table=found))
+        return read_table(tree, found, form)
     _refuse_many(tree.root, len(layout.class_names))
     skipped = list(layout.skipped)
     listed = [

@@ -12,14 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from edgekit.data.files import Form, Listed, Reading, Tree, printable
+from edgekit.data.files import FOLDERS_AROUND, Form, Listed, Reading, Tree, printable
 from edgekit.data.names import SPLITS, listed, plain, split_names
 from edgekit.errors import DataError
 from edgekit.limits import DATA_TABLE_BYTES, DATA_TABLE_COLUMNS
 from edgekit.records import SkippedFile, SplitName
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-# A table of a set of splits has one file for each, as `train.csv` and `test.csv`.
 _METADATA = ("metadata.csv", "metadata.jsonl")  # of Hugging Face's `imagefolder`
 # Rows that tell which column names pictures; at least half of them must.
 _LOOKED_AT = 400
@@ -82,7 +81,7 @@ def find_table(tree: Tree) -> Path | None:
         DataError: If there are several, and nothing tells which.
     """
     here = tree.root
-    for _ in range(5):
+    for _ in range(FOLDERS_AROUND):
         found = _tables(tree, here)
         if len(found) == 1:
             return found[0]
@@ -111,13 +110,13 @@ def _tables(tree: Tree, folder: Path) -> list[Path]:
     return [path for path in found if path.name in _METADATA] or found
 
 
-def read_table(tree: Tree, form: Form) -> Reading:
+def read_table(tree: Tree, place: Path, form: Form) -> Reading:
     """Returns the pictures that a table, or one for each split, gives a class.
 
     Args:
         tree: The data folder.
-        form: Names the table, or the folder that holds several, and columns that are not found by
-            themselves.
+        place: The table, or the folder that holds several.
+        form: Names columns that are not found by themselves.
 
     Raises:
         DataError: If a table cannot be read, does not say which column is what, or names no picture
@@ -128,15 +127,15 @@ def read_table(tree: Tree, form: Form) -> Reading:
     class_of: dict[Path, tuple[str, SplitName | None]] = {}
     words: list[str] = []
     unlabelled = []
-    several = _by_split(tree, form)
-    for place, split in several:
-        table = _read(place)
+    several = _by_split(tree, place)
+    for file, split in several:
+        table = _read(file)
         path_column = _path_column(table, pictures, form)
         if len(several) > 1 and not _has_label(table, path_column, form):
-            unlabelled.append(place)  # the test set of a competition
+            unlabelled.append(file)  # the test set of a competition
             continue
         _take(table, path_column, split, pictures, form, class_of, skipped, words)
-    names = [printable(place.name) for place in unlabelled]
+    names = [printable(file.name) for file in unlabelled]
     words += [f"{name} names no classes, and is left out" for name in names]
     used = {split for _, split in class_of.values()}
     if None not in used and "train" not in used:
@@ -148,7 +147,7 @@ def read_table(tree: Tree, form: Form) -> Reading:
     missing = [split for split in SPLITS if split not in used] if None not in used else []
     if missing:
         words.append(f"{listed(missing)} {'is' if len(missing) == 1 else 'are'} made from train")
-    own = {tree.shown(place) for place, _ in several if place.is_relative_to(tree.root)}
+    own = {tree.shown(file) for file, _ in several if file.is_relative_to(tree.root)}
     skipped = [item for item in skipped if item.path not in own]
     left = [path for path in pictures.all if path not in class_of]
     mentioned = {item.path for item in skipped}
@@ -166,11 +165,8 @@ def read_table(tree: Tree, form: Form) -> Reading:
     return Reading(classes, found, skipped, tuple(words))
 
 
-def _by_split(tree: Tree, form: Form) -> list[tuple[Path, SplitName | None]]:
-    """Returns the tables that a form names, with the split that the name of a file or folder is."""
-    place = form.table
-    if place is None:
-        raise ValueError("no table")
+def _by_split(tree: Tree, place: Path) -> list[tuple[Path, SplitName | None]]:
+    """Returns a table, or those in a folder with the split that each file or folder is named by."""
     if not place.is_dir():
         return [(place, None)]
     own = _tables(tree, place)
