@@ -87,6 +87,16 @@ def test_without_labels_outputs_have_numbers_and_wrong_labels_are_refused(
     refused = predict(folder / "m.tflite", red, "--labels", tmp_path / "two.txt")
     assert refused.returncode == 2
     assert "2 labels for 3 outputs" in refused.stderr
+    # One label more than outputs: read as `validate` reads it.
+    names = (folder / "labels.txt").read_text()
+    (tmp_path / "four.txt").write_text(f"nothing\n{names}")
+    assert predict(folder / "m.tflite", red, "--labels", tmp_path / "four.txt").returncode == 2
+    known = predict(folder / "m.tflite", red, "--labels", folder / "labels.txt").stdout
+    assert "\tred\t" in known
+    shifted = ("--labels", tmp_path / "four.txt", "--label-offset", "-1")
+    assert predict(folder / "m.tflite", red, *shifted).stdout == known
+    (tmp_path / "four.txt").write_text(f"background\n{names}")
+    assert predict(folder / "m.tflite", red, "--labels", tmp_path / "four.txt").stdout == known
     unsaid = predict(mean_onnx(tmp_path / "m.onnx"), red)
     assert unsaid.returncode == 2
     assert "--input-scale and --input-offset" in unsaid.stderr

@@ -96,9 +96,17 @@ def _by_order(class_names: Sequence[str], outputs: int, label_offset: int) -> li
     return [order.index(name) for name in class_names]
 
 
-def _by_label(
-    class_names: Sequence[str], label_lines: Sequence[str], outputs: int, label_offset: int
-) -> list[int]:
+def fitting_lines(label_lines: Sequence[str], outputs: int, label_offset: int) -> list[str]:
+    """Returns the labels of the outputs behind an offset, a background that is not there left out.
+
+    Args:
+        label_lines: As in `match_classes`.
+        outputs: Number of outputs of the model.
+        label_offset: Output of the first label; -1 if the first label has none.
+
+    Raises:
+        SpecError: If they are not as many as these outputs.
+    """
     lines = [line.strip() for line in label_lines]
     while lines and not lines[-1]:
         lines.pop()
@@ -111,6 +119,13 @@ def _by_label(
             f"{outputs - label_offset} labels, or --label-offset {outputs - len(lines)}",
             "give the labels file of this very model with --labels",
         )
+    return lines
+
+
+def _by_label(
+    class_names: Sequence[str], label_lines: Sequence[str], outputs: int, label_offset: int
+) -> list[int]:
+    lines = fitting_lines(label_lines, outputs, label_offset)
     exact: dict[str, list[int]] = {}
     loose: dict[str, list[int]] = {}
     for number, line in enumerate(lines):

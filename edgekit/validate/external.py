@@ -41,7 +41,7 @@ from edgekit.runtimes.base import (
 )
 from edgekit.runtimes.tflite_metadata import Metadata
 from edgekit.validate.accuracy import Classes, measure_accuracy, paired_drop, top1_classes
-from edgekit.validate.classes import match_classes, named_by_number
+from edgekit.validate.classes import fitting_lines, match_classes, named_by_number
 from edgekit.validate.contract_trial import Reporting, Trial, try_contracts
 from edgekit.validate.contracts import (
     InputOptions,
@@ -174,12 +174,7 @@ def plan_external(
             its input or its labels is broken.
     """
     file = _read(model, recorded)
-    if label_lines is None:
-        label_lines = recorded.class_names if recorded else stored_labels(file.facts.metadata)
-    if label_lines is None and file.said is not None:
-        label_lines = file.said.labels
-        if label_lines is not None and named_by_number(class_names, label_lines):
-            label_lines = None  # the folders speak of outputs, and need no labels
+    label_lines = _labels(file, label_lines, recorded, class_names)
     outputs = file.output.shape[-1]
     options = options or InputOptions()
     with _telling(file):
@@ -188,13 +183,7 @@ def plan_external(
         )
         index = match_classes(class_names, outputs, label_lines, label_offset)
     made_here = recorded is not None or PREPROCESS_KEY in file.facts.metadata
-    planned = _plan(
-        file,
-        contract,
-        tuple(class_names),
-        index,
-        label_offset,
-    )
+    planned = _plan(file, contract, tuple(class_names), index, label_offset)
     untold = options.scale is None and options.channels is None
     return planned.model_copy(update={"own_contract": made_here and untold})
 
@@ -223,26 +212,16 @@ def plan_answers(
         IntegrityError: As `plan_external`.
     """
     file = _read(model, recorded)
-    if label_lines is None:
-        label_lines = recorded.class_names if recorded else stored_labels(file.facts.metadata)
-    if label_lines is None and file.said is not None:
-        label_lines = file.said.labels
+    label_lines = _labels(file, label_lines, recorded)
     outputs = file.output.shape[-1]
     names = tuple(f"output {number}" for number in range(outputs))
-    if label_lines is not None:
-        lines = [line.strip() for line in label_lines]
-        while lines and not lines[-1]:
-            lines.pop()
-        if label_offset < 0 or len(lines) + label_offset != outputs:
-            raise SpecError(
-                f"{len(lines)} labels for {outputs} outputs (offset {label_offset})",
-                f"{outputs} labels, or --label-offset {max(0, outputs - len(lines))}",
-                "give the labels file of this very model with --labels",
-            )
-        names = (*names[:label_offset], *lines)
-    contract = external_preprocess(
-        file.input, file.facts.metadata, options or InputOptions(), recorded, file.said
-    )
+    with _telling(file):
+        if label_lines is not None:
+            lines = fitting_lines(label_lines, outputs, label_offset)
+            names = (*names[: max(label_offset, 0)], *lines[max(-label_offset, 0) :])
+        contract = external_preprocess(
+            file.input, file.facts.metadata, options or InputOptions(), recorded, file.said
+        )
     return _plan(file, contract, names, tuple(range(outputs)), label_offset)
 
 
@@ -340,6 +319,25 @@ def _read(model: Path, recorded: Recorded | None) -> _File:
         said=found.said,
         unsaid_because=found.unsaid_because,
     )
+
+
+def _labels(
+    file: _File,
+    given: Sequence[str] | None,
+    recorded: Recorded | None,
+    class_names: Sequence[str] = (),
+) -> Sequence[str] | None:
+    """Returns the labels of the outputs: the user's, the record's, edgekit's own, TFLite's.
+
+    Folders that are named by the numbers of outputs need none that others wrote.
+    """
+    if given is not None:
+        return given
+    own = recorded.class_names if recorded else stored_labels(file.facts.metadata)
+    if own is not None or file.said is None or file.said.labels is None:
+        return own
+    by_number = bool(class_names) and named_by_number(class_names, file.said.labels)
+    return None if by_number else file.said.labels
 
 
 @contextmanager
