@@ -187,6 +187,19 @@ def test_only_the_test_split_is_judged_and_an_absent_device_never_passes(tmp_pat
 
 
 @pytest.mark.slow
+def test_without_a_test_split_validation_is_judged(tmp_path: Path) -> None:
+    draw(tmp_path / "data" / "valid", count=10)
+    draw(tmp_path / "data" / "train", count=2, shift=1)
+    for number in range(3):  # what training lacks is nothing to this judgement
+        (tmp_path / "data" / "train" / "red" / f"empty{number}.png").touch()
+    model, labels = mean_tflite(tmp_path / "m.tflite"), labels_file(tmp_path)
+    report, said, _ = answer(Question(file=model, data=tmp_path / "data", labels=labels))
+    assert "judging the validation split (30 pictures); training saw the others" in said
+    assert (report.split, report.accuracy.images, report.accuracy.top1) == ("validation", 30, 1.0)
+    assert report.skipped == ()
+
+
+@pytest.mark.slow
 def test_a_bad_reference_leaves_the_drop_undecided(tmp_path: Path) -> None:
     """The float ONNX is held against a neutral target; its reference has other classes."""
     report, said, _ = answer(

@@ -63,7 +63,7 @@ def find_layout(tree: Tree) -> Layout | None:
         here = inner[0]
         words = [f"everything lies in the folder {tree.shown(here)}"]
     inner = tree.folders(here)
-    if len(tree.holding(here)) < 2 or _are_flat_splits(tree.holding(here)):
+    if len(tree.holding(here)) < 2 or _are_only_called_splits(tree.holding(here)):
         return None
     for folder in inner:
         tree.refuse_link(folder)
@@ -103,8 +103,8 @@ def _splits(tree: Tree, folders: Sequence[Path]) -> dict[Path, SplitName] | None
     return found if alone and len(inside[alone[0]]) > 1 and not others else None
 
 
-def _are_flat_splits(folders: Sequence[Path]) -> bool:
-    """Returns whether folders without class folders are all called as splits are."""
+def _are_only_called_splits(folders: Sequence[Path]) -> bool:
+    """Returns whether folders that hold no classes in common are all called as splits are."""
     named = split_names(folder.name for folder in folders)
     return len(set(named.values())) > 1 and len(named) == len(folders)
 
@@ -285,9 +285,11 @@ def no_layout(tree: Tree) -> DataError:
         "check the path; where a table tells the classes, name it: data.table or --table FILE "
         "(.csv, .tsv or .jsonl, one row for each picture)"
     )
-    if _are_flat_splits(folders):
+    if _are_only_called_splits(folders):
         names = listed(tree.shown(folder) for folder in folders)
-        received = f"{names} in {shown} hold pictures and no class folders"
+        inside = any(map(tree.holding, folders))
+        found = "no class folder in common" if inside else "pictures and no class folders"
+        received = f"{names} in {shown} hold {found}"
         return DataError(received, f"pictures as {LAYOUT}", remedy)
     if len(folders) == 1:
         return DataError(

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from data_folders import write
 from PIL import Image
 
 from edgekit.data.files import Form
@@ -20,15 +21,6 @@ from edgekit.data.scan import Scan, scan
 from edgekit.errors import DataError
 
 CLASSES = ("cat", "dog")
-
-
-def write(root: Path, *names: str) -> Path:
-    """Writes files, each with its own name as content; a scan does not decode."""
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(os.fsencode(name))
-    return root
 
 
 def lay(root: Path, pattern: str, *splits: str, count: int = 2) -> Path:
@@ -97,6 +89,22 @@ def test_classes_may_be_called_as_splits_are(tmp_path: Path, folders: tuple[str,
     found = scan(write(tmp_path, *(f"{name}/{i}.jpg" for name in folders for i in range(2))))
     assert found.class_names == tuple(sorted(folders))
     assert {source.split for source in found.sources} == {None}
+
+
+def test_a_class_called_train_may_hold_folders_of_its_own(tmp_path: Path) -> None:
+    found = scan(write(tmp_path, "train/steam/1.jpg", "train/diesel/1.jpg", "bus/1.jpg"))
+    assert found.class_names == ("bus", "train")
+    assert {source.split for source in found.sources} == {None}
+
+
+def test_splits_without_a_class_in_common_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, "train/cat/1.jpg", "train/dog/1.jpg", "test/eel/1.jpg", "test/fox/1.jpg")
+    with pytest.raises(DataError, match=r"test and train in .* hold no class folder in common"):
+        scan(tmp_path)
+    write(
+        tmp_path, *(f"test/{name}/1.jpg" for name in CLASSES), "train/eel/1.jpg", "train/fox/1.jpg"
+    )
+    assert len(scan(tmp_path).class_names) == 4
 
 
 @pytest.mark.parametrize("inner", [("indoor", "outdoor"), ("train", "old")])
@@ -291,6 +299,31 @@ def test_a_table_for_each_split(tmp_path: Path, place: str) -> None:
     found = scan(tmp_path)
     assert counts(found) == {TRAIN: 2, TEST: 2}
     assert "validation is made from train" in found.words
+
+
+def test_tables_of_splits_may_call_other_pictures_alike(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        write(tmp_path, *(f"{split}/{i}.jpg" for i in range(4)))
+        rows: list[dict[str, object]] = [
+            {"file_name": f"{i}.jpg", "label": CLASSES[i % 2]} for i in range(4)
+        ]
+        table(tmp_path, f"{split}/metadata.csv", rows)
+    found = scan(tmp_path)
+    assert counts(found) == {TRAIN: 2, TEST: 2}
+    assert found.skipped == ()
+
+
+def test_the_digest_follows_the_classes_that_a_table_gives(tmp_path: Path) -> None:
+    write(tmp_path, *(f"images/{stem}.jpg" for stem in PICTURES))
+    rows = [row_of(stem) for stem in PICTURES]
+    table(tmp_path, "list.csv", rows)
+    before = scan(tmp_path)
+    assert scan(tmp_path).digest == before.digest
+    rows[0]["kind"], rows[4]["kind"] = rows[4]["kind"], rows[0]["kind"]
+    table(tmp_path, "list.csv", rows)
+    after = scan(tmp_path)
+    assert after.digest != before.digest
+    assert [s.sha256 for s in after.sources] == [s.sha256 for s in before.sources]
 
 
 def test_what_a_table_and_the_pictures_do_not_share_is_listed(tmp_path: Path) -> None:

@@ -10,21 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from data_folders import write
 
 from edgekit.data.files import printable
 from edgekit.data.scan import Scan, scan
 from edgekit.errors import DataError
 
 SPLIT_NAMES = ("train", "validation", "test")
-
-
-def write(root: Path, *names: str) -> Path:
-    """Writes files, each with its own name as content; a scan does not decode."""
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(os.fsencode(name))
-    return root
 
 
 def refused(root: Path) -> str:
