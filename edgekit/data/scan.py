@@ -141,13 +141,24 @@ def _refuse_unknown(root: Path, ignored: Sequence[str]) -> None:
 
 
 def _by_folders(tree: Tree, form: Form) -> Reading:
-    """Returns the pictures by their folders, or by a table where the folders tell no classes."""
-    layout = find_layout(tree)
+    """Returns the pictures by their folders, or by a table where the folders tell no classes.
+
+    Who names a column speaks of a table, whatever the folders tell.
+    """
+    columns = [name for name in (form.path_column, form.label_column, form.split_column) if name]
+    layout = None if columns else find_layout(tree)
     if layout is None:
         found = find_table(tree)
-        if found is None:
+        if found is not None:
+            return read_table(tree, found, form)
+        if not columns:
             raise no_layout(tree)
-        return read_table(tree, found, form)
+        raise DataError(
+            f"the column {columns[0]!r} was named, and no table lies in "
+            f"{printable(str(tree.root))}",
+            "a .csv, .tsv or .jsonl file with a row for each picture",
+            "name it: data.table or --table FILE; or leave the column out",
+        )
     _refuse_many(tree.root, len(layout.class_names))
     skipped = list(layout.skipped)
     listed = [

@@ -368,6 +368,17 @@ def test_columns_that_do_not_tell_are_asked_for(tmp_path: Path) -> None:
         scan(tmp_path)
 
 
+def test_a_named_column_speaks_of_a_table_and_not_of_the_folders(tmp_path: Path) -> None:
+    write(tmp_path, *(f"{place}/{stem}.jpg" for stem in PICTURES for place in (stem[-1],)))
+    assert scan(tmp_path).class_names == ("0", "1", "2", "3")
+    asked = Form(label_column="kind")
+    with pytest.raises(DataError, match="column 'kind' was named, and no table lies in"):
+        scan(tmp_path, form=asked)
+    table(tmp_path, "list.csv", [row_of(stem) for stem in PICTURES])
+    assert scan(tmp_path).class_names == ("0", "1", "2", "3")
+    assert counts(scan(tmp_path, form=asked)) == {None: 4}
+
+
 # ---- the command line
 
 
