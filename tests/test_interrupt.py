@@ -175,6 +175,35 @@ def test_interrupted_run_says_how_to_continue(pictures: Path, tmp_path: Path) ->
     assert "Traceback" not in seen
 
 
+@pytest.mark.parametrize(("kept", "said"), [(True, "interrupted"), (False, "went on")])
+def test_an_interrupt_in_a_finalizer_is_not_lost(kept: bool, said: str) -> None:
+    """Python reports what a finalizer raises, and goes on; the twin shows that it does."""
+    script = f"""
+import os, signal, time
+from edgekit.__main__ import keep_interrupts
+
+class Finalized:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+
+if {kept}:
+    keep_interrupts()
+try:
+    Finalized()
+    time.sleep(60 if {kept} else 1)
+    print("went on")
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    # The limit ends a hang; it does not measure.
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=50, check=True
+    )
+    assert done.stdout.strip() == said
+    assert ("KeyboardInterrupt" in done.stderr) == (not kept)
+
+
 @pytest.mark.slow
 def test_killed_run_continues_behind_the_last_epoch_with_the_same_weights(
     pictures: Path, whole: Path, tmp_path: Path
