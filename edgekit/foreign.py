@@ -44,7 +44,7 @@ from edgekit.target import (
     refuse_unused,
     with_latency_budget,
 )
-from edgekit.validate.answers import answers_table
+from edgekit.validate.answers import Answers, answers_table
 from edgekit.validate.contract_trial import FIRST_PICTURES, rank_contracts, spread
 from edgekit.validate.contracts import (
     EVERY_USUAL,
@@ -277,8 +277,9 @@ def judge_file(
             drop, no_drop_because = drop_against(reference, judged, labels)
         if question.answers is not None:
             names = [printable(source.relative) for source in sources]
-            answered = answers_table(names, labels, judged.top1, judged.best, plan.class_names)
-            write_atomically(question.answers, answered.encode())
+            answered = (Answers(judged.top1, judged.best),)
+            page = answers_table(names, labels, answered, plan.class_names)
+            write_atomically(question.answers, page.encode())
         pictures = Pictures(
             labels,
             [printable(source.relative) for source in sources],

@@ -34,7 +34,7 @@ from edgekit.records import (
     ValidationRecord,
     Verdict,
 )
-from edgekit.report import JSON_NAME, MARKDOWN_NAME, describes, write_report
+from edgekit.report import ANSWERS_NAME, JSON_NAME, describes, discard_report, write_report
 from edgekit.report.sentences import left_out, parity_sentences
 from edgekit.store import StageKey, Store, Stored, canonical, tool_version
 from edgekit.target import Target, refuse_float_layers, refuse_granularity, refuse_same_names
@@ -135,7 +135,8 @@ def run(
     Args:
         recipe: What the user asks for, with absolute paths.
         targets: Its targets, loaded.
-        out: Run folder; receives `artifacts/`, `report.json`, `report.md` and `.store/`.
+        out: Run folder; receives `artifacts/`, `report.json`, `report.md`, `answers.csv` and
+            `.store/`.
         command: The command line, for the report.
         until: Last stage to run.
         telling: Where lines and progress go.
@@ -472,7 +473,7 @@ def _validate(
             state.telling.say("measuring again; what was measured before counts, too")
         return not measure_again
 
-    def make(_folder: Path) -> ValidationRecord:
+    def make(folder: Path) -> ValidationRecord:
         return judge(
             exported.record,
             exported.folder,
@@ -485,6 +486,7 @@ def _validate(
                 spec.session_timeout_seconds,
             ),
             names=json.loads((dataset.folder / "test.files.json").read_text()),
+            answers=folder / ANSWERS_NAME,
             say=state.telling.say,
             progress=state.telling.progress,
             earlier=earlier,
@@ -504,11 +506,9 @@ def publish(exported: Stored[ExportRecord], out: Path) -> None:
     Copies, not links: a file that a user edits must not change what the store verified.
     """
     folder = out / ARTIFACTS
-    described = out / JSON_NAME
-    if described.is_file() and not describes(described, exported.record):
+    if not describes(out / JSON_NAME, exported.record):
         # A report must not speak of files that are no longer there.
-        described.unlink()
-        (out / MARKDOWN_NAME).unlink(missing_ok=True)
+        discard_report(out)
     with scratch_folder(out) as scratch, writing(folder):
         fresh = scratch / ARTIFACTS
         fresh.mkdir()
@@ -576,5 +576,5 @@ def _report(
         notes=notes,
         peak_memory_bytes=state.peak_memory_bytes,
     )
-    write_report(report, out)
+    write_report(report, out, (validation.folder / ANSWERS_NAME).read_bytes())
     return report

@@ -69,12 +69,14 @@ _TRAINING = ("network", "fitting", "prefix", "train", "quantize", "export", "dem
 # Where, by the beginning of the module's name, each heavy library may be imported at all.
 CONFINED = {
     "tensorflow": _TRAINING,
+    "keras": ("export",),
     "tf_keras": _TRAINING,
     "tf2onnx": _TRAINING,
     "tensorflow_model_optimization": ("quantize",),
 }
 NOT_AT_START = (
     "tensorflow",
+    "keras",
     "tf_keras",
     "tensorflow_model_optimization",
     "tf2onnx",

@@ -1,9 +1,11 @@
 """The whole pipeline on a small generated data set: results, reuse, repair, honesty of verdicts."""
 
+import csv
 import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +132,64 @@ def test_predict_answers_as_the_file_did_when_it_was_judged(
     refused = edgekit("predict", str(out), str(pictures), "--file", "model_int8.onx")
     assert refused.returncode == 2
     assert "did you mean model_int8.onnx?" in refused.stderr
+
+
+def answers_of(out: Path) -> list[dict[str, str]]:
+    """Returns the rows of a run's table of answers."""
+    with (out / "answers.csv").open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_the_table_of_answers_holds_what_was_judged(
+    pictures: Path, first: tuple[Path, Path, subprocess.CompletedProcess[str]]
+) -> None:
+    _, out, done = first
+    report = RunReport.model_validate_json(done.stdout)
+    names = report.export.class_names
+    rows = answers_of(out)
+    for row in rows:
+        assert (pictures / row["picture"]).parent.name == row["truth"]
+        assert (pictures / row["picture"]).is_file()
+    for artifact in report.export.artifacts:
+        found = np.zeros((len(names), len(names) + 1), dtype=int)
+        for row in rows:
+            answer = row[f"answer of {artifact.path}"]
+            found[names.index(row["truth"]), names.index(answer)] += 1
+            assert np.isfinite(float(row[f"score of {artifact.path}"]))
+        accuracy = report.validation.on_one_thread[artifact.sha256].accuracy
+        assert np.array_equal(found, accuracy.confusion)
+
+
+USE_KERAS = """
+import sys
+import keras
+import numpy as np
+model = keras.saving.load_model(sys.argv[1])
+pixels = np.load(sys.argv[2]).astype(np.float32)
+np.save(sys.argv[3], [model.predict(p, verbose=0) for p in (pixels, pixels / 255)])
+"""
+
+
+def test_the_trained_model_opens_in_keras_and_answers_as_the_float_file_does(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    """In a process that knows nothing of edgekit, as somebody opens it elsewhere."""
+    _, out, done = first
+    report = RunReport.model_validate_json(done.stdout)
+    (images,) = (out / ".store" / "data").rglob("test.images.npy")
+    file = out / "artifacts" / "model.keras"
+    opened = tmp_path / "logits.npy"
+    subprocess.run([sys.executable, "-c", USE_KERAS, file, images, opened],
+                   check=True, cwd=tmp_path, capture_output=True, timeout=300)  # fmt: skip
+    right, wrong = np.load(opened)
+    name = "model_float32.onnx"
+    rows = answers_of(out)
+    told = [report.export.class_names.index(row[f"answer of {name}"]) for row in rows]
+    scores = [float(row[f"score of {name}"]) for row in rows]
+    assert list(right.argmax(1)) == told
+    assert np.allclose(right.max(1), scores, atol=1e-3)
+    # The twin: pixels from 0 to 1 are not what it takes.
+    assert not np.allclose(wrong.max(1), scores, atol=1e-3)
 
 
 def test_every_verdict_names_the_bytes_that_lie_in_artifacts(

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from edgekit.devices import measure
 from edgekit.devices.protocol import subject_of
 from edgekit.errors import ConversionError
-from edgekit.export import layers, onnx_file, ort_file, parity, tflite
+from edgekit.export import keras_file, layers, onnx_file, ort_file, parity, tflite
 from edgekit.fitting.pictures import Pictures, compiled
 from edgekit.folders import scratch_folder
 from edgekit.network import keras_model, ranges as range_table
@@ -132,7 +132,9 @@ def export_files(
     *,
     progress: Callable[[str, int, int], None],
 ) -> ExportRecord:
-    """Writes all files, `labels.txt` and `ranges.json` into `folder`, and the operators of an .ort.
+    """Writes all files into `folder`; `labels.txt`, `ranges.json`, the trained Keras model.
+
+    Beside an .ort file go the operators that it needs.
 
     Args:
         float_model: What training made.
@@ -162,6 +164,7 @@ def export_files(
         artifacts.append(_audited(folder / request.name, request, sources))
         gc.collect()  # each conversion leaves graphs behind that refer to themselves
     range_table.write(folder / "ranges.json", sources.int8.table)
+    keras_file.write(folder / keras_file.NAME, float_model, sources.arrays, validation.preprocess)
     (folder / "labels.txt").write_text("".join(f"{name}\n" for name in class_names))
     with scratch_folder() as scratch:
         images = scratch / "images.npy"

@@ -7,21 +7,39 @@ from pydantic import ValidationError
 
 from edgekit.errors import IntegrityError, SpecError
 from edgekit.records import ExportRecord, RunReport
-from edgekit.report.markdown import markdown
+from edgekit.report.markdown import ANSWERS_NAME, markdown
 from edgekit.store import file_digest, write_atomically
 
 JSON_NAME = "report.json"
 MARKDOWN_NAME = "report.md"
 
 
-def write_report(report: RunReport, folder: Path) -> None:
-    """Writes both files into the run folder; a reader never sees half of one."""
+def write_report(report: RunReport, folder: Path, answers: bytes | None = None) -> None:
+    """Writes the report into the run folder; a reader never sees half of a file.
+
+    Args:
+        report: The report.
+        folder: The run folder.
+        answers: What each file answered for each test picture, as CSV. Defaults to None: what lies
+            there stays.
+    """
+    if answers is not None:
+        write_atomically(folder / ANSWERS_NAME, answers)
     write_atomically(folder / JSON_NAME, (report.model_dump_json(indent=1) + "\n").encode())
     write_atomically(folder / MARKDOWN_NAME, markdown(report).encode())
 
 
+def discard_report(folder: Path) -> None:
+    """Removes the report and what belongs to it from a run folder."""
+    for name in (JSON_NAME, MARKDOWN_NAME, ANSWERS_NAME):
+        if (folder / name).is_file():  # anything else is written over, or refused, later
+            (folder / name).unlink()
+
+
 def describes(path: Path, exported: ExportRecord) -> bool:
-    """Returns whether a `report.json` is about exactly these exported files."""
+    """Returns whether there is a `report.json` and it is about exactly these exported files."""
+    if not path.is_file():
+        return False
     try:
         report = RunReport.model_validate_json(path.read_bytes())
     except ValidationError:

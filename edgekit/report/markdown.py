@@ -18,6 +18,8 @@ from edgekit.report.sentences import (
     sensitivity_sentences,
 )
 
+ANSWERS_NAME = "answers.csv"
+
 
 def markdown(report: RunReport) -> str:
     """Returns the whole page; every number in it stands in `report.json` too."""
@@ -105,6 +107,9 @@ def _files(report: RunReport) -> str:
             "Tango's one-sided 95 % upper limit. SQNR: power of its scores over the power of the "
             "difference from them.",
             f"{about}.",
+            "",
+            f"`{ANSWERS_NAME}` beside this page holds what each file answered for each test "
+            "picture.",
         )
     )
 

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -14,14 +15,27 @@ from edgekit.validate.accuracy import OUTSIDE, Classes
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What one file answered.
+
+    Args:
+        classes: int32 of shape `(images,)`, indexes into the class names; -1 outside them.
+        scores: float32 of shape `(images,)`, the highest score of each picture.
+        file: The file's name, where several answered. Defaults to "".
+    """
+
+    classes: Classes
+    scores: npt.NDArray[np.float32]
+    file: str = ""
+
+
 def answers_table(
-    names: Sequence[str],
-    labels: Classes,
-    answers: Classes,
-    scores: npt.NDArray[np.float32],
-    class_names: Sequence[str],
+    names: Sequence[str], labels: Classes, answered: Sequence[Answers], class_names: Sequence[str]
 ) -> str:
-    """Returns CSV with a header: picture, truth, answer, score; one line a picture.
+    """Returns CSV with a header: picture, truth, then answer and score of each file.
+
+    One line a picture, pictures in the order given.
 
     Texts are quoted. One that a spreadsheet would compute, or that begins with an apostrophe, has
     an apostrophe in front. An answer outside the classes is empty, and so is a score that is no
@@ -30,17 +44,21 @@ def answers_table(
     Args:
         names: What each picture is called, on one line.
         labels: int32 of shape `(images,)`, indexes into `class_names`.
-        answers: The same; -1 outside the classes.
-        scores: float32 of shape `(images,)`, the highest score of each picture.
+        answered: What each file answered.
         class_names: Names of the classes.
     """
     page = io.StringIO()
     lines = csv.writer(page, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
-    lines.writerow(("picture", "truth", "answer", "score"))
-    for name, label, answer, score in zip(names, labels, answers, scores, strict=True):
-        said = "" if answer == OUTSIDE else class_names[answer]
-        number = float(score) if np.isfinite(score) else ""
-        lines.writerow((_text(name), _text(class_names[label]), _text(said), number))
+    of = [f" of {each.file}" if each.file else "" for each in answered]
+    heads = [f"{what}{file}" for file in of for what in ("answer", "score")]
+    lines.writerow(("picture", "truth", *heads))
+    for row, (name, label) in enumerate(zip(names, labels, strict=True)):
+        cells: list[str | float] = [_text(name), _text(class_names[label])]
+        for each in answered:
+            answer, score = each.classes[row], each.scores[row]
+            cells.append("" if answer == OUTSIDE else _text(class_names[answer]))
+            cells.append(float(score) if np.isfinite(score) else "")
+        lines.writerow(cells)
     return page.getvalue()
 
 

@@ -33,6 +33,7 @@ from edgekit.validate.accuracy import (
     sqnr_db,
     top1_classes,
 )
+from edgekit.validate.answers import Answers, answers_table
 from edgekit.validate.estimates import estimated
 from edgekit.validate.latency import summarize
 from edgekit.validate.on_device import (
@@ -90,6 +91,7 @@ def judge(
     measuring: Measuring,
     *,
     names: Sequence[str],
+    answers: Path,
     say: Callable[[str], None],
     progress: Callable[[str, int, int], None],
     earlier: Sequence[Verdict] = (),
@@ -107,6 +109,7 @@ def judge(
         targets: Targets in the order asked.
         measuring: How latency is measured, where a target has no protocol of its own.
         names: What each image is called, for people.
+        answers: CSV file that receives what each file answered on this machine for each image.
         say: Called with one line worth keeping.
         progress: Called with (what, done, in all).
         earlier: Verdicts on the same files for the same targets, with all else equal; their
@@ -128,6 +131,8 @@ def judge(
         for a in answered.values()
         if (a.artifact.format, a.artifact.variant) == ("tflite", "float32")
     )
+    told = [Answers(a.top1, a.scores.max(axis=1), a.artifact.path) for a in answered.values()]
+    answers.write_bytes(answers_table(names, labels, told, exported.class_names).encode())
     drops = {digest: paired_drop(reference.top1, a.top1, labels) for digest, a in answered.items()}
     pictures = Pictures(labels, names, len(exported.class_names), _every(exported))
     on_devices, estimates = {}, {}

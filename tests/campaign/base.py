@@ -203,7 +203,7 @@ def package(base: Base, place: Path, run: Path, target: str, out: Path) -> Ran:
 
 
 def published(out: Path) -> dict[str, Any]:
-    """Returns what a run folder tells the world, but for times: artifacts and report.
+    """Returns what a run folder tells the world, but for times: artifacts, answers and report.
 
     Args:
         out: The run folder.
@@ -214,7 +214,8 @@ def published(out: Path) -> dict[str, Any]:
     }
     file = out / "report.json"
     report = json.loads(file.read_bytes()) if file.is_file() else None
-    return {"artifacts": artifacts, "report": _without_times(report)}
+    answers = {"answers": _told(out / "answers.csv")}
+    return {"artifacts": artifacts, **answers, "report": _without_times(report)}
 
 
 def _told(path: Path) -> str:

@@ -17,7 +17,7 @@ from edgekit.store import file_digest
 
 RUN, PACKAGE, FOLDER = "store, then run", "store, then package", "run folder, then package"
 # Names that a finished run folder and its store hold.
-_OWN = {"artifacts", "report.json", "report.md", ".store"}
+_OWN = {"artifacts", "report.json", "report.md", "answers.csv", ".store"}
 # Of the files of a run folder; a report that does not come from this run is another matter.
 _FOLDER_WAYS = ("flip", "truncate", "empty", "delete", "noise", "directory", "fifo", "link")
 Change = Callable[[Path, Random, Path], None]

@@ -18,7 +18,7 @@ from edgekit.runtimes.inspect import inspect_model
 
 pytest.importorskip("tensorflow")
 
-from edgekit.export import onnx_file
+from edgekit.export import keras_file, onnx_file
 from edgekit.export.files import STANDARD, Int8, Request, export_files
 
 NAMES = (
@@ -52,7 +52,7 @@ def test_the_files_are_those_of_the_record(exported: Exported) -> None:
     assert paths == [*NAMES, *(f"model_{name}" for name in more)]
     found = {file.name for file in exported.folder.iterdir()}
     operators = "model_int8.ort.required_operators.config"
-    assert found == {*paths, "labels.txt", "ranges.json", operators}
+    assert found == {*paths, "labels.txt", "ranges.json", "model.keras", operators}
     for artifact in exported.record.artifacts:
         content = (exported.folder / artifact.path).read_bytes()
         assert artifact.sha256 == hashlib.sha256(content).hexdigest()
@@ -75,6 +75,18 @@ def test_labels_and_ranges_lie_beside_the_files(exported: Exported, sources: Unt
     assert (exported.folder / "labels.txt").read_text() == "blue\ngreen\nred\n"
     assert exported.record.class_names == CLASSES
     assert read(exported.folder / "ranges.json") == sources.int8.table
+
+
+def test_the_keras_model_has_the_same_bytes_whenever_it_is_written(
+    exported: Exported, trained: Trained, pictures: Untyped, tmp_path: Path
+) -> None:
+    again, other = tmp_path / "again.keras", tmp_path / "other.keras"
+    contract = pictures[0].preprocess
+    keras_file.write(again, trained.record, trained.arrays, contract)
+    assert again.read_bytes() == (exported.folder / "model.keras").read_bytes()
+    shifted = {**trained.arrays, "logits/bias": trained.arrays["logits/bias"] + 1}
+    keras_file.write(other, trained.record, shifted, contract)
+    assert other.read_bytes() != again.read_bytes()
 
 
 def test_every_file_was_compared_with_its_source(exported: Exported) -> None:

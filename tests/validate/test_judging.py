@@ -113,6 +113,7 @@ def judged(tmp_path_factory: pytest.TempPathFactory) -> tuple[ValidationRecord, 
         (REFERENCE, ABSENT),
         Measuring(1, Pace(0.0, 5, 0.0), 60.0),
         names=[f"{index}.png" for index in range(IMAGES)],
+        answers=folder / "answers.csv",
         say=lambda line: None,
         progress=lambda *what: told.append(what),
     )
@@ -177,6 +178,7 @@ def test_what_was_measured_before_counts(tmp_path: Path) -> None:
             (target_of("here", "local", ("float32", "float32"), latency_ms=1000.0),),
             Measuring(2, Pace(0.0, 5, 0.0), 60.0),
             names=[f"{index}.png" for index in range(12)],
+            answers=tmp_path / "answers.csv",
             say=lambda line: None,
             progress=lambda *what: None,
             earlier=[v.model_copy(update={"artifact_sha256": artifact}) for v in earlier],
@@ -220,6 +222,7 @@ def test_a_dead_float_model_and_its_dead_int8_file_do_not_pass(
         (target_of("here", "local", ("int8", "int8"), accuracy_drop_points=5.0),),
         Measuring(1, Pace(0.0, 5, 0.0), 60.0),
         names=[f"{index}.png" for index in range(IMAGES)],
+        answers=tmp_path / "answers.csv",
         say=lambda line: None,
         progress=lambda *what: None,
     )
@@ -362,8 +365,8 @@ def test_a_target_is_told_where_its_file_departs_from_its_source(
     other = target_of("other", "local", ("float32", "float32"), size_bytes=1_000_000)
     record = judge(
         exported, tmp_path, tmp_path / "images.npy", labels.astype(np.int32), (ships, other),
-        Measuring(1, Pace(0.0, 5, 0.0), 60.0), names=[""] * 30, say=lambda _line: None,
-        progress=lambda *_what: None,
+        Measuring(1, Pace(0.0, 5, 0.0), 60.0), names=[""] * 30,
+        answers=tmp_path / "answers.csv", say=lambda _line: None, progress=lambda *_what: None,
     )  # fmt: skip
     assert [verdict.status for verdict in record.verdicts] == [status, Status.PASS]
     assert exit_code(verdict.status for verdict in record.verdicts) == code
