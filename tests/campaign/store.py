@@ -164,5 +164,6 @@ def left_over(out: Path) -> list[str]:
     """Returns what lies in a finished run folder and belongs to no result of it."""
     strange = [path for path in out.iterdir() if path.name not in _OWN]
     strange += [path for path in out.rglob(".*") if path != out / ".store"]
-    strange += (out / ".store").glob("*-*")  # steps of a stage that runs
+    steps = (out / ".store").glob("*-*")  # of a stage that runs
+    strange += [path for path in steps if path.is_dir() and not path.is_symlink()]
     return sorted({path.relative_to(out).as_posix() for path in strange})
