@@ -51,7 +51,7 @@ HEADERS = {
     "declared-strings": "too small for the declared shape",
     "nested-60": "MaxDepth",
     "functions-doubling": "more than 1,000,000 operators",
-    "function-of-itself": "must not be recursive",
+    "function-of-itself": "own.f calls itself",
     "external-data": "in (an)?other files?",
 }
 # What only a runtime finds out: the exit code.

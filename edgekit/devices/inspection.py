@@ -14,10 +14,13 @@ from edgekit import limits
 from edgekit.devices import child
 from edgekit.devices.exchange import exchange
 from edgekit.devices.protocol import Done, Failure
-from edgekit.errors import EdgekitError, IntegrityError
+from edgekit.errors import DeviceError, EdgekitError, IntegrityError
 from edgekit.folders import scratch_folder, writing
 from edgekit.records import Record
+from edgekit.runner.model import AGAIN, Request
+from edgekit.runner.onnx_runtime import open_onnxruntime
 from edgekit.runner.program import answer_channel
+from edgekit.runner.refusal import Refusal
 from edgekit.runtimes.base import ModelFacts
 from edgekit.runtimes.inspect import inspect_content, model_format, read_model
 from edgekit.runtimes.tflite_metadata import Metadata, metadata_of
@@ -87,7 +90,9 @@ def _inspect(path: Path, result: Path) -> tuple[Done | Failure, int]:
     """Returns the last line of this process and its exit code."""
     try:
         content = read_model(path)
-        facts = inspect_content(content, model_format(path), str(path))
+        facts = inspect_content(content, model_format(path), str(path), doubtful=True)
+        if facts.doubt:
+            _let_the_runtime_judge(content, path, facts.doubt)
         said, unsaid_because = _metadata(content) if facts.format == "tflite" else (None, "")
         found = Inspection(
             facts=facts,
@@ -113,6 +118,22 @@ def _inspect(path: Path, result: Path) -> tuple[Done | Failure, int]:
     except OSError as err:
         return _refuse(child.unwritable(err))
     return Done(runtime="inspection", count=1), 0
+
+
+def _let_the_runtime_judge(content: bytes, path: Path, doubt: str) -> None:
+    """Refuses a file that onnxruntime does not open either.
+
+    Raises:
+        IntegrityError: With the words of onnxruntime; if these are none of a known cause, with
+            those of ONNX's checker, too.
+        DeviceError: If onnxruntime is not installed.
+    """
+    try:
+        open_onnxruntime(Request(content, str(path)))
+    except Refusal as refusal:
+        said = f"; ONNX's checker: {doubt}" if refusal.remedy == AGAIN else ""
+        kind = IntegrityError if refusal.error == "IntegrityError" else DeviceError
+        raise kind(f"{refusal.received}{said}", refusal.expected, refusal.remedy) from refusal
 
 
 def _metadata(model: bytes) -> tuple[Metadata | None, str]:

@@ -47,7 +47,8 @@ def read_ends(path: Path, runtime: RuntimeName, sha256: str) -> tuple[TensorInfo
         )
     content = read_model(path)
     check_digest(content, sha256, path)
-    return classifier_io(inspect_content(content, file_format, str(path)), str(path))
+    facts = inspect_content(content, file_format, str(path), doubtful=True)
+    return classifier_io(facts, str(path))
 
 
 def check_digest(content: bytes, sha256: str, path: Path) -> None:

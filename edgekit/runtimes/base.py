@@ -54,6 +54,8 @@ class ModelFacts(Record):
         wide_tensors: TFLite: int16 activations.
         metadata: Text entries that the file carries (ONNX `metadata_props`, TFLite metadata
             buffers that are UTF-8).
+        doubt: Why ONNX's checker refuses the file; empty where it does not. Some of what it
+            refuses runs, as nodes in any order do.
     """
 
     format: Format
@@ -64,6 +66,7 @@ class ModelFacts(Record):
     float_tensors: tuple[str, ...]
     wide_tensors: tuple[str, ...] = ()
     metadata: dict[str, str]
+    doubt: str = ""
 
 
 def contract_texts(preprocess: Preprocess, class_names: Sequence[str]) -> dict[str, str]:

@@ -74,13 +74,17 @@ def inspect_model(path: Path) -> ModelFacts:
     return inspect_content(read_model(path), model_format(path), str(path))
 
 
-def inspect_content(content: bytes, file_format: Format, path: str) -> ModelFacts:
+def inspect_content(
+    content: bytes, file_format: Format, path: str, *, doubtful: bool = False
+) -> ModelFacts:
     """Returns the facts of a model that is already in memory; see `inspect_model`.
 
     Args:
         content: The whole file.
         file_format: What it claims to be.
         path: Where it came from, for messages.
+        doubtful: Whether an ONNX file may be one that ONNX's checker refuses, because its runtime
+            opens it or will be asked to; see `ModelFacts.doubt`. Defaults to False.
 
     Raises:
         IntegrityError: As `inspect_model`.
@@ -94,6 +98,10 @@ def inspect_content(content: bytes, file_format: Format, path: str) -> ModelFact
         from edgekit.runtimes.ort_file import read_ort
 
         return read_ort(content, path)
-    from edgekit.runtimes.onnx_file import read_onnx
+    from edgekit.runtimes.onnx_file import AGAIN, read_onnx
 
-    return read_onnx(content, path)
+    facts = read_onnx(content, path)
+    if facts.doubt and not doubtful:
+        found = f"{path}: damaged ONNX file ({facts.doubt})"
+        raise IntegrityError(found, "a valid ONNX model", AGAIN)
+    return facts

@@ -24,7 +24,7 @@ REFUSED_OPERATORS = ("EPContext",)
 COMPUTE_OPERATORS = ("Conv", "Gemm", "MatMul", "ConvTranspose")
 # What reading strings, dimensions and types of a message that only just parsed can raise.
 _DAMAGE = (IndexError, KeyError, TypeError, ValueError, RuntimeError)
-_AGAIN = "export the model again as one self-contained .onnx file"
+AGAIN = "export the model again as one self-contained .onnx file"
 
 
 def read_onnx(content: bytes, path: str) -> ModelFacts:
@@ -35,26 +35,34 @@ def read_onnx(content: bytes, path: str) -> ModelFacts:
         path: Where it came from, for messages.
 
     Raises:
-        IntegrityError: If the file is empty, damaged, invalid by ONNX's checker, refers to data
-            outside itself, or has operators that a stock onnxruntime does not know.
+        IntegrityError: If the file is empty, damaged, refers to data outside itself, or has
+            operators that a stock onnxruntime does not know. What ONNX's checker refuses is the
+            `doubt` of the facts.
     """
-    # Imported here: onnx and protobuf are slow to load and only needed when a file is read.
-    import onnx
-
     model = _parse(content, path)
     try:
         _refuse_external_data(model, path)
         operators = _operators(model, path)
-        onnx.checker.check_model(model)
         _refuse_expansion(model, path)
-        return _facts(model, operators)
-    except (onnx.checker.ValidationError, *_DAMAGE) as err:
+        return _facts(model, operators, _doubt(model))
+    except _DAMAGE as err:
         reason = printable(str(err)) or type(err).__name__
         found = f"{path}: damaged ONNX file ({reason})"
-        raise IntegrityError(found, "a valid ONNX model", _AGAIN) from err
+        raise IntegrityError(found, "a valid ONNX model", AGAIN) from err
 
 
-def _facts(model: Message, operators: dict[str, int]) -> ModelFacts:
+def _doubt(model: Message) -> str:
+    """Returns why ONNX's checker refuses a model, or nothing."""
+    import onnx
+
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as err:
+        return printable(str(err)) or type(err).__name__
+    return ""
+
+
+def _facts(model: Message, operators: dict[str, int], doubt: str) -> ModelFacts:
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     return ModelFacts(
@@ -72,17 +80,19 @@ def _facts(model: Message, operators: dict[str, int]) -> ModelFacts:
         operators=operators,
         float_tensors=_float_nodes(graph),
         metadata={entry.key: entry.value for entry in model.metadata_props},
+        doubt=doubt,
     )
 
 
 def _parse(content: bytes, path: str) -> Message:
     """Returns the ModelProto; random bytes can parse, so its required parts are checked too."""
+    # Imported here: onnx and protobuf are slow to load and only needed when a file is read.
     import onnx
     from google.protobuf.message import DecodeError
 
     if not content:
         found = f"{path}: empty file"
-        raise IntegrityError(found, "an ONNX model", _AGAIN)
+        raise IntegrityError(found, "an ONNX model", AGAIN)
     try:
         model = onnx.load_model_from_string(content)
     except (DecodeError, ValueError) as err:
@@ -121,11 +131,14 @@ def _refuse_external_data(model: Message, path: str) -> None:
         if isinstance(message, onnx.TensorProto) and (
             message.data_location == onnx.TensorProto.EXTERNAL or message.external_data
         ):
-            found = f"{path}: tensor {message.name!r} keeps its data in another file"
+            places = {entry.key: entry.value for entry in message.external_data}
+            where = f", {places['location']!r}" if places.get("location") else ""
+            said = printable(f"tensor {message.name!r} keeps its data in another file{where}")
             raise IntegrityError(
-                found,
+                f"{path}: {said}",
                 "all weights inside the .onnx file",
-                'export with save_as_external_data=False (or "onnx.save" after loading it)',
+                "export with external_data=False (torch.onnx.export), or, where both files lie "
+                'side by side: onnx.save(onnx.load("model.onnx"), "whole.onnx")',
             )
 
 
@@ -144,7 +157,9 @@ def _operators(model: Message, path: str) -> dict[str, int]:
             raise IntegrityError(
                 found,
                 "operators that a stock onnxruntime has",
-                "export without custom operators",
+                "export without custom operators, in ONNX's own"
+                if node.op_type not in REFUSED_OPERATORS
+                else "give the model as it was before it was compiled for an accelerator",
             )
         used[node.op_type] += 1
     return dict(sorted(used.items()))
@@ -153,14 +168,13 @@ def _operators(model: Message, path: str) -> dict[str, int]:
 def _refuse_expansion(model: Message, path: str) -> None:
     """Refuses functions that call each other so often that a runtime never ends to insert them.
 
-    Args:
-        model: A model that passed ONNX's checker, so no function calls itself.
-        path: Where it came from, for messages.
+    Nor is one taken that calls itself, which would never end.
     """
     import onnx
 
     functions = {(function.domain, function.name): function for function in model.functions}
     known: dict[tuple[str, str], int] = {}
+    called: list[tuple[str, str]] = []
 
     def operators(message: Message) -> int:
         count = 0
@@ -168,8 +182,16 @@ def _refuse_expansion(model: Message, path: str) -> None:
             if not isinstance(node, onnx.NodeProto):
                 continue
             name = (node.domain, node.op_type)
+            if name in called:
+                raise IntegrityError(
+                    f"{path}: function {printable('.'.join(name))} calls itself",
+                    "functions that end",
+                    "do not use this file",
+                )
             if name in functions and name not in known:
+                called.append(name)
                 known[name] = operators(functions[name])
+                called.pop()
             count += known.get(name, 1)
             if count > limits.MODEL_OPERATORS:
                 return count

@@ -18,6 +18,9 @@ from edgekit.runtimes.base import FLATBUFFER_DAMAGE, ModelFacts, printable
 Table: TypeAlias = Any
 
 IDENTIFIER = b"TFL3"
+# What the Edge TPU compiler makes of all that the accelerator computes. Source:
+# https://coral.ai/docs/edgetpu/compiler/
+EDGE_TPU_OPERATOR = "edgetpu-custom-op"
 FLOAT_DTYPES = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -142,17 +145,30 @@ def _operators(model: Table, schema: Table, path: str) -> dict[str, int]:
         name = builtin.get(max(code.DeprecatedBuiltinCode(), code.BuiltinCode()))
         if name is None or name == "CUSTOM":
             custom = (code.CustomCode() or b"unknown").decode("utf-8", "replace")
-            found = f"{path}: custom operator {custom!r}"
-            raise IntegrityError(
-                found,
-                "operators that every LiteRT runtime has",
-                "export with TFLITE_BUILTINS only (no Flex, no custom operators)",
-            )
+            found = f"{path}: {printable(f'custom operator {custom!r}')}"
+            raise IntegrityError(found, *_instead_of(custom))
         names.append(name)
     used: Counter[str] = Counter()
     for graph in _subgraphs(model):
         used.update(names[graph.Operators(i).OpcodeIndex()] for i in range(graph.OperatorsLength()))
     return dict(sorted(used.items()))
+
+
+def _instead_of(custom: str) -> tuple[str, str]:
+    """Returns what is expected in place of a custom operator, and what to do."""
+    if custom == EDGE_TPU_OPERATOR:
+        return (
+            "the file as it was before the Edge TPU compiler; this one is compiled for that "
+            "accelerator and runs on nothing else",
+            "give the file that edgetpu_compiler was given (without _edgetpu in its name)",
+        )
+    expected = "operators that every LiteRT runtime has"
+    if custom.startswith("Flex"):
+        return (
+            f"{expected}; this one is TensorFlow's own (Flex)",
+            "export with TFLITE_BUILTINS only, without SELECT_TF_OPS",
+        )
+    return expected, "export with TFLITE_BUILTINS only (no Flex, no custom operators)"
 
 
 def _tensor_info(graph: Table, index: int, types: dict[int, str]) -> TensorInfo:
