@@ -30,6 +30,7 @@ _GENERIC = frozenset(
      "photos", "folder", "dir", "split", "subset", "part", "the", "of", "jpg", "png", "jpeg")
 )  # fmt: skip
 _IMAGES = re.compile("images?|imgs?|pictures?|pics?|photos?|jpe?gs?|pngs?|jpegimages|files?")
+_PIECES = re.compile("parts?|batch|chunk|shard|volume|vol")
 _PART = re.compile(r"[a-z]+|[0-9]+|[^\W\d_a-z]+")
 
 
@@ -80,6 +81,20 @@ def _telling(text: str) -> str:
 def is_store(name: str) -> bool:
     """Returns whether a name says no more than that pictures are in there, as `images` does."""
     return any(_IMAGES.fullmatch(part) for part in _PART.findall(plain(name)))
+
+
+def are_pieces(names: Iterable[str]) -> bool:
+    """Returns whether names are those of one store in pieces, as `images_part_1` beside `..._2`.
+
+    They differ by no more than a number, and say that pictures or parts are in there.
+    """
+    parts = [_PART.findall(plain(name)) for name in names]
+    words = {tuple(part for part in name if not part.isdecimal()) for name in parts}
+    return (
+        len(parts) > 1
+        and len(words) == 1
+        and any(_IMAGES.fullmatch(w) or _PIECES.fullmatch(w) for w in next(iter(words)))
+    )
 
 
 def listed(names: Iterable[str], shown: int = 10) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgekit.data.files import LAYOUT, Form, Listed, Reading, Tree, printable
 from edgekit.data.layout import ClassFolder, find_layout, no_layout
-from edgekit.data.names import SPLITS, plain
+from edgekit.data.names import SPLITS, are_pieces, plain
 from edgekit.data.tables import find_table, read_table
 from edgekit.errors import DataError
 from edgekit.limits import DATA_CLASSES, PICTURE_FILE_BYTES
@@ -143,22 +143,24 @@ def _refuse_unknown(root: Path, ignored: Sequence[str]) -> None:
 def _by_folders(tree: Tree, form: Form) -> Reading:
     """Returns the pictures by their folders, or by a table where the folders tell no classes.
 
-    Who names a column speaks of a table, whatever the folders tell.
+    Who names a column speaks of a table, whatever the folders tell; and folders that are called as
+    pieces of one store are no classes where a table lies beside them.
     """
     columns = [name for name in (form.path_column, form.label_column, form.split_column) if name]
     layout = None if columns else find_layout(tree)
-    if layout is None:
+    if layout is None or are_pieces(layout.class_names):
         found = find_table(tree)
         if found is not None:
             return read_table(tree, found, form)
-        if not columns:
-            raise no_layout(tree)
-        raise DataError(
-            f"the column {columns[0]!r} was named, and no table lies in "
-            f"{printable(str(tree.root))}",
-            "a .csv, .tsv or .jsonl file with a row for each picture",
-            "name it: data.table or --table FILE; or leave the column out",
-        )
+        if columns:
+            raise DataError(
+                f"the column {columns[0]!r} was named, and no table lies in "
+                f"{printable(str(tree.root))}",
+                "a .csv, .tsv or .jsonl file with a row for each picture",
+                "name it: data.table or --table FILE; or leave the column out",
+            )
+    if layout is None:
+        raise no_layout(tree)
     _refuse_many(tree.root, len(layout.class_names))
     skipped = list(layout.skipped)
     listed = [

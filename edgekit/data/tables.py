@@ -20,6 +20,8 @@ from edgekit.records import SkippedFile, SplitName
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 _METADATA = ("metadata.csv", "metadata.jsonl")  # of Hugging Face's `imagefolder`
+# In the names of tables that show what a competition wants handed in: their classes are made up.
+_HANDED_IN = "submission"
 # Rows that tell which column names pictures; at least half of them must.
 _LOOKED_AT = 400
 _LABEL_NAMES = (
@@ -106,7 +108,11 @@ def find_table(tree: Tree) -> Path | None:
 
 def _tables(tree: Tree, folder: Path) -> list[Path]:
     files = [Path(entry) for entry in tree.entries(folder) if entry.is_file()]
-    found = [path for path in files if path.suffix.lower() in SUFFIXES]
+    found = [
+        path
+        for path in files
+        if path.suffix.lower() in SUFFIXES and _HANDED_IN not in plain(path.stem)
+    ]
     return [path for path in found if path.name in _METADATA] or found
 
 
@@ -138,6 +144,9 @@ def read_table(tree: Tree, place: Path, form: Form) -> Reading:
     names = [printable(file.name) for file in unlabelled]
     words += [f"{name} names no classes, and is left out" for name in names]
     used = {split for _, split in class_of.values()}
+    if used == {None}:
+        words += _split_by_folders(tree, class_of)
+        used = {split for _, split in class_of.values()}
     if None not in used and "train" not in used:
         raise DataError(
             f"{_shown(several[0][0])}: {listed(sorted(map(str, used)))}, and no training pictures",
@@ -384,6 +393,22 @@ def _take(
     elif split is not None:
         said += f", the split {split}"
     words.append(said)
+
+
+def _split_by_folders(tree: Tree, class_of: dict[Path, tuple[str, SplitName | None]]) -> list[str]:
+    """Gives pictures the splits that folders are called by, if all of them lie in such folders.
+
+    As where one `metadata.csv` names `train/1.jpg` and `test/1.jpg`. Returns what it understood.
+    """
+    around = {path: PurePosixPath(tree.relative(path)).parts[:-1] for path in class_of}
+    for depth in range(min(FOLDERS_AROUND, *map(len, around.values())) if around else 0):
+        names = {folders[depth] for folders in around.values()}
+        splits = split_names(names)
+        if set(splits) == names and "train" in splits.values() and len(set(splits.values())) > 1:
+            for path, folders in around.items():
+                class_of[path] = class_of[path][0], splits[folders[depth]]
+            return [f"splits by the folders {listed(sorted(map(printable, names)))}"]
+    return []
 
 
 def _splits_in(table: _Table, column: str | None) -> dict[str, SplitName]:

@@ -5,8 +5,6 @@ The last tests go through the command line; the others through `scan`, which it 
 
 import csv
 import json
-import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -368,6 +366,45 @@ def test_columns_that_do_not_tell_are_asked_for(tmp_path: Path) -> None:
         scan(tmp_path)
 
 
+def test_one_store_in_pieces_is_no_classes_where_a_table_lies(tmp_path: Path) -> None:
+    for number, stem in enumerate(PICTURES):
+        write(tmp_path, f"images_part_{1 + number % 2}/{stem}.jpg")
+    assert scan(tmp_path).class_names == ("images_part_1", "images_part_2")
+    rows = [row_of(stem) for stem in PICTURES]
+    table(tmp_path, "list.csv", rows)
+    assert counts(scan(tmp_path)) == {None: 4}
+    for number in (1, 2):
+        (tmp_path / f"images_part_{number}").rename(tmp_path / f"grade_{number}")
+    assert scan(tmp_path).class_names == ("grade_1", "grade_2")
+
+
+def test_folders_tell_the_splits_where_all_that_a_table_names_lies_in_them(tmp_path: Path) -> None:
+    rows = []
+    for number, stem in enumerate(PICTURES):
+        path = f"deep/{'test' if number % 4 == 3 else 'train'}/{stem}.jpg"
+        write(tmp_path, path)
+        rows.append(row_of(stem))
+    table(tmp_path, "list.csv", rows)
+    found = scan(tmp_path)
+    assert counts(found) == {TRAIN: 3, TEST: 1}
+    assert "splits by the folders test and train" in found.words
+    (tmp_path / "deep/test/cat_3.jpg").rename(tmp_path / "deep/cat_3.jpg")
+    assert counts(scan(tmp_path)) == {None: 4}
+
+
+def test_what_a_competition_wants_handed_in_tells_no_classes(tmp_path: Path) -> None:
+    _kaggle(tmp_path)
+    table(tmp_path, "sample_submission.csv", [{"id": "unknown", "breed": "cat"}])
+    found = scan(tmp_path)
+    assert counts(found) == {None: 4}
+    assert [(item.path, item.kind) for item in found.skipped if item.kind == "ignored"] == [
+        ("test/unknown.jpg", "ignored")
+    ]
+    (tmp_path / "labels.csv").unlink()
+    with pytest.raises(DataError, match="pictures and no class folders"):
+        scan(tmp_path)
+
+
 def test_a_named_column_speaks_of_a_table_and_not_of_the_folders(tmp_path: Path) -> None:
     write(tmp_path, *(f"{place}/{stem}.jpg" for stem in PICTURES for place in (stem[-1],)))
     assert scan(tmp_path).class_names == ("0", "1", "2", "3")
@@ -437,52 +474,3 @@ def test_init_writes_the_table_and_columns_into_the_recipe(tmp_path: Path) -> No
                   str(tmp_path / "out"))  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "2 classes, 28 train, 6 validation, 6 test" in run.stderr
-
-
-SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
-
-
-@pytest.mark.parametrize(
-    ("name", "pattern", "names"),
-    [
-        ("clothing", "{0}/{1}", ("Training", "Validation", "Testing")),
-        ("waste", "waste-main/{0}/{1}", ("train", "val", "test")),
-        ("leaf", "{1}/{0}", ("train", "valid", "test")),
-        ("hands", "{0}/{0}/{1}", ("seg_train", "seg_val", "seg_test")),
-        ("mri", "{0}/images/{1}", ("TRAIN", "DEV", "TEST")),
-    ],
-)
-def test_real_sets_however_they_are_laid_out(
-    tmp_path: Path, name: str, pattern: str, names: tuple[str, ...]
-) -> None:
-    """The same classes, splits and counts as the sets have as they lie there."""
-    root = SHARED / name
-    if not root.is_dir():
-        if os.environ.get("CI"):
-            pytest.fail(f"CI needs {root.name}")
-        pytest.skip(f"{root.name} is not here")
-    splits = dict(zip((TRAIN, VALIDATION, TEST), names, strict=True))
-    wanted = scan(root)
-    by_table = tmp_path / "by-table"
-    rows: list[dict[str, object]] = []
-    for source in wanted.sources:
-        assert source.split is not None
-        label = wanted.class_names[source.label]
-        path = tmp_path / "laid" / pattern.format(splits[source.split], label)
-        path.mkdir(parents=True, exist_ok=True)
-        shutil.copy(source.path, path / source.path.name)
-        flat = f"{source.split}_{label}_{source.path.name}"
-        (by_table / "images").mkdir(parents=True, exist_ok=True)
-        (by_table / "images" / flat).symlink_to(source.path)
-        rows.append({"filename": flat, "class": label, "split": splits[source.split]})
-    table(by_table, "annotations.csv", rows)
-    laid = scan(tmp_path / "laid")
-    tabled = scan(by_table, form=Form(follow_links=True))
-    for found in (laid, tabled):
-        assert found.class_names == wanted.class_names
-        assert _counts(found) == _counts(wanted)
-        assert {s.sha256 for s in found.sources} == {s.sha256 for s in wanted.sources}
-
-
-def _counts(found: Scan) -> list[tuple[str | None, int]]:
-    return sorted((str(source.split), source.label) for source in found.sources)
