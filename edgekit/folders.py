@@ -147,6 +147,16 @@ def writing(path: Path) -> Iterator[None]:
         raise
 
 
+def cache_folder() -> Path:
+    """Returns where what is fetched or unpacked once is kept: `edgekit` in the user's cache folder.
+
+    `XDG_CACHE_HOME` moves it.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    # A relative path there is to be ignored, says the XDG Base Directory Specification.
+    return (cache if cache.is_absolute() else Path.home() / ".cache") / "edgekit"
+
+
 def free_bytes(path: Path | str) -> int | None:
     """Returns the bytes that are free where a file or folder is or would be; None if unknown."""
     for place in (Path(path).absolute(), *Path(path).absolute().parents):

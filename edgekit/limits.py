@@ -108,3 +108,11 @@ DATA_CLASSES = 2000
 DATA_TABLE_BYTES = 128 * 1024**2
 # Each may be a class where one column stands for each.
 DATA_TABLE_COLUMNS = 4096
+# Pictures packed into shards are unpacked into files of their own. They hardly shrink when they are
+# packed, but for bitmaps of drawings, which some shards hold.
+PACKED_TIMES_LARGER = 20
+# ImageNet-21k, the largest that people train classifiers on, has 14 million.
+PACKED_PICTURES = 20_000_000
+# Until the next few pictures are unpacked: importing TensorFlow takes 10 s with other work on both
+# cores, and decompressing a shard's part with all its pictures about one.
+PACKED_SECONDS = 120.0

@@ -17,7 +17,8 @@ from PIL import Image
 
 import edgekit
 from edgekit.data.bare import bare
-from edgekit.data.files import printable
+from edgekit.data.files import FORM, Form, printable
+from edgekit.data.packed import unpacked
 from edgekit.data.picture import ORIENTATION, UnreadableError, decode, pixels
 from edgekit.devices import measure
 from edgekit.devices.protocol import subject_of
@@ -291,7 +292,10 @@ def _usable(report: RunReport, run: Path) -> list[_Picture]:
     the same, turned as by a camera. Of their files only what decides about their pixels is taken:
     a bundle is given away, and must not tell where or by whom a picture was taken.
     """
-    root, contract = Path(report.recipe["data"]["path"]), report.export.preprocess
+    data, contract = report.recipe["data"], report.export.preprocess
+    root = Path(data["path"])
+    if not data.get("table"):
+        root = unpacked(root, Form(**{name: data[name] for name in FORM if name in data}))
     usable: list[_Picture] = []
     for row in _in_turns(_test_pictures(report, run)):
         if len(usable) == 2 * MOST_PICTURES:

@@ -48,7 +48,8 @@ ALLOWED = {
     "network": f"{_BASE} {_ASKED} runner runtimes devices",
     "fitting": f"{_BASE} {_ASKED} store network",
     "prefix": f"{_BASE} {_ASKED} store network fitting",
-    "data": _UNTIL_STORE,
+    # Shards of pictures are read in a child of `devices`.
+    "data": f"{_UNTIL_STORE} runner runtimes devices",
     "train": f"{_UNTIL_STORE} {_NETWORKS}",
     "quantize": f"{_UNTIL_STORE} {_NETWORKS}",
     "export": f"{_UNTIL_STORE} {_NETWORKS} {_MACHINES}",
@@ -68,8 +69,8 @@ ALLOWED = {
 _TRAINING = ("network", "fitting", "prefix", "train", "quantize", "export", "demo.pretrain")
 # Where, by the beginning of the module's name, each heavy library may be imported at all.
 CONFINED = {
-    "tensorflow": _TRAINING,
     "keras": ("export",),
+    "tensorflow": (*_TRAINING, "data.packed"),
     "tf_keras": _TRAINING,
     "tf2onnx": _TRAINING,
     "tensorflow_model_optimization": ("quantize",),
@@ -84,6 +85,7 @@ NOT_AT_START = (
     "onnxruntime",
     "ai_edge_litert",
     "h5py",
+    "pyarrow",
     "scipy",
     "matplotlib",
 )

@@ -57,12 +57,15 @@ class Listed:
         relative: Its path below the data folder, with forward slashes.
         class_name: Its class.
         split: The split that it is given to, or None if edgekit splits.
+        sha256: Digest that its bytes had when edgekit itself wrote the file. Defaults to None: it
+            did not.
     """
 
     path: Path
     relative: str
     class_name: str
     split: SplitName | None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.data.files import FOLDERS_AROUND, LAYOUT, Tree, printable
-from edgekit.data.names import SPLITS, is_store, listed, plain, split_names
+from edgekit.data.names import SPLITS, is_store, listed, made_from_train, plain, split_names
 from edgekit.errors import DataError
 from edgekit.records import SkippedFile, SplitName
 
@@ -256,11 +256,8 @@ def _by_class(tree: Tree, here: Path, classes: Sequence[Path], words: list[str])
         for path in tree.holding(folder):
             tree.refuse_link(path)
             found.append(ClassFolder(named[path.name], folder.name, path))
-    given = {folder.split for folder in found}
     words.append("every class folder holds its splits")
-    missing = [split for split in SPLITS if split not in given]
-    if missing:
-        words.append(f"{listed(missing)} {'is' if len(missing) == 1 else 'are'} made from train")
+    words += made_from_train({folder.split for folder in found})
     found.sort(key=lambda folder: SPLITS.index(folder.split or "train"))
     return _layout(found, words, _loose(tree, here))
 

@@ -3,7 +3,7 @@
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from edgekit.records import SplitName
 
@@ -95,6 +95,18 @@ def are_pieces(names: Iterable[str]) -> bool:
         and len(words) == 1
         and any(_IMAGES.fullmatch(w) or _PIECES.fullmatch(w) for w in next(iter(words)))
     )
+
+
+def made_from_train(used: Collection[SplitName | None]) -> list[str]:
+    """Returns in words which splits are made from train, where data come in splits.
+
+    Args:
+        used: The splits that there are; None stands for data in none.
+    """
+    missing = [split for split in SPLITS if split not in used]
+    if None in used or not missing:
+        return []
+    return [f"{listed(missing)} {'is' if len(missing) == 1 else 'are'} made from train"]
 
 
 def listed(names: Iterable[str], shown: int = 10) -> str:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.data.files import LAYOUT, Form, Listed, Reading, Tree, printable
-from edgekit.data.layout import ClassFolder, find_layout, no_layout
+from edgekit.data.layout import ClassFolder, Layout, find_layout, no_layout
 from edgekit.data.names import SPLITS, are_pieces, plain
+from edgekit.data.packed import find_shards, read_packed
 from edgekit.data.tables import find_table, read_table
 from edgekit.errors import DataError
 from edgekit.limits import DATA_CLASSES, PICTURE_FILE_BYTES
@@ -66,7 +67,8 @@ def scan(root: Path, progress: Progress | None = None, form: Form = Form()) -> S
     Args:
         root: `DIR/<class>/`, or splits of such folders by the names that people give them
             (`edgekit.data.names`), or pictures with a table of their classes
-            (`edgekit.data.tables`); one folder around all of it is entered.
+            (`edgekit.data.tables`), or shards that hold them (`edgekit.data.packed`); one folder
+            around all of it is entered.
         progress: Called with (files read, files in all). Defaults to None: nobody is told.
         form: What is said about the folder beside its path. Defaults to nothing.
 
@@ -101,7 +103,10 @@ def _scan(root: Path, progress: Progress, form: Form) -> Scan:
         )
     _refuse_unknown(root, form.ignore)
     tree = Tree(root, form.follow_links, frozenset(form.ignore))
-    reading = _by_folders(tree, form) if form.table is None else read_table(tree, form.table, form)
+    if form.table is None:
+        reading = _understood(tree, form, progress)
+    else:
+        reading = read_table(tree, form.table, form)
     names = reading.class_names
     _check_names(root, names)
     if not reading.pictures:
@@ -117,6 +122,12 @@ def _scan(root: Path, progress: Progress, form: Form) -> Scan:
     for picture, digest in zip(reading.pictures, digests, strict=True):
         if len(digest) != 64:
             skipped.append(SkippedFile(path=printable(picture.relative), reason=digest))
+        elif picture.sha256 not in (None, digest):
+            raise DataError(
+                f"{printable(str(picture.path))} is not what edgekit unpacked there",
+                "files that nothing changes",
+                "delete the folder that it says it unpacked into; it unpacks the shards again",
+            )
         else:
             label = label_of[picture.class_name]
             sources.append(Source(picture.path, picture.relative, label, picture.split, digest))
@@ -140,27 +151,35 @@ def _refuse_unknown(root: Path, ignored: Sequence[str]) -> None:
             )
 
 
-def _by_folders(tree: Tree, form: Form) -> Reading:
-    """Returns the pictures by their folders, or by a table where the folders tell no classes.
+def _understood(tree: Tree, form: Form, progress: Progress) -> Reading:
+    """Returns the pictures by their folders, or where these tell no classes by a table or shards.
 
-    Who names a column speaks of a table, whatever the folders tell; and folders that are called as
-    pieces of one store are no classes where a table lies beside them.
+    Who names a column speaks of a table or shards, whatever the folders tell; and folders that are
+    called as pieces of one store are no classes where a table lies beside them.
     """
     columns = [name for name in (form.path_column, form.label_column, form.split_column) if name]
     layout = None if columns else find_layout(tree)
     if layout is None or are_pieces(layout.class_names):
-        found = find_table(tree)
-        if found is not None:
-            return read_table(tree, found, form)
-        if columns:
-            raise DataError(
-                f"the column {columns[0]!r} was named, and no table lies in "
-                f"{printable(str(tree.root))}",
-                "a .csv, .tsv or .jsonl file with a row for each picture",
-                "name it: data.table or --table FILE; or leave the column out",
-            )
-    if layout is None:
+        held = tree.holds_pictures(tree.root)
+        table = find_table(tree) if held else None
+        shards = find_shards(tree) if layout is None and table is None else None
+        if shards is not None:
+            return read_packed(tree, shards, form, progress)
+        table = table if held else find_table(tree)
+        if table is not None:
+            return read_table(tree, table, form)
+    if layout is not None:
+        return _by_folders(tree, layout)
+    if not columns:
         raise no_layout(tree)
+    raise DataError(
+        f"the column {columns[0]!r} was named, and no table lies in {printable(str(tree.root))}",
+        "a .csv, .tsv or .jsonl file with a row for each picture, or shards of pictures",
+        "name it: data.table or --table FILE; or leave the column out",
+    )
+
+
+def _by_folders(tree: Tree, layout: Layout) -> Reading:
     _refuse_many(tree.root, len(layout.class_names))
     skipped = list(layout.skipped)
     listed = [

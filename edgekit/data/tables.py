@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from edgekit.data.files import FOLDERS_AROUND, Form, Listed, Reading, Tree, printable
-from edgekit.data.names import SPLITS, listed, plain, split_names
+from edgekit.data.names import listed, made_from_train, plain, split_names
 from edgekit.errors import DataError
 from edgekit.limits import DATA_TABLE_BYTES, DATA_TABLE_COLUMNS
 from edgekit.records import SkippedFile, SplitName
@@ -24,7 +24,7 @@ _METADATA = ("metadata.csv", "metadata.jsonl")  # of Hugging Face's `imagefolder
 _HANDED_IN = "submission"
 # Rows that tell which column names pictures; at least half of them must.
 _LOOKED_AT = 400
-_LABEL_NAMES = (
+LABEL_NAMES = (
     "label", "labels", "class", "classes", "class_name", "classname", "class_label", "category",
     "target", "species", "breed", "variety", "diagnosis", "dx", "type", "y", "label_name",
     "level", "grade", "tag", "tags", "annotation", "class_id", "label_id",
@@ -153,9 +153,7 @@ def read_table(tree: Tree, place: Path, form: Form) -> Reading:
             "pictures of the split train",
             "correct the column of the splits, or name another with data.split_column",
         )
-    missing = [split for split in SPLITS if split not in used] if None not in used else []
-    if missing:
-        words.append(f"{listed(missing)} {'is' if len(missing) == 1 else 'are'} made from train")
+    words += made_from_train(used)
     own = {tree.shown(file) for file, _ in several if file.is_relative_to(tree.root)}
     skipped = [item for item in skipped if item.path not in own]
     left = [path for path in pictures.all if path not in class_of]
@@ -304,9 +302,9 @@ def _label_of(table: _Table, path_column: str, split_column: str | None, form: F
     if form.label_column is not None:
         return [_named(table, form.label_column, "data.label_column")]
     others = [name for name in table.columns if name not in (path_column, split_column)]
-    usual = [name for name in others if plain(name).replace(" ", "_") in _LABEL_NAMES]
+    usual = [name for name in others if plain(name).replace(" ", "_") in LABEL_NAMES]
     if usual:
-        return [min(usual, key=lambda name: _LABEL_NAMES.index(plain(name).replace(" ", "_")))]
+        return [min(usual, key=lambda name: LABEL_NAMES.index(plain(name).replace(" ", "_")))]
     one_hot = [name for name in others if _is_zero_or_one(table, name)]
     if len(one_hot) > 1 and _one_each(table, one_hot):
         return one_hot

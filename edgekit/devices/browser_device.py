@@ -13,10 +13,10 @@ from edgekit.devices.browser_page.packages import prepare
 from edgekit.devices.exchange import ReportProgress
 from edgekit.devices.local import this_machine
 from edgekit.devices.measure import Task
-from edgekit.devices.place import Machine, cache_folder
+from edgekit.devices.place import Machine
 from edgekit.devices.protocol import Done, Surroundings
 from edgekit.errors import DeviceError, SpecError
-from edgekit.folders import scratch_folder
+from edgekit.folders import cache_folder, scratch_folder
 from edgekit.runner import surroundings
 from edgekit.runtimes.base import RuntimeName
 

@@ -27,10 +27,10 @@ from pathlib import Path
 from edgekit import limits
 from edgekit.devices.exchange import ReportProgress
 from edgekit.devices.local import processor
-from edgekit.devices.place import Found, Machine, cache_folder, check_size
+from edgekit.devices.place import Found, Machine, check_size
 from edgekit.devices.wheels import PIP_OPTIONS, requirements
 from edgekit.errors import DeviceError, SpecError
-from edgekit.folders import scratch_folder
+from edgekit.folders import cache_folder, scratch_folder
 from edgekit.processes import run
 from edgekit.runtimes.base import printable
 

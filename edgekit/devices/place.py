@@ -4,7 +4,6 @@ Device layer. A transport is a module with one context manager that yields a `Pl
 happens inside it, nothing of edgekit is left on the device afterwards.
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,13 +100,6 @@ class Found:
     name: str
     words: str
     problem: str = ""
-
-
-def cache_folder() -> Path:
-    """Returns where what transports fetch once is kept: `edgekit` in the user's cache folder."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # A relative path there is to be ignored, says the XDG Base Directory Specification.
-    return (cache if cache.is_absolute() else Path.home() / ".cache") / "edgekit"
 
 
 def check_size(path: Path, limit_bytes: int) -> None:

@@ -5,9 +5,10 @@ from contextlib import contextmanager
 
 from edgekit.devices import adb, browser, browser_device, emulated, local, ssh
 from edgekit.devices.measure import Device, RunnerDevice
-from edgekit.devices.place import Found, Machine, cache_folder
+from edgekit.devices.place import Found, Machine
 from edgekit.devices.wheels import requirements
 from edgekit.errors import DeviceError
+from edgekit.folders import cache_folder
 from edgekit.target import DeviceSpec, RuntimeName, Target
 
 Say = Callable[[str], None]

@@ -37,9 +37,9 @@ from edgekit.devices.browser import BrowserAnswer, BrowserJob, Runtime, Window
 from edgekit.devices.browser_page import packages as npm
 from edgekit.devices.browser_page.server import PageServer
 from edgekit.devices.measure import answer
-from edgekit.devices.place import cache_folder
 from edgekit.devices.protocol import Subject
 from edgekit.errors import DataError, DeviceError, IntegrityError, SpecError
+from edgekit.folders import cache_folder
 from edgekit.records import Preprocess, input_codes
 from edgekit.runtimes import RuntimeName
 

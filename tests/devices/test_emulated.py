@@ -22,9 +22,10 @@ from edgekit.devices import emulated
 from edgekit.devices.emulated import EmulatedPlace, find, prepare, reach
 from edgekit.devices.exchange import exchange
 from edgekit.devices.measure import answer
-from edgekit.devices.place import Place, cache_folder
+from edgekit.devices.place import Place
 from edgekit.devices.protocol import Done, Subject
 from edgekit.errors import DeviceError, IntegrityError, SpecError
+from edgekit.folders import cache_folder
 from edgekit.records import Preprocess
 from edgekit.runtimes import RuntimeName
 

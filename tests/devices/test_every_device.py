@@ -20,8 +20,8 @@ from tiny_models import (
 
 from edgekit.devices import adb, emulated, local, measure, ssh
 from edgekit.devices.measure import Device, Pace, RunnerDevice, answer, time_sessions
-from edgekit.devices.place import cache_folder
 from edgekit.errors import DeviceError, EdgekitError, IntegrityError
+from edgekit.folders import cache_folder
 from edgekit.runner.onnx_runtime import EXACT
 
 PACKAGES = ("numpy", "ai_edge_litert", "onnxruntime")

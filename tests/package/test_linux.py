@@ -27,7 +27,7 @@ from tiny_models import CLASSES, SIZE, digest, mean_onnx, mean_tflite, quantized
 import edgekit.package
 from edgekit.data import picture
 from edgekit.data.scan import scan
-from edgekit.devices.place import cache_folder
+from edgekit.folders import cache_folder
 from edgekit.package import linux
 from edgekit.package.contents import Contents, Golden
 from edgekit.records import Artifact, Preprocess, Status, TensorInfo, Verdict, input_codes

@@ -18,8 +18,8 @@ from filelock import FileLock
 from tiny_models import SIZE, Untyped, colour_images, mean_onnx, mean_tflite
 from tiny_network import CLASSES, Exported, coloured
 
-from edgekit.devices.place import cache_folder
 from edgekit.errors import EdgekitError, IntegrityError, SpecError
+from edgekit.folders import cache_folder
 from edgekit.package.metadata import (
     LOGITS,
     describe,

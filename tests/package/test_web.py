@@ -26,9 +26,9 @@ from edgekit.data.picture import decode, fit
 from edgekit.devices import browser
 from edgekit.devices.browser_page import packages as npm
 from edgekit.devices.measure import answer
-from edgekit.devices.place import cache_folder
 from edgekit.devices.protocol import Subject
 from edgekit.errors import DeviceError, SpecError
+from edgekit.folders import cache_folder
 from edgekit.package import web
 from edgekit.package.contents import TOLERANCE_SHARE, TOLERANCE_STEPS, Contents, Golden
 from edgekit.records import Artifact, Preprocess, Status, Verdict, input_codes

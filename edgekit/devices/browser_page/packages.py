@@ -37,8 +37,8 @@ def prepare(folder: Path, say: Callable[[str], None]) -> Path:
     """Returns a folder with the packages, fetched with npm unless they are there already.
 
     Args:
-        folder: Where such folders are kept, as `place.cache_folder()`; made if missing. The one for
-            this version of the list is named `web-<hash>`.
+        folder: Where such folders are kept, as `edgekit.folders.cache_folder()`; made if missing.
+            The one for this version of the list is named `web-<hash>`.
         say: Takes a line for the user when something is fetched.
 
     Raises:
