@@ -96,7 +96,8 @@ Table = Annotated[
     ),
 ]
 PathColumn = Annotated[
-    str | None, typer.Option(help="Column of the table that names the pictures.")
+    str | None,
+    typer.Option(help="Column of the table that names the pictures; of shards, that holds them."),
 ]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the table: the classes.")]
 SplitColumn = Annotated[str | None, typer.Option(help="Column of the table: the splits.")]
@@ -365,26 +366,42 @@ def init(
     force: Annotated[bool, typer.Option(help="Overwrite an existing file.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Look at a folder of pictures and write a commented recipe for it."""
-    from edgekit.console import out as console, show_json
+    """Look at a folder of pictures and write a commented recipe for it.
+
+    Beside the recipe comes a page of the same name with a few pictures of each class and split, to
+    be opened in a browser.
+    """
+    from edgekit.console import out as console, show_json, working
+    from edgekit.data.contact_sheet import contact_sheet
     from edgekit.data.overview import counts_of, pictures_table
     from edgekit.data.scan import scan
     from edgekit.recipe import default_recipe, recipe_toml
     from edgekit.report.sentences import left_out
     from edgekit.store import write_atomically
 
-    if out.exists() and not force:
-        raise SpecError(
-            f"{out} exists", "a new file", "give another name with --out, or overwrite with --force"
-        )
+    sheet = out.with_suffix(".html")
+    for path in (out, sheet):
+        if path.exists() and not force:
+            raise SpecError(
+                f"{path} exists",
+                "a new file",
+                "give another name with --out, or overwrite with --force",
+            )
     form = _form(table, path_column, label_column, split_column, ignore, follow_links)
     recipe = default_recipe(directory.absolute(), **_said(form))
-    found = scan(directory, form=form)
+    with working() as work:
+        found = scan(directory, lambda done, total: work.progress("reading", done, total), form)
+        lines = left_out(found.skipped)
+        page = contact_sheet(
+            found, lines, lambda done, total: work.progress("contact sheet", done, total)
+        )
     write_atomically(out, recipe_toml(recipe).encode())
+    write_atomically(sheet, page.encode())
     if as_json:
         show_json(
             {
                 "recipe": str(out),
+                "sheet": str(sheet),
                 "words": list(found.words),
                 "classes": counts_of(found),
                 "skipped": [item.model_dump(mode="json") for item in found.skipped],
@@ -394,9 +411,10 @@ def init(
     for sentence in found.words:
         console.print(f"understood: {sentence}", markup=False)
     console.print(pictures_table(found))
-    for line in left_out(found.skipped):
+    for line in lines:
         console.print(line, markup=False)
-    console.print(f"wrote {out}; next: {_command_line(('run', str(out)))}", markup=False)
+    said = f"wrote {out} and {sheet}, which shows them; next: {_command_line(('run', str(out)))}"
+    console.print(said, markup=False)
 
 
 @app.command(
