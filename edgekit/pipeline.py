@@ -16,7 +16,7 @@ import numpy as np
 import edgekit
 from edgekit.code_version import code_version
 from edgekit.data.files import printable
-from edgekit.errors import SpecError
+from edgekit.errors import DataError, SpecError
 from edgekit.folders import replace_folder, scratch_folder, writing
 from edgekit.network.graph import check_names, layer_names, mobilenet_v2
 from edgekit.network.native_log import load_tensorflow
@@ -36,7 +36,7 @@ from edgekit.records import (
 )
 from edgekit.report import ANSWERS_NAME, JSON_NAME, describes, discard_report, write_report
 from edgekit.report.sentences import left_out, parity_sentences
-from edgekit.store import StageKey, Store, Stored, canonical, tool_version
+from edgekit.store import StageKey, Store, Stored, canonical, tool_version, write_atomically
 from edgekit.target import Target, refuse_float_layers, refuse_granularity, refuse_same_names
 from edgekit.train.cuts import fixed
 
@@ -58,7 +58,11 @@ PACKAGES = (
 # What the work of each stage begins with; its version follows from the sources from there on.
 # Starting weights are read by a process of their own, which begins at `main`.
 ENTRIES: dict[Stage, tuple[str, ...]] = {
-    "data": ("edgekit.data.scan.scan", "edgekit.data.decode.decode"),
+    "data": (
+        "edgekit.data.scan.scan",
+        "edgekit.data.decode.decode",
+        "edgekit.data.findings.TABLES",
+    ),
     "train": ("edgekit.network.starting_weights.main", "edgekit.train.unfreezing.train"),
     "quantize": ("edgekit.quantize.candidates.quantize_model",),
     "export": (
@@ -91,6 +95,7 @@ class _Run:
     """What one run carries from stage to stage."""
 
     recipe: Recipe
+    out: Path
     store: Store
     telling: Telling
     times: list[StageTime] = field(default_factory=list)
@@ -135,8 +140,8 @@ def run(
     Args:
         recipe: What the user asks for, with absolute paths.
         targets: Its targets, loaded.
-        out: Run folder; receives `artifacts/`, `report.json`, `report.md`, `answers.csv` and
-            `.store/`.
+        out: Run folder; receives `artifacts/`, `report.json`, `report.md`, `answers.csv`, `.store/`
+            and tables of what there is to say about single pictures.
         command: The command line, for the report.
         until: Last stage to run.
         telling: Where lines and progress go.
@@ -158,7 +163,7 @@ def run(
         devices = reached(targets, telling.say)
     store = Store(out / STORE, telling.say)
     with store.locked():
-        state = _Run(recipe, store, telling)
+        state = _Run(recipe, out, store, telling)
         # Refused now, not after the pictures were decoded; a download can wait.
         _starting_weights(recipe, download=False)
         notes = _notes_before(recipe)
@@ -258,16 +263,34 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
             rate = done / (time.monotonic() - started)
             state.telling.progress(f"decoding: {rate:.0f} images/s", done, total)
 
-        return decode(scanned, contract, spec, folder, seed=state.recipe.seed, progress=decoded)
+        try:
+            return decode(scanned, contract, spec, folder, seed=state.recipe.seed, progress=decoded)
+        except DataError:
+            _publish_tables(folder, state)  # of what was refused
+            raise
 
     stored = state.stage(key, DatasetRecord, make)
     record = stored.record
     sizes = ", ".join(f"{split.count} {name}" for name, split in record.splits.items())
     rate = "" if stored.reused else f", decoded at {record.images_per_second:.0f} images/s"
     state.telling.say(f"data: {len(record.class_names)} classes, {sizes}{rate}")
-    for line in left_out(record.skipped):
+    # Of those left out for their pixels the notes speak.
+    for line in left_out([s for s in record.skipped if s.kind not in ("two-classes", "copy")]):
         state.telling.say(line)
+    _publish_tables(stored.folder, state)
     return stored
+
+
+def _publish_tables(folder: Path, state: _Run) -> None:
+    """Copies the tables about single pictures into the run folder; old ones go."""
+    from edgekit.data.findings import TABLES
+
+    for name in TABLES:
+        if (folder / name).is_file():
+            write_atomically(state.out / name, (folder / name).read_bytes())
+            state.telling.say(f"data: {state.out / name}")
+        else:
+            (state.out / name).unlink(missing_ok=True)
 
 
 def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelRecord]:

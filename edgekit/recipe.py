@@ -82,6 +82,13 @@ class DataSpec(Spec):
         le=1,
         description="Largest fraction of unreadable files that is skipped; more refuses the data.",
     )
+    max_conflicting_fraction: float = Field(
+        default=0.01,
+        ge=0,
+        le=1,
+        description="Largest fraction of images that is left out because the same pixels stand "
+        "under two classes; more refuses the data. One group of them passes, unless this is 0.",
+    )
 
     @field_validator("path", mode="before")
     @classmethod

@@ -92,19 +92,22 @@ class SkippedFile(Record):
         path: Its path below the data folder, safe to print.
         reason: Why it was left out.
         kind: "damaged" counts against `data.max_bad_fraction`; "not-a-picture" has the name of some
-            other kind of file; "ignored" lies where no class or no split is.
+            other kind of file; "ignored" lies where no class or no split is; "two-classes" has
+            the pixels of a picture of another class, and counts against
+            `data.max_conflicting_fraction`; "copy" has those of one in a split that is held out.
     """
 
     path: str
     reason: str
-    kind: Literal["damaged", "not-a-picture", "ignored"] = "damaged"
+    kind: Literal["damaged", "not-a-picture", "ignored", "two-classes", "copy"] = "damaged"
 
 
 class DatasetRecord(Record):
     """The decoded data set. Blobs beside it: `<split>.images.npy` and `<split>.labels.npy`.
 
     Images are uint8 of shape `(count, height_px, width_px, 3)` in the contract's channel order,
-    labels int32 of shape `(count,)`; `<split>.files.json` lists the source of each row.
+    labels int32 of shape `(count,)`; `<split>.files.json` lists the source of each row. What
+    is to be said about single pictures stands in the tables that `data.findings` names.
     `images_per_second` counts pictures read, decoded, resized and fingerprinted, by all cores.
     """
 

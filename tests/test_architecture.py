@@ -17,7 +17,7 @@ import edgekit
 PACKAGE = Path(edgekit.__file__).parent
 
 _SYSTEM = "folders processes"
-_BASE = f"errors limits spec records code_version {_SYSTEM}"
+_BASE = f"errors limits spec records code_version spreadsheet {_SYSTEM}"
 _ASKED = "recipe target"
 _MACHINES = "runner runtimes devices estimate"
 _NETWORKS = "network fitting prefix"
@@ -34,6 +34,7 @@ ALLOWED = {
     "code_version": "",
     "folders": "",
     "limits": "",
+    "spreadsheet": "",
     "processes": "errors",
     "spec": "limits errors",
     "records": "limits errors spec",

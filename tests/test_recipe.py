@@ -53,6 +53,7 @@ RANGES: list[tuple[str, Any, Any]] = [
     ("data.test_fraction", 0, 1),
     ("data.min_images_per_class", 0, 1_000_001),
     ("data.max_bad_fraction", -0.1, 1.1),
+    ("data.max_conflicting_fraction", -0.1, 1.1),
     ("model.alpha", 0.34, 1.41),
     ("model.input_size_px", 31, 1025),
     ("model.dropout", -0.1, 1),

@@ -14,10 +14,26 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.data.files import printable
+from edgekit.data.findings import (
+    copy_notes,
+    near_notes,
+    skipped_copies,
+    write_left_out,
+    write_near_identical,
+)
 from edgekit.data.names import SPLITS
 from edgekit.data.picture import Fingerprint, UnreadableError, read
 from edgekit.data.scan import Progress, Scan, Source
-from edgekit.data.split import Decoded, assign, check, count, refuse_conflicts
+from edgekit.data.split import (
+    Copy,
+    Decoded,
+    assign,
+    check,
+    copies,
+    count,
+    near_identical,
+    refuse_conflicts,
+)
 from edgekit.errors import DataError, SpecError
 from edgekit.processes import apart
 from edgekit.recipe import DataSpec
@@ -49,13 +65,14 @@ def decode(
         spec: What the recipe asks for: shares of the splits when edgekit splits, and what refuses
             the data.
         folder: Receives `<split>.images.npy` (uint8, (n, h, w, 3)), `<split>.labels.npy` (int32,
-            (n,)) and `<split>.files.json` (relative paths), rows in scan order.
+            (n,)) and `<split>.files.json` (relative paths), rows in scan order, and the tables of
+            `findings` that have something to list, also where the data is refused.
         seed: Seed of the split.
         progress: Called with (pictures done, pictures in all).
 
     Raises:
-        DataError: If too many files are damaged, one changed since the scan, or `split.check`
-            refuses the data.
+        DataError: If too many files are damaged or stand under two classes, one changed since the
+            scan, or `split.check` refuses the data.
     """
     pixels_path = folder / "all.tmp.npy"
     started = time.monotonic()
@@ -66,31 +83,51 @@ def decode(
         "validation_fraction": spec.validation_fraction,
         "test_fraction": spec.test_fraction,
     }
-    splits, merged = assign(decoded, **fractions, seed=seed)
+    doubled = copies(decoded)
+    left_out = (*scanned.skipped, *skipped, *skipped_copies(decoded, doubled))
+    write_left_out(folder, left_out)
+    refuse_conflicts(decoded, doubled, spec.max_conflicting_fraction)
+    rows = _kept(decoded, doubled)
+    used = [decoded[row] for row in rows]
+    splits, merged = assign(used, **fractions, seed=seed)
+    near = near_identical(used, splits)
+    write_near_identical(folder, used, splits, scanned.class_names, near)
     check(
-        decoded,
+        used,
         splits,
         scanned.class_names,
         min_images_per_class=spec.min_images_per_class,
         **fractions,
+        left_out=[decoded[copy.index].source for copy in doubled],
     )
     pixels = np.load(pixels_path, mmap_mode="r")
     for split in SPLITS:
         chosen = [i for i, name in enumerate(splits) if name == split]
-        _write_rows(folder / f"{split}.images.npy", pixels, chosen)
-        _write_labels(folder, split, [decoded[i] for i in chosen])
+        _write_rows(folder / f"{split}.images.npy", pixels, [rows[i] for i in chosen])
+        _write_labels(folder, split, [used[i] for i in chosen])
     del pixels
     pixels_path.unlink()
-    counts = count(decoded, splits, len(scanned.class_names))
+    counts = count(used, splits, len(scanned.class_names))
     return DatasetRecord(
         class_names=scanned.class_names,
         preprocess=preprocess,
         splits={s: SplitRecord(count=sum(counts[s]), per_class=tuple(counts[s])) for s in SPLITS},
-        skipped=(*scanned.skipped, *skipped),
-        notes=(*_imbalance(scanned.class_names, counts["train"]), *_merged(decoded, merged)),
+        skipped=left_out,
+        notes=(
+            *copy_notes(decoded, doubled),
+            *_imbalance(scanned.class_names, counts["train"]),
+            *_merged(merged),
+            *near_notes(used, splits, near),
+        ),
         digest=scanned.digest,
         images_per_second=rate,
     )
+
+
+def _kept(pictures: Sequence[Decoded], left_out: Sequence[Copy]) -> list[int]:
+    """Returns the indices of the pictures that are used."""
+    out = {copy.index for copy in left_out}
+    return [index for index in range(len(pictures)) if index not in out]
 
 
 class Folder(NamedTuple):
@@ -116,8 +153,11 @@ def read_folder(
     progress: Progress,
     *,
     max_bad_fraction: float = 0.01,
+    max_conflicting_fraction: float = 0.01,
 ) -> Folder:
     """Decodes a labelled folder as one set, whatever its splits, to judge a finished file on it.
+
+    Pictures under two classes with the same pixels are left out, as no answer to them is right.
 
     Args:
         scanned: The files.
@@ -125,13 +165,15 @@ def read_folder(
         folder: Receives the pixels.
         progress: Called with (pictures done, pictures in all).
         max_bad_fraction: Largest share of files that may be skipped as damaged. Defaults to 0.01.
+        max_conflicting_fraction: Largest share of pictures that may stand under two classes, but
+            for one group of them. Defaults to 0.01.
 
     Returns:
         The pictures, in scan order.
 
     Raises:
-        DataError: If too many files are damaged or none is readable, one changed since the scan, or
-            the same pixels stand under two classes.
+        DataError: If too many files are damaged or stand under two classes, none is readable, or
+            one changed since the scan.
     """
     path, every = folder / "images.npy", folder / "all.tmp.npy"
     decoded, skipped = _decode_all(scanned, preprocess, every, progress)
@@ -143,12 +185,16 @@ def read_folder(
             "at least one readable picture",
             "check how the folder was copied",
         )
-    refuse_conflicts(decoded)
-    _write_rows(path, np.load(every, mmap_mode="r"), list(range(len(decoded))))
+    # Of one set as a whole, copies in several splits are nothing to leave out.
+    doubled = [copy for copy in copies(decoded) if copy.kind == "two-classes"]
+    refuse_conflicts(decoded, doubled, max_conflicting_fraction)
+    rows = _kept(decoded, doubled)
+    _write_rows(path, np.load(every, mmap_mode="r"), rows)
     every.unlink()
-    labels = np.array([item.source.label for item in decoded], np.int32)
-    sources = tuple(item.source for item in decoded)
-    return Folder(path, labels, sources, (*scanned.skipped, *skipped))
+    labels = np.array([decoded[row].source.label for row in rows], np.int32)
+    sources = tuple(decoded[row].source for row in rows)
+    left_out = (*scanned.skipped, *skipped, *skipped_copies(decoded, doubled))
+    return Folder(path, labels, sources, left_out)
 
 
 def _decode_all(
@@ -260,16 +306,10 @@ def _imbalance(class_names: tuple[str, ...], counts: list[int]) -> tuple[str, ..
     )
 
 
-def _merged(pictures: list[Decoded], groups: list[list[int]]) -> tuple[str, ...]:
+def _merged(groups: list[list[int]]) -> tuple[str, ...]:
     if not groups:
         return ()
-    note = (
+    return (
         f"near-identical pictures were kept on one side of the split: {len(groups)} groups, "
-        f"the largest of {max(map(len, groups))} pictures"
+        f"the largest of {max(map(len, groups))} pictures",
     )
-    mixed = [g for g in groups if len({pictures[i].source.label for i in g}) > 1]
-    if mixed:
-        per_class = {pictures[i].source.label: pictures[i].source.relative for i in mixed[0]}
-        names = " and ".join(printable(name) for name in list(per_class.values())[:2])
-        note += f"; of several classes in {len(mixed)} of them, such as {names}"
-    return (note,)

@@ -1,11 +1,16 @@
-"""Which picture goes into which split, by content and seed, and what makes a data set unfit."""
+"""Which picture goes into which split or into none, by content and seed; what is unfit as a whole.
+
+The same pixels under two classes, or on both sides of a split that was given, go into no split
+or into one.
+"""
 
 import hashlib
 import math
 from bisect import bisect, insort
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -46,6 +51,22 @@ class Decoded:
 
 
 @dataclass(frozen=True)
+class Copy:
+    """A picture that is left out, because its pixels stand elsewhere, too.
+
+    Args:
+        index: Which picture.
+        same_as: Index of one with the same pixels.
+        kind: "two-classes" where that one is of another class, and both are left out; "copy" where
+            it is in a split that is held out from more.
+    """
+
+    index: int
+    same_as: int
+    kind: Literal["two-classes", "copy"]
+
+
+@dataclass(frozen=True)
 class _Look:
     """What is compared: values (256, 3) of the miniature, their sum, and their contrast."""
 
@@ -80,10 +101,9 @@ def assign(
     Returns:
         The splits in the order of `pictures`, and the indices of each group of more than one.
     """
-    given = {picture.source.split for picture in pictures}
     shares: dict[SplitName, float] = {"test": test_fraction, "validation": validation_fraction}
-    fractions = {split: share for split, share in shares.items() if split not in given}
-    result = {index: picture.source.split or "train" for index, picture in enumerate(pictures)}
+    fractions = {split: shares[split] for split in _made(pictures)}
+    result = {index: _given(picture) for index, picture in enumerate(pictures)}
     if not fractions:
         return tuple(result.values()), []
     divided = [index for index, split in result.items() if split == "train"]
@@ -110,6 +130,18 @@ def assign(
     return splits, [group for group in groups if len(group) > 1]
 
 
+def _given(picture: Decoded) -> SplitName:
+    """Returns the split of a picture that comes with splits; what is to be divided is train."""
+    return picture.source.split or "train"
+
+
+def _made(pictures: Sequence[Decoded]) -> tuple[SplitName, ...]:
+    """Returns the splits that edgekit makes from train."""
+    given = {picture.source.split for picture in pictures}
+    held_out: tuple[SplitName, ...] = ("test", "validation")
+    return tuple(split for split in held_out if split not in given)
+
+
 def _order(pixels: str, seed: int) -> str:
     return hashlib.sha256(f"{seed}:{pixels}".encode()).hexdigest()
 
@@ -121,28 +153,41 @@ def _near_identical(pictures: Sequence[Decoded]) -> list[list[int]]:
     chain. The digests give the order, so neither file names nor the order of files decide.
     """
     by_pixels = _by_pixels(pictures)
-    first: list[_Look] = []
+    known = _Known()
     groups: list[list[int]] = []
-    # With d differing bits allowed, one of d + 1 parts of the hash must match exactly.
-    buckets: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for digest in sorted(by_pixels):
         look = _look(pictures[by_pixels[digest][0]].look)
-        parts = _parts(look.difference_hash)
+        near = next(known.near(look), None)
+        if near is None:
+            known.add(look)
+            groups.append(by_pixels[digest])
+        else:
+            groups[near] += by_pixels[digest]
+    return groups
+
+
+class _Known:
+    """Looks, numbered in the order in which they were added, and found by near-identical ones."""
+
+    def __init__(self) -> None:
+        self._looks: list[_Look] = []
+        # With d differing bits allowed, one of d + 1 parts of the hash must match exactly.
+        self._buckets: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+
+    def add(self, look: _Look) -> None:
+        for part in _parts(look.difference_hash):
+            insort(self._buckets[part], (look.brightness, len(self._looks)))
+        self._looks.append(look)
+
+    def near(self, look: _Look) -> Iterator[int]:
+        """Yields the numbers of near-identical looks, the first ones first."""
         candidates: set[int] = set()
-        for part in parts:
-            bucket = buckets[part]
+        for part in _parts(look.difference_hash):
+            bucket = self._buckets[part]
             place = bisect(bucket, (look.brightness, 0))
             nearest = bucket[max(0, place - _CANDIDATES // 2) : place + _CANDIDATES // 2]
             candidates.update(number for _, number in nearest)
-        near = next((n for n in sorted(candidates) if _are_near(first[n], look)), None)
-        if near is not None:
-            groups[near] += by_pixels[digest]
-            continue
-        for part in parts:
-            insort(buckets[part], (look.brightness, len(groups)))
-        groups.append(by_pixels[digest])
-        first.append(look)
-    return groups
+        return (n for n in sorted(candidates) if _are_near(self._looks[n], look))
 
 
 def _parts(difference_hash: int) -> list[tuple[int, int]]:
@@ -166,20 +211,124 @@ def _by_pixels(pictures: Sequence[Decoded]) -> dict[str, list[int]]:
     return groups
 
 
-def refuse_conflicts(pictures: Sequence[Decoded]) -> None:
-    """Refuses the same pixels under two classes.
+def copies(pictures: Sequence[Decoded]) -> list[Copy]:
+    """Returns the pictures to leave out, as their pixels stand under another class or split, too.
+
+    Of pixels in several splits that were given, those in test stay, else those in validation:
+    a result on pictures that training saw would be flattered. What edgekit divides itself needs
+    no leaving out, as it goes to one side.
+
+    Args:
+        pictures: All readable pictures.
+    """
+    found = []
+    for group in _by_pixels(pictures).values():
+        labels = [pictures[i].source.label for i in group]
+        if len(set(labels)) > 1:
+            others = {label: next(i for i, other in zip(group, labels, strict=True)
+                                  if other != label) for label in set(labels)}  # fmt: skip
+            found += [
+                Copy(i, others[label], "two-classes")
+                for i, label in zip(group, labels, strict=True)
+            ]
+            continue
+        kept = max(group, key=lambda i: SPLITS.index(_given(pictures[i])))
+        found += [
+            Copy(i, kept, "copy") for i in group if _given(pictures[i]) != _given(pictures[kept])
+        ]
+    return sorted(found, key=lambda copy: copy.index)
+
+
+def refuse_conflicts(
+    pictures: Sequence[Decoded], left_out: Sequence[Copy], max_fraction: float
+) -> None:
+    """Refuses too many pictures whose pixels stand under two classes.
+
+    One group of equal pictures always passes, unless none is to: one mistake in a small set is
+    no reason to stop.
+
+    Args:
+        pictures: All readable pictures.
+        left_out: What `copies` returns for them.
+        max_fraction: Largest share of the pictures that may be left out for this.
 
     Raises:
-        DataError: If there are any; the files are named.
+        DataError: If there are more; the first files are named.
     """
-    groups = _by_pixels(pictures).values()
-    conflicts = [g for g in groups if len({pictures[i].source.label for i in g}) > 1]
-    if conflicts:
-        raise DataError(
-            f"{len(conflicts)} pictures stand under two classes: {_name(pictures, conflicts)}",
-            "one class per picture",
-            "delete the wrong copy of each",
-        )
+    groups = conflicting(pictures, left_out)
+    count = sum(map(len, groups))
+    if count <= max_fraction * len(pictures) or (len(groups) == 1 and max_fraction > 0):
+        return
+    raise DataError(
+        f"{count} of {len(pictures)} pictures stand under two classes with the same pixels: "
+        f"{name_groups(pictures, groups)}",
+        f"at most {max_fraction:.1%} (data.max_conflicting_fraction), which are left out",
+        "delete the wrong copy of each, or raise data.max_conflicting_fraction",
+    )
+
+
+def conflicting(pictures: Sequence[Decoded], left_out: Sequence[Copy]) -> list[list[int]]:
+    """Returns the groups of equal pictures under several classes."""
+    return _grouped(pictures, [copy.index for copy in left_out if copy.kind == "two-classes"])
+
+
+def _grouped(pictures: Sequence[Decoded], chosen: Sequence[int]) -> list[list[int]]:
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index in chosen:
+        groups[pictures[index].look.pixels].append(index)
+    return list(groups.values())
+
+
+@dataclass(frozen=True)
+class NearIdentical:
+    """Near-identical pictures where that matters: the index of each, and that of one it is like.
+
+    Args:
+        across_splits: Pictures of a split that was given to them, like one of a split that is held
+            out from less: test like validation or train, validation like train.
+        across_classes: Pictures like one of another class.
+    """
+
+    across_splits: Mapping[int, int]
+    across_classes: Mapping[int, int]
+
+
+def near_identical(pictures: Sequence[Decoded], splits: Sequence[SplitName]) -> NearIdentical:
+    """Returns which pictures are near-identical to one of another split or of another class.
+
+    Args:
+        pictures: The pictures that are used.
+        splits: Split of each.
+    """
+    by_pixels = _by_pixels(pictures)
+    known = _Known()
+    members: list[list[int]] = []
+    divided = bool(_made(pictures))
+    across_splits: dict[int, int] = {}
+    across_classes: dict[int, int] = {}
+
+    def place(index: int) -> tuple[int, int]:
+        return SPLITS.index(splits[index]), index
+
+    def meet(one: int, other: int) -> None:
+        made = divided and {_given(pictures[one]), _given(pictures[other])} == {"train"}
+        if splits[one] != splits[other] and not made:
+            seen, held_out = sorted((one, other), key=place)
+            across_splits[held_out] = min(across_splits.get(held_out, seen), seen, key=place)
+        if pictures[one].source.label != pictures[other].source.label:
+            for here, there in ((one, other), (other, one)):
+                across_classes[here] = min(across_classes.get(here, there), there)
+
+    for digest in sorted(by_pixels):
+        group = by_pixels[digest]
+        look = _look(pictures[group[0]].look)
+        for near in known.near(look):
+            for one in group:
+                for other in members[near]:
+                    meet(one, other)
+        known.add(look)
+        members.append(group)
+    return NearIdentical(dict(sorted(across_splits.items())), dict(sorted(across_classes.items())))
 
 
 def check(
@@ -190,6 +339,7 @@ def check(
     min_images_per_class: int,
     validation_fraction: float,
     test_fraction: float,
+    left_out: Sequence[Source] = (),
 ) -> None:
     """Refuses data on which a result would mean nothing.
 
@@ -200,20 +350,11 @@ def check(
         min_images_per_class: Fewest training pictures a class may have.
         validation_fraction: Share of each class that was to become validation.
         test_fraction: Share of each class that was to become test.
+        left_out: Pictures that `copies` took out. Defaults to none.
 
     Raises:
-        DataError: If the same pixels stand under two classes or in train and test (or validation
-            and test, or train and validation), a class has too few training pictures, or a split
-            lacks a class; files are named.
+        DataError: If a class has too few training pictures, or a split lacks a class.
     """
-    refuse_conflicts(pictures)
-    leaks = [g for g in _by_pixels(pictures).values() if len({splits[i] for i in g}) > 1]
-    if leaks:
-        raise DataError(
-            f"{len(leaks)} pictures stand in more than one split: {_name(pictures, leaks)}",
-            "no picture of train in validation or test, which would flatter the accuracy",
-            "delete one copy of each",
-        )
     counts = count(pictures, splits, len(class_names))
     fractions: dict[SplitName, float] = {"validation": validation_fraction, "test": test_fraction}
     given = {picture.source.split for picture in pictures}
@@ -221,7 +362,7 @@ def check(
         if counts["train"][label] < min_images_per_class:
             raise DataError(
                 f"class {printable(name)!r} has {counts['train'][label]} readable pictures in "
-                "train",
+                f"train{_besides(left_out, label, 'train')}",
                 f"at least {min_images_per_class}",
                 "add pictures, remove the class, or lower data.min_images_per_class",
             )
@@ -229,11 +370,18 @@ def check(
         for split, fraction in fractions.items():
             if counts[split][label] == 0:
                 received = f"class {printable(name)!r} has 0 readable pictures in {split}"
+                received += _besides(left_out, label, split)
                 if split in given:
                     remedy = f"add pictures of it to the folder {split}, or remove the class"
                     raise DataError(received, "at least 1", remedy)
                 option = f"data.{split}_fraction = {fraction:g}"
                 raise DataError(f"{received}, of {total} in all", *_share(option, fraction, total))
+
+
+def _besides(left_out: Sequence[Source], label: int, split: SplitName) -> str:
+    """Returns how many more a split would have of a class if none had been left out."""
+    count = sum(s.label == label and (s.split or "train") == split for s in left_out)
+    return f", beside {count} left out as copies of others" if count else ""
 
 
 def _share(option: str, fraction: float, total: int) -> tuple[str, str]:
@@ -262,7 +410,8 @@ def count(
     return counts
 
 
-def _name(pictures: Sequence[Decoded], groups: list[list[int]]) -> str:
+def name_groups(pictures: Sequence[Decoded], groups: Sequence[Sequence[int]]) -> str:
+    """Returns the paths of the first groups of pictures, and how many more groups there are."""
     shown = [
         " = ".join(printable(pictures[index].source.relative) for index in group)
         for group in groups[:_SHOWN]

@@ -16,6 +16,11 @@ from edgekit.records import (
 )
 
 _REASONS_SHOWN = 5
+# Where each names another file as its reason.
+_SAME_REASON = {
+    "two-classes": "the same pixels stand under two classes",
+    "copy": "the same pixels stand in a split that is held out",
+}
 _HOW = {"qat": "quantization-aware training", "ptq": "calibration after training"}
 
 
@@ -167,7 +172,7 @@ def left_out(skipped: Sequence[SkippedFile]) -> list[str]:
     """Returns how many files were left out for each reason, with an example of each."""
     by_reason: dict[str, list[SkippedFile]] = {}
     for item in skipped:
-        by_reason.setdefault(item.reason, []).append(item)
+        by_reason.setdefault(_SAME_REASON.get(item.kind, item.reason), []).append(item)
     reasons = sorted(by_reason, key=lambda reason: -len(by_reason[reason]))
     lines = [
         f"left out: {len(by_reason[reason]):,} ({reason}), such as {by_reason[reason][0].path}"

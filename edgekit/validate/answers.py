@@ -1,18 +1,13 @@
 """The answer to every picture, as a table that spreadsheets open safely. Stage layer."""
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.spreadsheet import table_text
 from edgekit.validate.accuracy import OUTSIDE, Classes
-
-# A cell that begins so is a formula to a spreadsheet, in full width, too.
-# Source: https://owasp.org/www-community/attacks/CSV_Injection
-_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 @dataclass(frozen=True)
@@ -37,9 +32,7 @@ def answers_table(
 
     One line a picture, pictures in the order given.
 
-    Texts are quoted. One that a spreadsheet would compute, or that begins with an apostrophe, has
-    an apostrophe in front. An answer outside the classes is empty, and so is a score that is no
-    number.
+    An answer outside the classes is empty, and so is a score that is no number.
 
     Args:
         names: What each picture is called, on one line.
@@ -47,20 +40,14 @@ def answers_table(
         answered: What each file answered.
         class_names: Names of the classes.
     """
-    page = io.StringIO()
-    lines = csv.writer(page, quoting=csv.QUOTE_NONNUMERIC, lineterminator="\n")
     of = [f" of {each.file}" if each.file else "" for each in answered]
-    heads = [f"{what}{file}" for file in of for what in ("answer", "score")]
-    lines.writerow(("picture", "truth", *heads))
+    columns = [f"{what}{file}" for file in of for what in ("answer", "score")]
+    rows = []
     for row, (name, label) in enumerate(zip(names, labels, strict=True)):
-        cells: list[str | float] = [_text(name), _text(class_names[label])]
+        cells: list[str | float] = [name, class_names[label]]
         for each in answered:
             answer, score = each.classes[row], each.scores[row]
-            cells.append("" if answer == OUTSIDE else _text(class_names[answer]))
+            cells.append("" if answer == OUTSIDE else class_names[answer])
             cells.append(float(score) if np.isfinite(score) else "")
-        lines.writerow(cells)
-    return page.getvalue()
-
-
-def _text(text: str) -> str:
-    return f"'{text}" if text.lstrip().startswith((*_FORMULA, "'")) else text
+        rows.append(cells)
+    return table_text(("picture", "truth", *columns), rows)

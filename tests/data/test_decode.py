@@ -115,7 +115,8 @@ def test_what_is_written(finished: Finished) -> None:
         "test": (8, 6),
     }
     assert {path.name for path in folder.iterdir()} == {
-        f"{split}.{kind}" for split in SPLITS for kind in ("images.npy", "labels.npy", "files.json")
+        "left_out.csv",
+        *(f"{s}.{kind}" for s in SPLITS for kind in ("images.npy", "labels.npy", "files.json")),
     }
     for split in SPLITS:
         images = np.load(folder / f"{split}.images.npy", mmap_mode="r")
@@ -234,9 +235,9 @@ def test_near_identical_pictures_are_noted(tmp_path: Path) -> None:
     assert decoded(root, tmp_path / "out").notes == (f"{beginning}of 3 pictures",)
     texture(1007).save(root / "cat" / "wrong.jpg", quality=70, subsampling=0)
     record = decoded(root, tmp_path / "mixed")
-    (note,) = record.notes
-    assert note.startswith(f"{beginning}of 3 pictures; of several classes in 1 of them, such as ")
-    assert "cat/wrong.jpg" in note
+    assert record.notes[0] == f"{beginning}of 3 pictures"
+    assert record.notes[1].startswith("3 pictures are near-identical to one of another class, ")
+    assert "cat/wrong.jpg" in record.notes[1]
     # What the note says is so.
     sides = {
         name: split
@@ -254,14 +255,6 @@ def test_stray_pictures_are_listed_and_are_no_damage(tmp_path: Path) -> None:
     assert [(item.path, item.kind) for item in record.skipped] == [("loose.png", "ignored")]
 
 
-def test_the_same_picture_under_two_classes(tmp_path: Path) -> None:
-    root = write_pictures(tmp_path / "pictures", {"cat": 8, "dog": 8})
-    with Image.open(root / "cat" / "003.png") as picture:
-        picture.save(root / "dog" / "copy.bmp")  # other bytes, same pixels
-    with pytest.raises(DataError, match=r"two classes: cat/003\.png = dog/copy\.bmp"):
-        decoded(root, tmp_path / "out")
-
-
 def read(root: Path, folder: Path, **limits: float) -> Folder:
     return read_folder(scan(root), CONTRACT, folder, lambda done, total: None, **limits)
 
@@ -275,13 +268,22 @@ def test_read_folder_refuses_many_damaged_files(finished: Finished, tmp_path: Pa
     read(finished.root, tmp_path, max_bad_fraction=ENOUGH)
 
 
-def test_read_folder_refuses_the_same_picture_under_two_classes(tmp_path: Path) -> None:
-    root = write_pictures(tmp_path / "pictures", {"cat": 4, "dog": 4})
-    read(root, tmp_path)
-    with Image.open(root / "cat" / "003.png") as picture:
-        picture.save(root / "dog" / "copy.bmp")
-    with pytest.raises(DataError, match=r"two classes: cat/003\.png = dog/copy\.bmp"):
+def test_read_folder_leaves_out_the_same_picture_under_two_classes(tmp_path: Path) -> None:
+    root = write_pictures(tmp_path / "pictures", {"cat": 6, "dog": 6})
+    assert read(root, tmp_path).skipped == ()
+    for index in (3, 4):
+        with Image.open(root / "cat" / f"00{index}.png") as picture:
+            picture.save(root / "dog" / f"copy {index}.bmp")
+    with pytest.raises(DataError, match=r"4 of 14 .*: cat/003\.png = dog/copy 3\.bmp"):
         read(root, tmp_path)
+    (root / "dog" / "copy 4.bmp").unlink()  # a single one passes
+    path, labels, sources, skipped = read(root, tmp_path)
+    assert [item.path for item in skipped] == ["cat/003.png", "dog/copy 3.bmp"]
+    assert [s.relative for s in sources if "3" in s.relative] == ["dog/003.png"]
+    assert labels.tolist() == [0] * 5 + [1] * 6
+    for source, image in zip(sources, np.load(path), strict=True):
+        with Image.open(source.path) as picture:
+            assert np.array_equal(image, fit(picture, CONTRACT)), source.relative
 
 
 def test_read_folder_without_a_readable_picture(tmp_path: Path) -> None:

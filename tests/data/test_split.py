@@ -14,7 +14,16 @@ from PIL import Image, ImageDraw
 from edgekit.data.names import SPLITS
 from edgekit.data.picture import Fingerprint, decode, fingerprint
 from edgekit.data.scan import Source
-from edgekit.data.split import Decoded, assign, check, count
+from edgekit.data.split import (
+    Copy,
+    Decoded,
+    assign,
+    check,
+    copies,
+    count,
+    near_identical,
+    refuse_conflicts,
+)
 from edgekit.errors import DataError
 from edgekit.records import SplitName
 
@@ -360,34 +369,64 @@ def test_good_data_is_not_refused() -> None:
 
 
 def test_one_picture_under_two_classes() -> None:
-    copy = item("train/dog/x.jpg", 1, split="train", pixels=arranged()[0].look.pixels)
-    said = refused(arranged(copy))
-    assert said.startswith("1 pictures stand under two classes")
-    assert "train/cat/0.jpg = train/dog/x.jpg" in said
+    copy = item("train/dog/x.jpg", 1, split="test", pixels=arranged()[0].look.pixels)
+    assert copies(arranged(copy)) == [Copy(0, 18, "two-classes"), Copy(18, 0, "two-classes")]
 
 
 @pytest.mark.parametrize(
     ("first", "second"), [("train", "test"), ("train", "validation"), ("validation", "test")]
 )
 def test_one_picture_in_two_splits(first: SplitName, second: SplitName) -> None:
-    names = f"{first}/cat/x.jpg", f"{second}/cat/y.jpg"
-    said = refused(
-        arranged(
-            item(names[0], split=first, pixels="same"), item(names[1], split=second, pixels="same")
-        )
+    pictures = arranged(
+        item("x.jpg", split=first, pixels="same"), item("y.jpg", split=second, pixels="same")
     )
-    assert said == f"1 pictures stand in more than one split: {names[0]} = {names[1]}"
+    assert copies(pictures) == [Copy(18, 19, "copy")]
+    assert copies([*pictures[:18], *pictures[:17:-1]]) == [Copy(19, 18, "copy")]
 
 
-def test_long_lists_are_shortened_and_escaped() -> None:
-    copies = [
-        item(f"{split}/cat/\x1b{i}.jpg", split=split, pixels=str(i))
+def test_pictures_that_are_divided_are_left_out_only_for_those_held_out_already() -> None:
+    pair = [item(name, pixels="same") for name in ("x.jpg", "y.jpg")]
+    assert copies([*class_of(4), *pair]) == []
+    held_out = item("test/z.jpg", split="test", pixels="same")
+    assert copies([*pair, held_out]) == [Copy(0, 2, "copy"), Copy(1, 2, "copy")]
+
+
+def test_one_group_under_two_classes_passes_and_long_lists_are_shortened_and_escaped() -> None:
+    pictures = [
+        item(f"{NAMES[label]}/\x1b{i}.jpg", label, pixels=str(i))
         for i in range(8)
-        for split in SPLITS
+        for label in (0, 1)
     ]
-    said = refused(arranged(*copies))
-    assert said.startswith("8 pictures stand in more than one split")
-    assert said.endswith("test/cat/\\x1b4.jpg and 3 more")
+    refuse_conflicts(pictures[:2], copies(pictures[:2]), 0.01)
+    refuse_conflicts(pictures, copies(pictures), 1.0)
+    with pytest.raises(DataError) as caught:
+        refuse_conflicts(pictures, copies(pictures), 0.99)
+    assert caught.value.received.startswith("16 of 16 pictures stand under two classes")
+    assert caught.value.received.endswith("dog/\\x1b4.jpg and 3 more")
+    with pytest.raises(DataError):
+        refuse_conflicts(pictures[:2], copies(pictures[:2]), 0.0)
+
+
+def test_near_identical_pictures_across_splits_and_classes() -> None:
+    pictures = [
+        item("train", split="train", near=0, scene="s"),
+        item("validation", split="validation", near=1, scene="s"),
+        item("test", 1, split="test", near=3, scene="s"),
+        item("other", 1, split="test", near=0, scene="t"),
+    ]
+    found = near_identical(pictures, [p.source.split or "train" for p in pictures])
+    assert found.across_splits == {1: 0, 2: 0}  # of several the one that training sees
+    assert found.across_classes == {0: 2, 1: 2, 2: 0}
+
+
+def test_near_identical_pictures_on_both_sides_of_a_split_that_edgekit_made_are_no_news() -> None:
+    chain = [item(str(i), near=(1 << 3 * i) - 1, scene="s") for i in range(20)]
+    splits, _ = assign(chain, validation_fraction=0.3, test_fraction=0.3, seed=0)
+    assert not near_identical(chain, splits).across_splits
+    # Twin: of a split that was given they are.
+    held_out = item("given", near=0, scene="s", split="test")
+    splits, _ = assign([*chain, held_out], validation_fraction=0.3, test_fraction=0.3, seed=0)
+    assert near_identical([*chain, held_out], splits).across_splits == {20: 0}
 
 
 @pytest.mark.parametrize("split", SPLITS)
