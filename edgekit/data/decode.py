@@ -13,13 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.data.appearance import Appearance, unusual
 from edgekit.data.files import printable
 from edgekit.data.findings import (
     copy_notes,
     near_notes,
     skipped_copies,
+    unusual_notes,
     write_left_out,
     write_near_identical,
+    write_unusual,
 )
 from edgekit.data.names import SPLITS
 from edgekit.data.picture import Fingerprint, UnreadableError, read
@@ -76,7 +79,7 @@ def decode(
     """
     pixels_path = folder / "all.tmp.npy"
     started = time.monotonic()
-    decoded, skipped = _decode_all(scanned, preprocess, pixels_path, progress)
+    decoded, appearances, skipped = _decode_all(scanned, preprocess, pixels_path, progress)
     rate = len(scanned.sources) / (time.monotonic() - started)
     _refuse_many(decoded, (*scanned.skipped, *skipped), spec.max_bad_fraction)
     fractions = {
@@ -92,6 +95,8 @@ def decode(
     splits, merged = assign(used, **fractions, seed=seed)
     near = near_identical(used, splits)
     write_near_identical(folder, used, splits, scanned.class_names, near)
+    odd = unusual([appearances[row] for row in rows], preprocess)
+    write_unusual(folder, used, splits, scanned.class_names, odd)
     check(
         used,
         splits,
@@ -118,6 +123,7 @@ def decode(
             *_imbalance(scanned.class_names, counts["train"]),
             *_merged(merged),
             *near_notes(used, splits, near),
+            *unusual_notes(used, odd),
         ),
         digest=scanned.digest,
         images_per_second=rate,
@@ -176,7 +182,7 @@ def read_folder(
             one changed since the scan.
     """
     path, every = folder / "images.npy", folder / "all.tmp.npy"
-    decoded, skipped = _decode_all(scanned, preprocess, every, progress)
+    decoded, _, skipped = _decode_all(scanned, preprocess, every, progress)
     _refuse_many(decoded, (*scanned.skipped, *skipped), max_bad_fraction)
     if not decoded:
         raise DataError(
@@ -199,7 +205,7 @@ def read_folder(
 
 def _decode_all(
     scanned: Scan, preprocess: Preprocess, path: Path, progress: Progress
-) -> tuple[list[Decoded], list[SkippedFile]]:
+) -> tuple[list[Decoded], list[Appearance], list[SkippedFile]]:
     """Writes the readable pictures one behind the other; rows after the last stay unused."""
     total = len(scanned.sources)
     shape = (total, preprocess.height_px, preprocess.width_px, 3)
@@ -209,6 +215,7 @@ def _decode_all(
     step = _rows_at_once(shape)
     chunks = [scanned.sources[i : i + step] for i in range(0, total, step)]
     decoded: list[Decoded] = []
+    appearances: list[Appearance] = []
     skipped: list[SkippedFile] = []
     work = partial(_decode_chunk, preprocess=preprocess)
     with apart(work, chunks, os.cpu_count() or 1) as decoding:
@@ -219,9 +226,10 @@ def _decode_all(
                 else:
                     pixels[len(decoded)] = result[0]
                     decoded.append(Decoded(source, result[1]))
+                    appearances.append(result[2])
             progress(len(decoded) + len(skipped), total)
     pixels.flush()
-    return decoded, skipped
+    return decoded, appearances, skipped
 
 
 def _refuse_without_room(folder: Path, needed_bytes: int, root: Path) -> None:
@@ -253,8 +261,8 @@ def _new_array(path: Path, shape: tuple[int, ...]) -> np.memmap[Any, np.dtype[np
 
 def _decode_chunk(
     sources: Sequence[Source], preprocess: Preprocess
-) -> list[tuple[npt.NDArray[np.uint8], Fingerprint] | str]:
-    results: list[tuple[npt.NDArray[np.uint8], Fingerprint] | str] = []
+) -> list[tuple[npt.NDArray[np.uint8], Fingerprint, Appearance] | str]:
+    results: list[tuple[npt.NDArray[np.uint8], Fingerprint, Appearance] | str] = []
     for source in sources:
         try:
             results.append(read(source.path, preprocess, source.sha256))

@@ -1,9 +1,10 @@
 """What is said about single pictures: sentences for a screen, and tables that list all of them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from edgekit.data.appearance import Finding, in_words
 from edgekit.data.files import printable
 from edgekit.data.split import Copy, Decoded, NearIdentical, conflicting, name_groups
 from edgekit.records import SkippedFile, SplitName
@@ -11,8 +12,10 @@ from edgekit.spreadsheet import table_text
 
 LEFT_OUT = "left_out.csv"
 NEAR_IDENTICAL = "near_identical.csv"
+UNUSUAL = "unusual_pictures.csv"
 # What a run folder may hold of the data stage; only those with something to say are written.
-TABLES = (LEFT_OUT, NEAR_IDENTICAL)
+TABLES = (LEFT_OUT, NEAR_IDENTICAL, UNUSUAL)
+_SHOWN = 3
 
 
 def skipped_copies(pictures: Sequence[Decoded], left_out: Sequence[Copy]) -> list[SkippedFile]:
@@ -52,6 +55,29 @@ def write_near_identical(
     if pairs:
         columns = ("path", "split", "class", "like_path", "like_split", "like_class")
         _write(folder / NEAR_IDENTICAL, columns, [(*cells(a), *cells(b)) for a, b in sorted(pairs)])
+
+
+def write_unusual(
+    folder: Path,
+    pictures: Sequence[Decoded],
+    splits: Sequence[SplitName],
+    class_names: Sequence[str],
+    found: Mapping[Finding, Sequence[tuple[int, str]]],
+) -> None:
+    """Writes which pictures look unlike what a network learns from, if any do."""
+    rows = [
+        (
+            _path(pictures[index]),
+            splits[index],
+            printable(class_names[pictures[index].source.label]),
+            finding,
+            measured,
+        )
+        for finding, members in found.items()
+        for index, measured in members
+    ]
+    if rows:
+        _write(folder / UNUSUAL, ("path", "split", "class", "finding", "measured"), sorted(rows))
 
 
 def copy_notes(pictures: Sequence[Decoded], left_out: Sequence[Copy]) -> tuple[str, ...]:
@@ -103,6 +129,20 @@ def near_notes(
         notes.append(
             f"{len(pairs)} pictures are near-identical to one of another class, {example(pairs)}: "
             f"one label of each pair may be wrong; {NEAR_IDENTICAL} lists them"
+        )
+    return tuple(notes)
+
+
+def unusual_notes(
+    pictures: Sequence[Decoded], found: Mapping[Finding, Sequence[tuple[int, str]]]
+) -> tuple[str, ...]:
+    """Returns how many pictures look unlike what a network learns from, of each kind."""
+    notes = []
+    for finding, members in found.items():
+        shown = ", ".join(_path(pictures[index]) for index, _ in members[:_SHOWN])
+        more = f" and {len(members) - _SHOWN} more" if len(members) > _SHOWN else ""
+        notes.append(
+            f"{len(members)} pictures are {in_words(finding)}: {shown}{more}; {UNUSUAL} lists them"
         )
     return tuple(notes)
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from edgekit.data.appearance import Appearance, appearance
 from edgekit.errors import DataError
 from edgekit.records import Preprocess
 
@@ -209,8 +210,8 @@ def fingerprint(picture: Image.Image) -> Fingerprint:
 
 def read(
     path: Path, preprocess: Preprocess, sha256: str
-) -> tuple[npt.NDArray[np.uint8], Fingerprint]:
-    """Returns the fitted pixels and the fingerprint of one file.
+) -> tuple[npt.NDArray[np.uint8], Fingerprint, Appearance]:
+    """Returns the fitted pixels of one file, its fingerprint, and what it looks like.
 
     Args:
         path: The file.
@@ -231,8 +232,9 @@ def read(
             "a folder that nothing writes to during the run",
             "start again when nothing changes it any more",
         )
-    picture, shrunk = _decoded(content, preprocess)
-    return fit(picture, preprocess, shrunk), fingerprint(picture)
+    picture, size = _decoded(content, preprocess)
+    pixels = fit(picture, preprocess, max(picture.size) < max(size))
+    return pixels, fingerprint(picture), appearance(size, pixels, preprocess.channels)
 
 
 def pixels(content: bytes, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
@@ -245,14 +247,14 @@ def pixels(content: bytes, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
     Raises:
         UnreadableError: If it is not a usable picture.
     """
-    picture, shrunk = _decoded(content, preprocess)
-    return fit(picture, preprocess, shrunk)
+    picture, size = _decoded(content, preprocess)
+    return fit(picture, preprocess, max(picture.size) < max(size))
 
 
-def _decoded(content: bytes, preprocess: Preprocess) -> tuple[Image.Image, bool]:
-    """Returns the picture and whether it was decoded below its full size."""
+def _decoded(content: bytes, preprocess: Preprocess) -> tuple[Image.Image, tuple[int, int]]:
+    """Returns the picture, perhaps decoded below its full size, and its full size in the file."""
     picture = decode(content, _least_px(preprocess))
-    return picture, max(picture.size) < max(Image.open(io.BytesIO(content)).size)
+    return picture, Image.open(io.BytesIO(content)).size
 
 
 def _least_px(preprocess: Preprocess) -> int | None:

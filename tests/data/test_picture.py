@@ -98,7 +98,7 @@ def test_orientation_of_a_camera_file(orientation: int, tmp_path: Path) -> None:
     path = tmp_path / "camera.jpg"
     content = saved(stored, "JPEG", quality=95, subsampling=0, exif=oriented(orientation))
     path.write_bytes(content)
-    seen, _ = read(path, CONTRACT, hashlib.sha256(content).hexdigest())
+    seen, _, _ = read(path, CONTRACT, hashlib.sha256(content).hexdigest())
     expected = fit(Image.fromarray(upright(np.asarray(stored), orientation)), CONTRACT)
     assert mean_difference(seen, expected) < 2  # quality 95 changes a smooth picture by about 1
     for other in set(range(1, 9)) - {orientation}:
@@ -213,7 +213,7 @@ def test_the_content_decides_not_the_name(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "picture.jpg"
     content = saved(texture(), kind)
     path.write_bytes(content)
-    seen, look = read(path, CONTRACT, hashlib.sha256(content).hexdigest())
+    seen, look, _ = read(path, CONTRACT, hashlib.sha256(content).hexdigest())
     picture = decode(content)
     assert np.array_equal(seen, fit(picture, CONTRACT))
     assert look == fingerprint(picture)
@@ -439,7 +439,7 @@ def test_a_scaled_decode_changes_less_than_rounding(
     content = saved(large(), "JPEG", quality=95, exif=oriented(orientation))
     path = tmp_path / "large.jpg"
     path.write_bytes(content)
-    seen, _ = read(path, contract, hashlib.sha256(content).hexdigest())
+    seen, _, _ = read(path, contract, hashlib.sha256(content).hexdigest())
     assert mean_difference(seen, fit(decode(content), contract)) < 0.5
     # The twin: a decode below the input's side blurs what the input could still show.
     assert mean_difference(fit(decode(content, 30), contract), fit(decode(content), contract)) > 1
@@ -450,7 +450,7 @@ def test_nearest_takes_pixels_of_the_full_picture(tmp_path: Path) -> None:
     content = saved(large(), "JPEG", quality=95)
     path = tmp_path / "large.jpg"
     path.write_bytes(content)
-    seen, _ = read(path, contract, hashlib.sha256(content).hexdigest())
+    seen, _, _ = read(path, contract, hashlib.sha256(content).hexdigest())
     assert np.array_equal(seen, fit(decode(content), contract))
     scaled = fit(decode(content, 2 * contract.height_px), contract)
     assert not np.array_equal(seen, scaled)
