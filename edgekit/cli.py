@@ -127,6 +127,20 @@ InputOffset = Annotated[list[float] | None, typer.Option(help="See --input-scale
 Resize = Annotated[str | None, typer.Option(help="bilinear (default), bicubic or nearest.")]
 Crop = Annotated[str | None, typer.Option(help="none (stretch, default) or center.")]
 Channels = Annotated[str | None, typer.Option(help="rgb (default) or bgr.")]
+Output = Annotated[
+    str | None,
+    typer.Option(
+        help="Name of the output that has the scores, or its number from 0; needed where a file "
+        "has several and not just one of them has as many scores as there are labels."
+    ),
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        help="Of a single score for two classes: above it the second label is answered; 0.5 for a "
+        "probability, 0 for a logit. Without it the file and its answers tell."
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Run folder: artifacts, report and stored stages.")]
 
 
@@ -447,6 +461,8 @@ def validate(
     resize: Resize = None,
     crop: Crop = None,
     channels: Channels = None,
+    output: Output = None,
+    threshold: Threshold = None,
     min_accuracy: Annotated[
         float | None,
         typer.Option(help="Accuracy floor in percent, for targets that can be measured."),
@@ -487,6 +503,8 @@ def validate(
         input_scale=tuple(input_scale) if input_scale else None,
         input_offset=tuple(input_offset) if input_offset else None,
         **_choices(resize, crop, channels),
+        output=output,
+        threshold=threshold,
         targets=_targets(tuple(target or ()), device, None, install),
         min_accuracy_percent=min_accuracy,
         latency_budget_ms=latency_budget_ms,
@@ -530,6 +548,8 @@ def predict(
     resize: Resize = None,
     crop: Crop = None,
     channels: Channels = None,
+    output: Output = None,
+    threshold: Threshold = None,
     as_json: Json = False,
 ) -> None:
     """Answer pictures with class and score, as the file answered when it was judged.
@@ -542,6 +562,7 @@ def predict(
     from edgekit.foreign import answering
     from edgekit.predict import predict as answer, shipped_file
     from edgekit.validate.contracts import InputOptions, per_channel
+    from edgekit.validate.outputs import OutputOptions
 
     if file is not None and not model.is_dir():
         raise SpecError(f"--file {file} with {model}", "a run folder", "leave out --file")
@@ -550,10 +571,12 @@ def predict(
         offset=per_channel(input_offset, "--input-offset"),
         **_choices(resize, crop, channels),
     )
+    reading = OutputOptions(name=output, threshold=threshold)
     with working() as work:
         chosen = shipped_file(model, file, work.say) if model.is_dir() else model
-        plan = answering(chosen, labels, label_offset, options, work.say)
-        _print_answers(chosen, answer(plan, pictures, top, work.progress), work, as_json)
+        plan = answering(chosen, labels, label_offset, options, reading, work.say)
+        answered = answer(plan, pictures, top, work.progress, work.say)
+        _print_answers(chosen, answered, work, as_json)
 
 
 @app.command(

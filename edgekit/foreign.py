@@ -47,11 +47,12 @@ from edgekit.target import (
 from edgekit.validate.answers import Answers, answers_table
 from edgekit.validate.contract_trial import FIRST_PICTURES, rank_contracts, spread
 from edgekit.validate.contracts import (
-    EVERY_USUAL,
+    USUAL,
     InputOptions,
     Recorded,
     UnsaidScalingError,
     per_channel,
+    usual_contracts,
 )
 from edgekit.validate.estimates import estimated
 from edgekit.validate.external import (
@@ -88,6 +89,7 @@ from edgekit.validate.on_device import (
     refuse_other_device,
     time_here,
 )
+from edgekit.validate.outputs import OutputOptions, threshold_words
 from edgekit.validate.verdict import check_granularity, combine
 
 _HOST_TARGET = {"tflite": "host-litert", "onnx": "host-onnxruntime", "ort": "host-onnxruntime"}
@@ -120,6 +122,8 @@ class Question:
     resize: Literal["bilinear", "bicubic", "nearest"] | None = None
     crop: Literal["none", "center"] | None = None
     channels: Literal["rgb", "bgr"] | None = None
+    output: str | None = None
+    threshold: float | None = None
     targets: tuple[Target, ...] = ()
     min_accuracy_percent: float | None = None
     latency_budget_ms: float | None = None
@@ -139,6 +143,7 @@ class FileReport(Record):
         machine: Where it was measured, in words.
         split: The split that was judged; None for a folder without splits.
         class_names: Folder names in label order.
+        reading: How the input is fed and the output read, where that is not as usual.
         accuracy: Against the labels of the folders.
         plausible: Whether its answers fit the labels the way they were matched.
         reference: Name of the reference file; None without one.
@@ -158,6 +163,7 @@ class FileReport(Record):
     machine: str
     split: SplitName | None = None
     class_names: tuple[str, ...]
+    reading: tuple[str, ...] = ()
     accuracy: Accuracy
     plausible: Check
     reference: str | None = None
@@ -180,6 +186,7 @@ class FileReport(Record):
             f"{self.file} ({self.size_bytes:,} bytes, sha256 {self.sha256[:12]}...)",
             f"  {a.images} {pictures}, top-1 {a.top1:.2%} (95 %: {a.top1_low:.2%} to "
             f"{a.top1_high:.2%}){top5}",
+            *(f"  {words}" for words in self.reading),
             *self._comparison(),
             f"  p50 {t.p50_ms:.3f} ms, p90 {t.p90_ms:.3f} ms, p95 {t.p95_ms:.3f} ms, "
             f"p99 {t.p99_ms:.3f} ms, longest {t.max_ms:.3f} ms; "
@@ -245,6 +252,7 @@ def judge_file(
         label_lines=_labels(question.labels, say),
         label_offset=question.label_offset,
         recorded=_recorded(question.file),
+        reading=OutputOptions(name=question.output, threshold=question.threshold),
     )
     try:
         plan = planned(options=options)
@@ -259,7 +267,8 @@ def judge_file(
     reference_plan = None
     if question.reference is not None:
         recorded = _recorded(question.reference)
-        reference_plan = plan_reference(question.reference, plan, options, recorded)
+        reading = OutputOptions(name=question.output, threshold=question.threshold)
+        reference_plan = plan_reference(question.reference, plan, options, recorded, reading)
     reference, drop, no_drop_because = None, None, _NO_REFERENCE
     with scratch_folder() as scratch:
         images, labels, sources, skipped = read_folder(
@@ -270,6 +279,7 @@ def judge_file(
         judged = judge_external(
             plan, images, labels, progress=_share(progress, plan), trying=progress
         )
+        plan = plan.model_copy(update={"readout": judged.readout})
         if reference_plan is not None:
             reference = judge_external(
                 reference_plan, images, labels, progress=_share(progress, reference_plan)
@@ -330,6 +340,7 @@ def judge_file(
         machine=machine,
         split=split,
         class_names=plan.class_names,
+        reading=(*plan.words, *judged.words),
         accuracy=judged.accuracy,
         plausible=judged.plausible,
         reference=reference_plan.model.name if reference_plan else None,
@@ -362,6 +373,7 @@ def answering(
     labels: Path | None,
     label_offset: int,
     options: InputOptions,
+    reading: OutputOptions,
     say: Callable[[str], None],
 ) -> Plan:
     """Returns how a file answers pictures that nobody labelled, by the record beside it, too.
@@ -371,12 +383,20 @@ def answering(
         labels: Labels file; None for none.
         label_offset: Output of its first line.
         options: What the user says about the input.
-        say: Called with what the labels file was taken for.
+        reading: What the user says about the output.
+        say: Called with what the labels file was taken for, and how input and output are used
+            where that is not as usual.
 
     Raises:
         SpecError, IntegrityError: As `edgekit.validate.external.plan_answers`.
     """
-    return plan_answers(file, options, _labels(labels, say), label_offset, _recorded(file))
+    lines = _labels(labels, say)
+    plan = plan_answers(file, options, lines, label_offset, _recorded(file), reading)
+    for words in plan.words:
+        say(words)
+    if plan.readout.single and plan.readout.threshold is not None:
+        say(threshold_words(plan.readout, plan.readout.threshold, plan.class_names))
+    return plan
 
 
 def _unseen(scanned: Scan, say: Callable[[str], None]) -> tuple[Scan, SplitName | None]:
@@ -412,7 +432,7 @@ def _with_the_best(
 
     A guess is no contract: what answers best is told, and the user gives it or something else.
     """
-    update = EVERY_USUAL[0].model_dump(include={"scale", "offset"})
+    update = USUAL[0].model_dump(include={"scale", "offset"})
     plan = planned(options=options.model_copy(update=update))
     if plan.input_dtype != "float32":
         return unsaid
@@ -420,7 +440,7 @@ def _with_the_best(
     few = [scanned.sources[row] for row in spread(order.astype(np.int32), FIRST_PICTURES)]
     sample = dataclasses.replace(scanned, sources=tuple(few))
     refuse_too_much(plan, len(few))
-    contracts = [u for u in EVERY_USUAL if options.channels in (None, u.channels)]
+    contracts = usual_contracts(plan.input, options.channels)
     with scratch_folder() as scratch:
         images, labels, _, _ = read_folder(
             sample, plan.preprocess, scratch, lambda d, t: progress("decoding", d, t)

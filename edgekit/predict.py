@@ -20,6 +20,7 @@ from edgekit.processes import apart
 from edgekit.records import Preprocess, Record
 from edgekit.report import read_report
 from edgekit.validate.external import Plan, subject
+from edgekit.validate.outputs import threshold_words
 
 # Pictures of one process that answers, and the memory that their pixels take: whatever the number
 # of pictures, no more than these are held.
@@ -86,6 +87,7 @@ def predict(
     asked: Sequence[Path],
     top: int,
     progress: Callable[[str, int, int], None],
+    say: Callable[[str], None],
 ) -> Iterator[Prediction]:
     """Yields one prediction a picture, in the order asked; folders by the names in them.
 
@@ -97,6 +99,8 @@ def predict(
         asked: Picture files, and folders of them.
         top: Classes of each picture, from 1.
         progress: Called with (what, done, in all).
+        say: Called with how a single score was read; of what the file does not tell, the first
+            pictures decide.
 
     Raises:
         DataError: If a folder cannot be listed.
@@ -107,7 +111,8 @@ def predict(
     step = max(1, min(_PICTURES, _PIXEL_BYTES // side))
     for start in range(0, len(waiting), step):
         progress("answering", start, len(waiting))
-        yield from _answered(plan, waiting[start : start + step], top)
+        plan, found = _answered(plan, waiting[start : start + step], top, say)
+        yield from found
 
 
 def _pictures(path: Path) -> list[tuple[Path, str]]:
@@ -119,28 +124,49 @@ def _pictures(path: Path) -> list[tuple[Path, str]]:
     return [*((picture, "") for picture in found), *refused]
 
 
-def _answered(plan: Plan, chunk: Sequence[tuple[Path, str]], top: int) -> Iterator[Prediction]:
+def _answered(
+    plan: Plan, chunk: Sequence[tuple[Path, str]], top: int, say: Callable[[str], None]
+) -> tuple[Plan, list[Prediction]]:
+    """Returns a prediction a picture, and the plan with what the answers decided."""
     paths = [path for path, refused in chunk if not refused]
     decoded = iter(_decoded(paths, plan.preprocess))
     read = [refused or next(decoded) for _, refused in chunk]
     images = [each for each in read if not isinstance(each, str)]
-    answers = iter(_scores(plan, images)) if images else iter(())
+    answers: Iterator[npt.NDArray[np.float32]] = iter(())
+    if images:
+        real = _real(plan, images)
+        plan = _decided(plan, real, say)
+        answers = iter(plan.readout.scores(real))
+    found = []
     for (path, _), each in zip(chunk, read, strict=True):
         name = printable(str(path))
         if isinstance(each, str):
-            yield Prediction(picture=name, refused=each)
+            found.append(Prediction(picture=name, refused=each))
             continue
         scores = next(answers)
         if not np.isfinite(scores).all():
-            yield Prediction(picture=name, refused="the model answered with what is no number")
+            reason = "the model answered with what is no number"
+            found.append(Prediction(picture=name, refused=reason))
             continue
         # As `argmax` does, equal scores go to the lowest output.
         best = np.argsort(-scores, kind="stable")[:top]
         guesses = tuple(Guess(name=plan.class_names[i], score=float(scores[i])) for i in best)
-        yield Prediction(picture=name, guesses=guesses)
+        found.append(Prediction(picture=name, guesses=guesses))
+    return plan, found
 
 
-def _scores(plan: Plan, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+def _decided(plan: Plan, real: npt.NDArray[np.float32], say: Callable[[str], None]) -> Plan:
+    """Returns the plan with the threshold of a single score, and says it if answers decide."""
+    if not plan.readout.single or plan.readout.threshold is not None:
+        return plan
+    threshold = plan.readout.threshold_of(real)
+    say(threshold_words(plan.readout, threshold, plan.class_names))
+    readout = plan.readout.model_copy(update={"threshold": threshold})
+    return plan.model_copy(update={"readout": readout})
+
+
+def _real(plan: Plan, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+    """Returns the file's own numbers, one row a picture."""
     with scratch_folder() as scratch:
         path = scratch / "images.npy"
         np.save(path, np.stack(images))

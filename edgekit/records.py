@@ -61,7 +61,8 @@ class Preprocess(Record):
             the aspect ratio of the input. Defaults to "none".
         scale: Multiplier per channel. Defaults to 1/128 for each.
         offset: Addend per channel. Defaults to -1 for each.
-        channels: Channel order in the tensor. Defaults to "rgb".
+        channels: Channel order in the tensor; "grey" is the luma of the picture (ITU-R 601-2, as
+            Pillow's "L") in each channel that the input has. Defaults to "rgb".
     """
 
     height_px: int = Field(ge=1)
@@ -70,7 +71,7 @@ class Preprocess(Record):
     crop: Literal["none", "center"] = "none"
     scale: tuple[float, float, float] = (1 / 128, 1 / 128, 1 / 128)
     offset: tuple[float, float, float] = (-1.0, -1.0, -1.0)
-    channels: Literal["rgb", "bgr"] = "rgb"
+    channels: Literal["rgb", "bgr", "grey"] = "rgb"
 
 
 class SplitRecord(Record):

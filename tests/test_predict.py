@@ -13,6 +13,7 @@ from tiny_models import mean_onnx, mean_tflite
 from edgekit import predict as module
 from edgekit.foreign import answering
 from edgekit.validate.contracts import InputOptions
+from edgekit.validate.outputs import OutputOptions
 
 NAMES = ("red", "green", "blue")
 
@@ -105,13 +106,18 @@ def test_without_labels_outputs_have_numbers_and_wrong_labels_are_refused(
 def test_memory_holds_a_few_pictures_of_many(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Decoded a few at a time, the answers are those of all at once."""
     plan = answering(
-        folder / "m.tflite", folder / "labels.txt", 0, InputOptions(), lambda line: None
+        folder / "m.tflite",
+        folder / "labels.txt",
+        0,
+        InputOptions(),
+        OutputOptions(),
+        lambda line: None,
     )
     asked = [folder / "photos"]
-    whole = list(module.predict(plan, asked, 1, lambda _what, _done, _total: None))
+    whole = list(module.predict(plan, asked, 1, lambda _what, _done, _total: None, print))
     monkeypatch.setattr(module, "_PICTURES", 4)
     steps: list[int] = []
-    parts = module.predict(plan, asked, 1, lambda _what, done, _total: steps.append(done))
+    parts = module.predict(plan, asked, 1, lambda _what, done, _total: steps.append(done), print)
     first = next(parts)
     assert (first, steps) == (whole[0], [0])  # the others were not looked at yet
     assert [first, *parts] == whole

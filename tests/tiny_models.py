@@ -244,6 +244,8 @@ def mean_tflite(
     quantized: bool = True,
     relu: bool = False,
     reduction: str = "MEAN",
+    channels: int = 3,
+    planes: bool = False,
 ) -> Path:
     """Writes a TFLite classifier: red, green, blue = mean of each channel.
 
@@ -255,11 +257,14 @@ def mean_tflite(
         quantized: Whether integer tensors say what their codes mean.
         relu: Whether a RELU follows, so that there is a tensor "means" in the middle.
         reduction: What is computed of each channel, as TFLite names the operator.
+        channels: Of the input; with 1 the only score is its mean.
+        planes: Whether the input has its channels first.
     """
     import flatbuffers
     from ai_edge_litert import schema_py_generated as schema
 
-    shape = [abs(batch), SIZE, SIZE, 3]
+    sides = [SIZE, SIZE]
+    shape = [abs(batch), *([channels, *sides] if planes else [*sides, channels])]
     model = schema.ModelT()
     model.version = 3
     code = schema.OperatorCodeT()
@@ -270,18 +275,18 @@ def mean_tflite(
     rectifier = schema.OperatorCodeT()
     rectifier.builtinCode = rectifier.deprecatedBuiltinCode = schema.BuiltinOperator.RELU
     axes = schema.BufferT()
-    axes.data = np.frombuffer(np.array([1, 2], "<i4").tobytes(), np.uint8)
+    axes.data = np.frombuffer(np.array([2, 3] if planes else [1, 2], "<i4").tobytes(), np.uint8)
     model.buffers = [schema.BufferT(), axes]
     kind = getattr(schema.TensorType, dtype.upper())
     zero = {"uint8": 128, "int8": 0, "float32": None}[dtype] if quantized else None
     tensors = [
         _tensor(schema, "image", shape, kind, zero),
         _tensor(schema, "axes", [2], schema.TensorType.INT32, None, 1),
-        _tensor(schema, "scores", [abs(batch), 3], kind, zero),
+        _tensor(schema, "scores", [abs(batch), channels], kind, zero),
     ]
     if batch == -1:
-        tensors[0].shapeSignature = [-1, SIZE, SIZE, 3]
-        tensors[2].shapeSignature = [-1, 3]
+        tensors[0].shapeSignature = [-1, *shape[1:]]
+        tensors[2].shapeSignature = [-1, channels]
     operator = schema.OperatorT()
     operator.opcodeIndex, operator.inputs, operator.outputs = 0, [0, 1], [2]
     if not custom:
@@ -291,7 +296,7 @@ def mean_tflite(
     graph.tensors, graph.inputs, graph.outputs = tensors, [0], [2]
     graph.operators, graph.name = [operator], b"main"
     if relu:
-        tensors.append(_tensor(schema, "means", [abs(batch), 3], kind, zero))
+        tensors.append(_tensor(schema, "means", [abs(batch), channels], kind, zero))
         operator.outputs = [3]
         second = schema.OperatorT()
         second.opcodeIndex, second.inputs, second.outputs = 1, [3], [2]

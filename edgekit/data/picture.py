@@ -157,8 +157,11 @@ def fit(
             step for the edge of a crop. Defaults to False.
 
     Returns:
-        uint8 array of shape (height_px, width_px, 3) in the contract's channel order.
+        uint8 array of shape (height_px, width_px, 3) in the contract's channel order; three times
+        the luma where that is "grey".
     """
+    if preprocess.channels == "grey":
+        picture = picture.convert("L").convert("RGB")
     width, height = preprocess.width_px, preprocess.height_px
     box: tuple[float, float, float, float] | None = None
     if preprocess.crop == "center":

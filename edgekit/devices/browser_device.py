@@ -19,6 +19,7 @@ from edgekit.errors import DeviceError, SpecError
 from edgekit.folders import cache_folder, scratch_folder
 from edgekit.runner import surroundings
 from edgekit.runtimes.base import RuntimeName
+from edgekit.runtimes.ends import feed_of
 
 RUNTIMES: dict[RuntimeName, browser.Runtime] = {
     "litert": "litert-js",
@@ -76,6 +77,13 @@ class BrowserDevice:
                 "browser",
                 "float32 input and output",
                 'set artifact.io = "float32" in the target',
+            )
+        if feed_of(task.input).words or subject.readout.output:
+            raise SpecError(
+                f"{subject.model}: input of shape {task.input.shape}, output "
+                f"{subject.readout.output or 0} for a browser",
+                "a browser's page feeds channels last, three of them, and reads the first output",
+                "export the file so, or judge it on another device",
             )
         with scratch_folder() as folder:
             codes = folder / "codes.npy"

@@ -22,6 +22,7 @@ from edgekit.folders import scratch_folder
 from edgekit.records import LatencySession, Preprocess, TensorInfo, input_codes
 from edgekit.runner.program import MIN_WARMUP_RUNS
 from edgekit.runtimes import read_ends
+from edgekit.runtimes.ends import Readout, feed_of
 
 # The process ends itself a little after its parent should have ended it.
 _GRACE_SECONDS = 10
@@ -84,7 +85,7 @@ class Task:
         subject: File, runtime, images and preprocessing.
         input: Input of the file.
         output: Output of the file.
-        codes: The tensor value of every pixel value per channel, of shape (256, 3).
+        codes: The tensor value of every pixel value per channel, of shape (256, channels).
         images: How many images there are.
         mode: "accuracy" answers every image; "latency" times single calls.
         pace: How latency is measured.
@@ -213,21 +214,25 @@ def time_sessions(
     ]
 
 
-def scores(raw: npt.NDArray[np.generic], output: TensorInfo) -> npt.NDArray[np.float32]:
+def scores(
+    raw: npt.NDArray[np.generic], output: TensorInfo, readout: Readout | None = None
+) -> npt.NDArray[np.float32]:
     """Returns raw answers as real numbers.
 
     Args:
         raw: Scores of shape `(images, classes)` in the file's own dtype.
         output: The output tensor; without a `scale` the numbers are taken as they are.
+        readout: How they answer. Defaults to None: a score a class.
 
     Returns:
-        `scale * (raw - zero_point)`, float32 of the same shape.
+        `scale * (raw - zero_point)`, float32 of the same shape; of a single output the two scores
+        that `Readout.scores` makes of it.
     """
     real = raw.astype(np.float32)
-    if output.scale is None:
-        return real
-    zero_point = np.float32(output.zero_point or 0)
-    return np.asarray(np.float32(output.scale) * (real - zero_point), dtype=np.float32)
+    if output.scale is not None:
+        zero_point = np.float32(output.zero_point or 0)
+        real = np.asarray(np.float32(output.scale) * (real - zero_point), dtype=np.float32)
+    return real if readout is None else readout.scores(real)
 
 
 @dataclass(frozen=True)
@@ -256,8 +261,8 @@ class RunnerDevice:
         subject, place = task.subject, self.place
         program = place.put(runner_file())
         with scratch_folder() as scratch:
-            codes, job_file = scratch / "codes.npy", scratch / "job.json"
-            np.save(codes, task.codes)
+            table, job_file = scratch / "codes.npy", scratch / "job.json"
+            np.save(table, task.codes)
             job = Job(
                 model=place.put(subject.model),
                 sha256=subject.sha256,
@@ -266,10 +271,12 @@ class RunnerDevice:
                 delegate=subject.delegate,
                 input_dtype=task.input.dtype,
                 input_shape=task.input.shape,
+                layout=feed_of(task.input).layout,
+                output=subject.readout.output or 0,
                 output_dtype=task.output.dtype,
                 classes=task.output.shape[-1],
                 images=place.put(subject.images),
-                codes=place.put(codes),
+                codes=place.put(table),
                 mode=task.mode,
                 results=place.path("results.npy"),
                 warmup_seconds=task.pace.warmup_seconds,
@@ -319,12 +326,14 @@ def _task(
     memory_limit_bytes: int | None,
 ) -> Task:
     """Reads the ends of the file and checks that images, contract and file fit together."""
-    model_input, output = read_ends(subject.model, subject.runtime, subject.sha256)
+    model_input, output = read_ends(
+        subject.model, subject.runtime, subject.sha256, subject.readout.output
+    )
     return Task(
         subject=subject,
         input=model_input,
         output=output,
-        codes=_codes(subject.preprocess, model_input),
+        codes=codes(subject.preprocess, model_input),
         images=_check_images(subject.images, model_input, subject.preprocess),
         mode=mode,
         pace=pace,
@@ -350,17 +359,26 @@ def _check_images(path: Path, model_input: TensorInfo, preprocess: Preprocess) -
         found = f"{path}: {images.dtype} of shape {images.shape}"
         raise DataError(found, "uint8 of shape (count, height, width, 3)", "decode them again")
     asked = (preprocess.height_px, preprocess.width_px)
-    if images.shape[1:3] != asked or model_input.shape[1:3] != asked:
+    feed = feed_of(model_input)
+    fed = (feed.height_px, feed.width_px)
+    if images.shape[1:3] != asked or fed != asked:
         found = (
             f"images of {images.shape[1:3]}, preprocessing to {asked}, "
-            f"a model for {model_input.shape[1:3]} (height, width)"
+            f"a model for {fed} (height, width)"
         )
         raise SpecError(found, "the same size in all three", "decode the images for this model")
     return len(images)
 
 
-def _codes(preprocess: Preprocess, model_input: TensorInfo) -> npt.NDArray[np.generic]:
-    """Returns the tensor value of every pixel value, per channel.
+def codes(preprocess: Preprocess, model_input: TensorInfo) -> npt.NDArray[np.generic]:
+    """Returns the tensor value of every pixel value for each channel of an input.
+
+    Args:
+        preprocess: The contract.
+        model_input: As the file says.
+
+    Returns:
+        Shape `(256, channels)`, in the dtype of the input; see `edgekit.records.input_codes`.
 
     Raises:
         SpecError: If the input is int8 but the file does not say what its codes mean.
@@ -372,7 +390,8 @@ def _codes(preprocess: Preprocess, model_input: TensorInfo) -> npt.NDArray[np.ge
     if model_input.dtype == "int8" and not scale:
         found = f"input {model_input.name!r} of type int8 without a quantization scale"
         raise SpecError(found, "scale and zero point in the file", "export it with them")
-    return input_codes(preprocess, model_input.dtype, scale, zero_point)
+    every = input_codes(preprocess, model_input.dtype, scale, zero_point)
+    return every[:, : feed_of(model_input).channels]
 
 
 def _share(progress: ReportProgress | None, turn: int, total: int) -> ReportProgress | None:

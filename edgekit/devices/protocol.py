@@ -11,6 +11,7 @@ from pydantic import Field, TypeAdapter
 
 from edgekit.records import Artifact, Delegate, Preprocess, Record
 from edgekit.runtimes.base import RUNTIME_OF_FORMAT, RuntimeName
+from edgekit.runtimes.ends import Layout, Readout
 
 # Twenty minutes of calls of 60 microseconds, or as many pictures.
 MOST_ROWS = 20_000_000
@@ -31,6 +32,7 @@ class Subject(Record):
         images: A .npy file, uint8 of shape `(count, height_px, width_px, 3)`, in the channel order
             of `preprocess`.
         preprocess: The contract that turns a pixel into a tensor value.
+        readout: Which output is read, and how. Defaults to the only one, a score a class.
     """
 
     model: Path
@@ -40,6 +42,7 @@ class Subject(Record):
     delegate: Delegate = "default"
     images: Path
     preprocess: Preprocess
+    readout: Readout = Readout()
 
 
 def subject_of(
@@ -80,13 +83,15 @@ class Job(Record):
         runtime: Who runs it.
         threads: Threads the runtime may use.
         delegate: As in `Subject`.
-        input_dtype: Dtype of its input, as the file says; so are the next four.
-        input_shape: `(batch, height, width, 3)`.
+        input_dtype: Dtype of its input, as the file says; so are the next six.
+        input_shape: Shape of its input, the batch included.
+        layout: How a picture is fed: "NHWC" or "NCHW".
+        output: Position of the output that is read.
         output_dtype: Dtype of its output.
         classes: Scores of one answer.
         images: As in `Subject`.
-        codes: A .npy file of shape (256, 3) in the dtype of the input: the tensor value of every
-            pixel value, per channel.
+        codes: A .npy file of shape (256, channels) in the dtype of the input: the tensor value of
+            every pixel value, per channel.
         mode: "accuracy" answers every image; "latency" times single calls.
         results: Where the array goes: raw scores of shape `(count, classes)` in the file's own
             dtype, or float64 samples in milliseconds a call of shape `(samples,)`.
@@ -106,6 +111,8 @@ class Job(Record):
     delegate: Delegate
     input_dtype: str
     input_shape: tuple[int, ...]
+    layout: Layout
+    output: int
     output_dtype: str
     classes: int
     images: str

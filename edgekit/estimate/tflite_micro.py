@@ -19,6 +19,7 @@ from edgekit.estimate.tflite_micro_session import Arena, MicroJob
 from edgekit.folders import scratch_folder
 from edgekit.records import TensorInfo
 from edgekit.runtimes import read_ends
+from edgekit.runtimes.ends import feed_of
 
 SESSION = "edgekit.estimate.tflite_micro_session"
 ARENA_LIMIT_BYTES = 65536  # of the file that describes it
@@ -52,6 +53,7 @@ def answers(
     timeout_seconds: float = math.inf,
     progress: ReportProgress | None = None,
     waiting: Waiting = PATIENT,
+    output: int | None = None,
 ) -> MicroAnswers:
     """Returns the answers of one file to every image, one image per call.
 
@@ -59,13 +61,14 @@ def answers(
         model: A .tflite file.
         sha256: Digest that it must have, in hex; checked on the bytes that run.
         images: A .npy file, uint8 of shape `(count, height_px, width_px, 3)`.
-        codes: The input tensor's value of every pixel value per channel, shape `(256, 3)`, in the
-            dtype of the input; see `edgekit.records.input_codes`.
+        codes: The input tensor's value of every pixel value per channel, shape `(256, channels)`,
+            in the dtype of the input; see `edgekit.records.input_codes`.
         arena_bytes: Arena that answers, in bytes. Defaults to None: the smallest that works.
         timeout_seconds: Wall time for the whole run. Defaults to no limit but that of `waiting`.
         progress: Called with fractions from 0 to 1. Defaults to None.
         waiting: How long it may take to answer; the first answer includes the search for the
             arena. Defaults to `PATIENT`: reference kernels are slow.
+        output: Position of the output that is read. Defaults to None: the only one.
 
     Raises:
         IntegrityError: If the file is not the one named, damaged, untrusted, has an operator that
@@ -75,10 +78,11 @@ def answers(
             arena than `arena_bytes`.
         DataError: If the images cannot be read.
     """
-    if codes.shape != (256, 3):
-        raise SpecError(f"codes of shape {codes.shape}", "shape (256, 3)", "use input_codes")
     child.require("tflite_micro", "tflite-micro")
-    _, output = read_ends(model, "litert", sha256)
+    asked, answered = read_ends(model, "litert", sha256, output)
+    if codes.shape != (256, feed_of(asked).channels):
+        wanted = f"shape (256, {feed_of(asked).channels})"
+        raise SpecError(f"codes of shape {codes.shape}", wanted, "use input_codes")
     with scratch_folder() as place:
         np.save(place / "codes.npy", codes)
         job = MicroJob(
@@ -86,6 +90,7 @@ def answers(
             sha256=sha256,
             images=images,
             codes=place / "codes.npy",
+            output=output,
             arena_bytes=arena_bytes,
             answer_seconds=waiting.further_seconds,
             answers=place / "answers.npy",
@@ -104,11 +109,11 @@ def answers(
             waiting=waiting,
         )
         count = len(np.load(images, mmap_mode="r", allow_pickle=False))
-        raw = _raw(job, (count, output.shape[-1]), output.dtype)
+        raw = _raw(job, (count, answered.shape[-1]), answered.dtype)
         arena = _arena(job)
     return MicroAnswers(
         raw=raw,
-        output=output,
+        output=answered,
         runtime=done.runtime,
         arena_bytes=arena.needed_bytes,
         arena_detail=arena,

@@ -23,12 +23,16 @@ from edgekit.devices.protocol import Done, Failure, Progress
 from edgekit.errors import DataError, DeviceError, EdgekitError, IntegrityError, SpecError
 from edgekit.folders import writing
 from edgekit.records import Record, TensorInfo
-from edgekit.runtimes import check_digest, classifier_io
+from edgekit.runner.program import encoder
+from edgekit.runtimes import check_digest
 from edgekit.runtimes.base import FLATBUFFER_DAMAGE, printable
+from edgekit.runtimes.ends import classifier_io, feed_of
 from edgekit.runtimes.inspect import inspect_content, read_model
 
 Untyped: TypeAlias = Any  # the library has no type hints
 Report: TypeAlias = Callable[[float], None]
+Array: TypeAlias = npt.NDArray[np.generic]
+Encode: TypeAlias = Callable[[Array], Array]
 
 # Where a file is tried first; its pages are only taken when they are written. A model that needs
 # more is for no microcontroller.
@@ -53,7 +57,9 @@ class MicroJob(Record):
         model: A .tflite file.
         sha256: Digest that the file must have, in hex.
         images: A .npy file, uint8 of shape `(count, height_px, width_px, 3)`.
-        codes: A .npy file of shape `(256, 3)`: the input tensor's value of every pixel value.
+        codes: A .npy file of shape `(256, channels)`: the input tensor's value of every pixel
+            value.
+        output: Position of the output that is read; None for the only one.
         arena_bytes: Arena that answers; None for the smallest that works.
         answer_seconds: Wall time for each line after the first.
         answers: Where the raw answers go.
@@ -64,6 +70,7 @@ class MicroJob(Record):
     sha256: str
     images: Path
     codes: Path
+    output: int | None = None
     arena_bytes: int | None = None
     answer_seconds: float = Field(gt=0)
     answers: Path
@@ -167,8 +174,9 @@ def _work(job: MicroJob, report: Report) -> Done:
     path = str(job.model)
     content = read_model(job.model)
     check_digest(content, job.sha256, job.model)
-    model_input, output = classifier_io(inspect_content(content, "tflite", path), path)
-    images, codes = _open_images(job, model_input)
+    facts = inspect_content(content, "tflite", path)
+    model_input, output = classifier_io(facts, path, job.output)
+    images, encode = _open_images(job, model_input)
     arena = _measure(content, path)
     size = arena.needed_bytes if job.arena_bytes is None else job.arena_bytes
     if size < arena.needed_bytes:
@@ -177,17 +185,15 @@ def _work(job: MicroJob, report: Report) -> Done:
             f"at least {arena.needed_bytes} bytes",
             "give it more memory, or train with a smaller input or width",
         )
-    count = _answer_all(job, content, size, (images, codes), output, report)
+    count = _answer_all(job, content, size, (images, encode), output, report)
     with writing(job.arena):
         job.arena.write_text(arena.model_dump_json(), encoding="utf-8")
     named = f"TensorFlow Lite Micro {version('tflite-micro')}, reference kernels"
     return Done(runtime=named, count=count)
 
 
-def _open_images(
-    job: MicroJob, model_input: TensorInfo
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.generic]]:
-    """Returns the memory-mapped images and the table of codes, both fit for the model."""
+def _open_images(job: MicroJob, model_input: TensorInfo) -> tuple[npt.NDArray[np.uint8], Encode]:
+    """Returns the memory-mapped images and what makes a tensor of one, both fit for the model."""
     try:
         images: npt.NDArray[np.uint8] = np.load(job.images, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as err:
@@ -197,14 +203,15 @@ def _open_images(
         found = f"{job.images}: {images.dtype} of shape {images.shape}"
         raise DataError(found, "uint8 of shape (count, height, width, 3)", "decode them again")
     codes = np.load(job.codes, allow_pickle=False)
-    if images.shape[1:3] != model_input.shape[1:3] or codes.dtype != model_input.dtype:
+    feed = feed_of(model_input)
+    if images.shape[1:3] != (feed.height_px, feed.width_px) or codes.dtype != model_input.dtype:
         raise SpecError(
             f"images of {images.shape[1:3]} with codes of {codes.dtype}, a model for "
-            f"{model_input.shape[1:3]} (height, width) of {model_input.dtype}",
+            f"{(feed.height_px, feed.width_px)} (height, width) of {model_input.dtype}",
             "the same size and type",
             "decode the images for this model",
         )
-    return images, codes
+    return images, encoder(codes, feed.layout)
 
 
 @contextlib.contextmanager
@@ -278,22 +285,21 @@ def _answer_all(
     job: MicroJob,
     content: bytes,
     arena_bytes: int,
-    pictures: tuple[npt.NDArray[np.uint8], npt.NDArray[np.generic]],
+    pictures: tuple[npt.NDArray[np.uint8], Encode],
     output: TensorInfo,
     report: Report,
 ) -> int:
     """Writes the raw answers to every image, one image per call; returns how many there are."""
-    images, codes = pictures
+    images, encode = pictures
     raw = np.empty((len(images), output.shape[-1]), np.dtype(output.dtype))
-    channel = np.arange(codes.shape[1])
     last = time.monotonic()
     with _native_words() as words:
         try:
             interpreter = _start(content, arena_bytes)
             for index, image in enumerate(images):
-                interpreter.set_input(codes[image, channel][None], 0)
+                interpreter.set_input(encode(image), 0)
                 interpreter.invoke()
-                raw[index] = interpreter.get_output(0).reshape(-1)
+                raw[index] = interpreter.get_output(job.output or 0).reshape(-1)
                 if not index or time.monotonic() - last > PROGRESS_SECONDS:
                     last = time.monotonic()
                     child.still_working(job.answer_seconds)

@@ -15,7 +15,8 @@ from edgekit.errors import IntegrityError
 from edgekit.package.card import escaped, verdict_table
 from edgekit.package.manifest import NAME, Manifest
 from edgekit.package.metadata import normalization_of
-from edgekit.runtimes.base import ModelFacts, classifier_io, printable
+from edgekit.runtimes.base import ModelFacts, printable
+from edgekit.runtimes.ends import classifier_io
 from edgekit.runtimes.inspect import inspect_content, model_format
 from edgekit.runtimes.tflite_metadata import read_metadata
 

@@ -18,7 +18,8 @@ import numpy as np
 from edgekit.errors import SpecError
 from edgekit.records import Preprocess, TensorInfo, input_codes
 from edgekit.runtimes import tflite_metadata_tables as tables
-from edgekit.runtimes.base import ModelFacts, classifier_io
+from edgekit.runtimes.base import ModelFacts
+from edgekit.runtimes.ends import classifier_io
 from edgekit.runtimes.inspect import inspect_content, inspect_model, model_format, read_model
 from edgekit.runtimes.tflite_metadata import (
     METADATA_NAME,

@@ -48,7 +48,7 @@ def open_litert(request: Request) -> Model:
         interpreter.allocate_tensors()
     except (ValueError, RuntimeError) as error:
         raise refused(request, "LiteRT", error) from error
-    answer = interpreter.get_output_details()[0]
+    answer = interpreter.get_output_details()[request.output]
     return Model(
         input_dtype=np.dtype(asked["dtype"]).name,
         input_shape=shape,

@@ -80,12 +80,14 @@ class Request:
         threads: Threads for one call.
         delegate: "default", "none", or the name of what computes in place of the runtime's own
             kernels.
+        output: Position of the output that is read.
     """
 
     content: bytes
     path: str
     threads: int = 1
     delegate: str = "default"
+    output: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,12 +96,12 @@ class Model:
 
     Args:
         input_dtype: Dtype of its one input.
-        input_shape: Its shape `(1, height, width, 3)`; the batch may be -1.
-        output_dtype: Dtype of its one output.
+        input_shape: Its shape, such as `(1, height, width, 3)`; the batch may be -1.
+        output_dtype: Dtype of the output that is read.
         classes: Size of the last dimension of the output.
         version: Runtime with its version and options, such as "LiteRT 2.3.0".
-        run: Takes one tensor of shape `(1, height, width, 3)`, returns the raw scores of shape
-            `(classes,)`; the answer survives the next call.
+        run: Takes one tensor of the input's shape with a batch of 1, returns the raw scores of
+            shape `(classes,)`; the answer survives the next call.
     """
 
     input_dtype: str

@@ -59,14 +59,14 @@ def open_onnxruntime(request: Request) -> Model:
         session = ort.InferenceSession(request.content, options, providers=providers)
     except _refusals() as error:
         raise refused(request, "onnxruntime", error) from error
-    asked, answer = session.get_inputs()[0], session.get_outputs()[0]
+    asked, answer = session.get_inputs()[0], session.get_outputs()[request.output]
     return Model(
         input_dtype=_DTYPES.get(asked.type, asked.type),
         input_shape=tuple(size if isinstance(size, int) else -1 for size in asked.shape),
         output_dtype=_DTYPES.get(answer.type, answer.type),
         classes=answer.shape[-1] if isinstance(answer.shape[-1], int) else -1,
         version=", ".join([f"onnxruntime {_version(ort)}", "=".join(arithmetic), *providers[:-1]]),
-        run=_runner(session, asked.name, request),
+        run=_runner(session, asked.name, answer.name, request),
     )
 
 
@@ -121,13 +121,13 @@ def _refusals() -> tuple[type[Exception], ...]:
     return (*own, ValueError, RuntimeError)
 
 
-def _runner(session: Any, name: str, request: Request) -> Callable[[Array], Array]:
+def _runner(session: Any, asked: str, answer: str, request: Request) -> Callable[[Array], Array]:
     """Returns the call that answers one picture."""
     refusals = _refusals()
 
     def run(picture: Array) -> Array:
         try:
-            return np.asarray(session.run(None, {name: picture})[0]).reshape(-1)
+            return np.asarray(session.run([answer], {asked: picture})[0]).reshape(-1)
         except refusals as error:
             raise stopped(request, "onnxruntime", error) from error
 

@@ -117,7 +117,12 @@ def _unusable(error: OSError, job: Job) -> Refusal:
 
 
 def open_model(
-    path: str, sha256: str, runtime: str, threads: int = 1, delegate: str = "default"
+    path: str,
+    sha256: str,
+    runtime: str,
+    threads: int = 1,
+    delegate: str = "default",
+    output: int = 0,
 ) -> Model:
     """Opens a model file; the bytes that are hashed are the bytes that run.
 
@@ -127,6 +132,7 @@ def open_model(
         runtime: A key of `RUNTIMES`.
         threads: Threads for one call. Defaults to 1.
         delegate: As in `Request`. Defaults to "default".
+        output: As in `Request`. Defaults to 0.
 
     Raises:
         Refusal: If the file has another digest, or as the runtimes do.
@@ -142,17 +148,18 @@ def open_model(
         )
     module, function = RUNTIMES[runtime]
     opening = getattr(importlib.import_module(f".{module}", __package__), function)
-    opened: Model = opening(Request(content, path, threads, delegate))
+    opened: Model = opening(Request(content, path, threads, delegate, output))
     return opened
 
 
 def _work(job: Job, channel: IO[str]) -> dict[str, Any]:
     """Loads the model and answers or times the pictures."""
     images = np.load(job["images"], mmap_mode="r", allow_pickle=False)
-    encode = _encoder(np.load(job["codes"], allow_pickle=False))
+    encode = encoder(np.load(job["codes"], allow_pickle=False), job["layout"])
     timed = _tensors(images, encode) if job["mode"] == "latency" else []
     before = surroundings.reset_peak_memory()
-    model = open_model(job["model"], job["sha256"], job["runtime"], job["threads"], job["delegate"])
+    asked = (job["runtime"], job["threads"], job["delegate"], job["output"])
+    model = open_model(job["model"], job["sha256"], *asked)
     _check_ends(model, job)
 
     def report(fraction: float) -> None:
@@ -174,13 +181,13 @@ def _work(job: Job, channel: IO[str]) -> dict[str, Any]:
 
 def _check_ends(model: Model, job: Job) -> None:
     """Refuses a runtime that sees other ends in the file than were read from it."""
-    height, width, _ = job["input_shape"][1:]
-    wanted = (job["input_dtype"], (height, width), job["output_dtype"], job["classes"])
-    found = (model.input_dtype, model.input_shape[1:3], model.output_dtype, model.classes)
+    shape = tuple(job["input_shape"][1:])
+    wanted = (job["input_dtype"], shape, job["output_dtype"], job["classes"])
+    found = (model.input_dtype, model.input_shape[1:], model.output_dtype, model.classes)
     if found != wanted:
         raise Refusal(
             "IntegrityError",
-            f"{job['model']}: the runtime sees (input, size, output, classes) {found}",
+            f"{job['model']}: the runtime sees (input, shape, output, classes) {found}",
             f"{wanted}, as the file says",
             "export it again, or install the version of the runtime that edgekit names",
         )
@@ -197,10 +204,21 @@ def _check_answer(scores: Array, model: Model, job: Job) -> None:
         )
 
 
-def _encoder(codes: Array) -> Callable[[Array], Array]:
-    """Returns the function from one picture (height, width, 3) to the model's input tensor."""
-    channel = np.arange(codes.shape[1])
-    return lambda image: codes[image, channel][None]
+def encoder(codes: Array, layout: str) -> Callable[[Array], Array]:
+    """Returns the function from one picture (height, width, 3) to the model's input tensor.
+
+    Args:
+        codes: The tensor value of every pixel value, of shape (256, channels); with one channel the
+            first one of the picture is fed.
+        layout: "NHWC" or "NCHW".
+    """
+    channels = codes.shape[1]
+    channel = np.arange(channels)
+    if layout == "NHWC":
+        return lambda image: codes[image[..., :channels], channel][None]
+    return lambda image: np.ascontiguousarray(
+        codes[image[..., :channels], channel].transpose(2, 0, 1)[None]
+    )
 
 
 def _tensors(images: Array, encode: Callable[[Array], Array]) -> list[Array]:

@@ -9,8 +9,8 @@ from edgekit.runtimes.base import (
     RUNTIME_OF_FORMAT,
     ModelFacts,
     RuntimeName,
-    classifier_io,
 )
+from edgekit.runtimes.ends import classifier_io
 from edgekit.runtimes.inspect import inspect_content, inspect_model, model_format, read_model
 
 __all__ = [
@@ -24,13 +24,16 @@ __all__ = [
 ]
 
 
-def read_ends(path: Path, runtime: RuntimeName, sha256: str) -> tuple[TensorInfo, TensorInfo]:
+def read_ends(
+    path: Path, runtime: RuntimeName, sha256: str, output: int | None = None
+) -> tuple[TensorInfo, TensorInfo]:
     """Returns input and output of the image classifier in a file, read without running it.
 
     Args:
         path: A .tflite, .onnx or .ort file.
         runtime: Who will run it: "litert" for .tflite, "onnxruntime" for .onnx and .ort.
         sha256: Digest that the file must have, in hex.
+        output: As in `edgekit.runtimes.ends.classifier_io`. Defaults to None: the only one.
 
     Raises:
         SpecError: If the file cannot be read or the runtime does not run its format.
@@ -48,7 +51,7 @@ def read_ends(path: Path, runtime: RuntimeName, sha256: str) -> tuple[TensorInfo
     content = read_model(path)
     check_digest(content, sha256, path)
     facts = inspect_content(content, file_format, str(path), doubtful=True)
-    return classifier_io(facts, str(path))
+    return classifier_io(facts, str(path), output)
 
 
 def check_digest(content: bytes, sha256: str, path: Path) -> None:

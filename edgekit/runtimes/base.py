@@ -1,17 +1,16 @@
 """Which runtime runs a format, and the facts read from a file.
 
-Runtime layer; imports only errors, limits and records, so that listing runtimes loads none of them.
+Runtime layer; imports only records, so that listing runtimes loads none of them.
 """
 
 import json
 import struct
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Literal, TypeVar
 
-from edgekit import limits
-from edgekit.errors import IntegrityError
 from edgekit.records import Format, Preprocess, Record, TensorInfo
 
+T = TypeVar("T", bound=Hashable)
 RuntimeName = Literal["litert", "onnxruntime"]
 RUNTIME_OF_FORMAT: dict[Format, RuntimeName] = {
     "tflite": "litert",
@@ -21,10 +20,15 @@ RUNTIME_OF_FORMAT: dict[Format, RuntimeName] = {
 # Under these names edgekit writes its contract and its labels into every file that it exports.
 PREPROCESS_KEY = "edgekit.preprocess"
 LABELS_KEY = "edgekit.labels"
-IO_DTYPES = ("float32", "uint8", "int8")
-CHANNELS = 3
 SHOWN_CHARACTERS = 300
 _CUT = " ... "
+# Operators that leave a score what it is, and how many of them may stand behind one another.
+_PASSING = (
+    *("Identity", "Cast", "Reshape", "Flatten", "Squeeze", "Unsqueeze"),
+    *("QuantizeLinear", "DequantizeLinear"),
+    *("RESHAPE", "SQUEEZE", "EXPAND_DIMS", "CAST", "QUANTIZE", "DEQUANTIZE"),
+)
+_PASSED = 8
 # What flatbuffers and numpy raise when an offset points outside the file or to nonsense.
 FLATBUFFER_DAMAGE = (
     struct.error,
@@ -54,6 +58,7 @@ class ModelFacts(Record):
         wide_tensors: TFLite: int16 activations.
         metadata: Text entries that the file carries (ONNX `metadata_props`, TFLite metadata
             buffers that are UTF-8).
+        last_operators: The operator that computes each output; see `last_operators`.
         doubt: Why ONNX's checker refuses the file; empty where it does not. Some of what it
             refuses runs, as nodes in any order do.
     """
@@ -66,6 +71,7 @@ class ModelFacts(Record):
     float_tensors: tuple[str, ...]
     wide_tensors: tuple[str, ...] = ()
     metadata: dict[str, str]
+    last_operators: tuple[str, ...] = ()
     doubt: str = ""
 
 
@@ -89,83 +95,25 @@ def printable(text: str) -> str:
     return f"{line[:half]}{_CUT}{line[-half:]}"
 
 
-def classifier_io(facts: ModelFacts, path: str) -> tuple[TensorInfo, TensorInfo]:
-    """Returns the input and output of a file that is an image classifier.
+def last_operators(
+    outputs: Sequence[T], made_by: Mapping[T, tuple[str, Sequence[T]]]
+) -> tuple[str, ...]:
+    """Returns the operator that computes each output, behind what only reshapes or converts it.
 
     Args:
-        facts: What the file says about itself.
-        path: The file, for messages.
+        outputs: Names or numbers of the outputs.
+        made_by: Operator and inputs that make a tensor; inputs of the graph are in none.
 
-    Raises:
-        IntegrityError: If there is not exactly one input of shape `(1, height, width, 3)` in
-            float32, uint8 or int8, and one output of shape `(1, ..., 1, classes)` in one of them,
-            or either is larger than `edgekit.limits` allows. A free (-1) batch dimension counts
-            as 1.
+    Returns:
+        One name an output; empty where nothing computes it.
     """
-    if len(facts.inputs) != 1 or len(facts.outputs) != 1:
-        found = f"{path}: {len(facts.inputs)} inputs and {len(facts.outputs)} outputs"
-        raise IntegrityError(
-            found, "one input and one output", "export the classifier alone, without other heads"
-        )
-    model_input, output = facts.inputs[0], facts.outputs[0]
-    _check_input(model_input, path)
-    # A free last dimension (-1) would leave the number of classes unknown.
-    found = f"{path}: output {_words(output)}"
-    leading = output.shape[:-1]
-    if not leading or output.shape[-1] < 1 or any(size not in (-1, 1) for size in leading):
-        raise IntegrityError(
-            found,
-            "shape (1, classes), one score per class",
-            "export the classifier with its final layer and a batch of one",
-        )
-    if output.shape[-1] > limits.MODEL_CLASSES:
-        raise IntegrityError(
-            f"{found}: {output.shape[-1]:,} classes",
-            f"at most {limits.MODEL_CLASSES:,} classes",
-            "do not use this file, or export the classifier with its final layer",
-        )
-    if output.dtype not in IO_DTYPES:
-        raise IntegrityError(
-            found, f"type {', '.join(IO_DTYPES)}", "export with one of these output types"
-        )
-    return model_input, output
-
-
-def _words(info: TensorInfo) -> str:
-    """Returns an end of a file in one short line: its name and rank are as long as it likes."""
-    return printable(f"{info.name!r} of shape {info.shape} and type {info.dtype}")
-
-
-def _check_input(info: TensorInfo, path: str) -> None:
-    """Refuses an input that is not one NHWC image; see `classifier_io`."""
-    found = f"{path}: input {_words(info)}"
-    if len(info.shape) == 4 and info.shape[1] == CHANNELS and info.shape[3] != CHANNELS:
-        found = f"{found} (channels first)"
-        raise IntegrityError(
-            found,
-            "channels last: (1, height, width, 3)",
-            "export with NHWC inputs, or put a Transpose in front of the first layer",
-        )
-    if len(info.shape) != 4 or info.shape[3] != CHANNELS or min(info.shape[1:3]) < 1:
-        raise IntegrityError(
-            found,
-            "a colour image of fixed size: (1, height, width, 3)",
-            "export with a fixed height and width, channels last",
-        )
-    if info.shape[0] not in (-1, 1):
-        found = f"{found} (fixed batch of {info.shape[0]})"
-        raise IntegrityError(
-            found,
-            "a batch of 1, or a free batch",
-            "export with batch size 1",
-        )
-    if max(info.shape[1:3]) > limits.INPUT_SIDE_PX:
-        raise IntegrityError(
-            f"{found}: pictures of {info.shape[2]:,} x {info.shape[1]:,} px",
-            f"at most {limits.INPUT_SIDE_PX:,} px a side",
-            "do not use this file, or export the classifier with a smaller input (224 px is usual)",
-        )
-    if info.dtype not in IO_DTYPES:
-        raise IntegrityError(
-            found, f"type {', '.join(IO_DTYPES)}", "export with one of these input types"
-        )
+    found = []
+    for tensor in outputs:
+        operator = ""
+        for _ in range(_PASSED):
+            operator, inputs = made_by.get(tensor, ("", ()))
+            if operator not in _PASSING or not inputs:
+                break
+            tensor = inputs[0]
+        found.append(operator)
+    return tuple(found)

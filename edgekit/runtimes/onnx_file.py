@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from edgekit import limits
 from edgekit.errors import IntegrityError
 from edgekit.records import TensorInfo
-from edgekit.runtimes.base import ModelFacts, printable
+from edgekit.runtimes.base import ModelFacts, last_operators, printable
 
 # Generated protobuf classes; their type hints are a separate package.
 Message: TypeAlias = Any
@@ -80,6 +80,10 @@ def _facts(model: Message, operators: dict[str, int], doubt: str) -> ModelFacts:
         operators=operators,
         float_tensors=_float_nodes(graph),
         metadata={entry.key: entry.value for entry in model.metadata_props},
+        last_operators=last_operators(
+            [value.name for value in graph.output],
+            {name: (node.op_type, node.input) for node in graph.node for name in node.output},
+        ),
         doubt=doubt,
     )
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 from edgekit.errors import IntegrityError
 from edgekit.records import TensorInfo
-from edgekit.runtimes.base import FLATBUFFER_DAMAGE, ModelFacts, printable
+from edgekit.runtimes.base import FLATBUFFER_DAMAGE, ModelFacts, last_operators, printable
 from edgekit.runtimes.onnx_file import COMPUTE_OPERATORS, KNOWN_DOMAINS
 
 # Classes of the generated schema carry no type hints.
@@ -109,7 +109,22 @@ def _facts(content: bytes, path: str) -> ModelFacts:
             if _text(node.OpType()) in _FLOAT_OPERATORS
         ),
         metadata={_text(entry.Key()): _text(entry.Value()) for entry in entries},
+        last_operators=last_operators(
+            [_text(graph.Outputs(i)) for i in range(graph.OutputsLength())], _made_by(nodes)
+        ),
     )
+
+
+def _made_by(nodes: list[Table]) -> dict[str, tuple[str, list[str]]]:
+    """Returns operator and inputs of the node that makes each tensor."""
+    return {
+        _text(node.Outputs(number)): (
+            _text(node.OpType()),
+            [_text(node.Inputs(i)) for i in range(node.InputsLength())],
+        )
+        for node in nodes
+        for number in range(node.OutputsLength())
+    }
 
 
 def _check_weights(graph: Table, path: str) -> None:

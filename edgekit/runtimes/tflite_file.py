@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 from edgekit import limits
 from edgekit.errors import IntegrityError
 from edgekit.records import TensorInfo
-from edgekit.runtimes.base import FLATBUFFER_DAMAGE, ModelFacts, printable
+from edgekit.runtimes.base import FLATBUFFER_DAMAGE, ModelFacts, last_operators, printable
 
 # Classes of the generated schema carry no type hints.
 Table: TypeAlias = Any
@@ -71,7 +71,7 @@ def _facts(content: bytes, path: str) -> ModelFacts:
     model = schema.Model.GetRootAs(content, 0)
     _check_tables(model, content)
     _check_buffers(model, content, path)
-    operators = _operators(model, schema, path)
+    names = _operator_names(model, schema, path)
     types = {code: name.lower() for name, code in vars(schema.TensorType).items() if name[0] != "_"}
     main = model.Subgraphs(0)
     if main is None:
@@ -84,10 +84,11 @@ def _facts(content: bytes, path: str) -> ModelFacts:
         schema_version=model.Version(),
         inputs=tuple(_tensor_info(main, i, types) for i in inputs),
         outputs=tuple(_tensor_info(main, i, types) for i in outputs),
-        operators=operators,
+        operators=_counted(model, names),
         float_tensors=_activations(model, types, FLOAT_DTYPES, {*inputs, *outputs}),
         wide_tensors=_activations(model, types, ("int16",), {*inputs, *outputs}),
         metadata=_metadata(model),
+        last_operators=last_operators(outputs, _made_by(main, names)),
     )
 
 
@@ -135,8 +136,8 @@ def _subgraphs(model: Table) -> Iterator[Table]:
     return (model.Subgraphs(i) for i in range(model.SubgraphsLength()))
 
 
-def _operators(model: Table, schema: Table, path: str) -> dict[str, int]:
-    """Counts operators over all subgraphs; refuses those a stock runtime does not have."""
+def _operator_names(model: Table, schema: Table, path: str) -> list[str]:
+    """Names the operator of each code; refuses those a stock runtime does not have."""
     builtin = {code: name for name, code in vars(schema.BuiltinOperator).items() if name[0] != "_"}
     names = []
     for index in range(model.OperatorCodesLength()):
@@ -148,10 +149,26 @@ def _operators(model: Table, schema: Table, path: str) -> dict[str, int]:
             found = f"{path}: {printable(f'custom operator {custom!r}')}"
             raise IntegrityError(found, *_instead_of(custom))
         names.append(name)
+    return names
+
+
+def _counted(model: Table, names: list[str]) -> dict[str, int]:
+    """Counts operators over all subgraphs."""
     used: Counter[str] = Counter()
     for graph in _subgraphs(model):
         used.update(names[graph.Operators(i).OpcodeIndex()] for i in range(graph.OperatorsLength()))
     return dict(sorted(used.items()))
+
+
+def _made_by(graph: Table, names: list[str]) -> dict[int, tuple[str, tuple[int, ...]]]:
+    """Returns operator and inputs of what makes each tensor of a subgraph."""
+    found = {}
+    for index in range(graph.OperatorsLength()):
+        operator = graph.Operators(index)
+        inputs = tuple(operator.Inputs(i) for i in range(operator.InputsLength()))
+        for number in range(operator.OutputsLength()):
+            found[operator.Outputs(number)] = (names[operator.OpcodeIndex()], inputs)
+    return found
 
 
 def _instead_of(custom: str) -> tuple[str, str]:

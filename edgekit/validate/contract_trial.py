@@ -200,4 +200,4 @@ def _answers(
         changed = given.model_copy(update=contract.model_dump(exclude={"words"}))
         asked = subject.model_copy(update={"images": Path(path), "preprocess": changed})
         found = measure.answer(asked, waiting=waiting)
-    return top1_classes(measure.scores(found.raw, found.output), len(index), index)
+    return top1_classes(measure.scores(found.raw, found.output, subject.readout), len(index), index)

@@ -9,6 +9,7 @@ from pydantic import ValidationError
 from edgekit.errors import IntegrityError, SpecError
 from edgekit.records import Preprocess, Record, TensorInfo, Variant, input_codes
 from edgekit.runtimes.base import PREPROCESS_KEY
+from edgekit.runtimes.ends import feed_of
 from edgekit.runtimes.tflite_metadata import Metadata
 
 PerChannel = float | Sequence[float]
@@ -32,13 +33,13 @@ class Usual(Record):
         words: What it is, for people.
         scale: Multiplier per channel of `pixel * scale + offset`, in the order of `channels`.
         offset: Addend per channel.
-        channels: "rgb" or "bgr".
+        channels: "rgb", "bgr" or "grey".
     """
 
     words: str
     scale: tuple[float, float, float]
     offset: tuple[float, float, float]
-    channels: Literal["rgb", "bgr"] = "rgb"
+    channels: Literal["rgb", "bgr", "grey"] = "rgb"
 
     @property
     def swapped(self) -> "Usual":
@@ -84,6 +85,8 @@ USUAL = (
     ),
 )
 EVERY_USUAL = (*USUAL, *(usual.swapped for usual in USUAL[:4]))
+# Those that say the same of each channel.
+USUAL_GREY = tuple(usual.model_copy(update={"channels": "grey"}) for usual in USUAL[:3])
 
 
 class InputOptions(Record):
@@ -143,7 +146,7 @@ def external_preprocess(
     itself and the int8 code `pixel - 128`.
 
     Args:
-        model_input: Input of shape `(1, height, width, 3)`.
+        model_input: The input of the file.
         metadata: Text entries of the file.
         options: What the user says.
         recorded: From the record beside the file. Defaults to None: there is none.
@@ -151,7 +154,8 @@ def external_preprocess(
 
     Raises:
         UnsaidScalingError: If neither the user nor the file says how the input is scaled.
-        SpecError: If scale or offset is given alone.
+        SpecError: If scale or offset is given alone, or an order of channels or a number for each
+            of them for an input that has one channel.
         IntegrityError: If the contract in the file is broken or contradicts its input.
     """
     if (options.scale is None) != (options.offset is None):
@@ -163,16 +167,40 @@ def external_preprocess(
     if known is not None:
         _check_size(known, model_input)
     elif options.scale is not None:
-        known = Preprocess(height_px=model_input.shape[1], width_px=model_input.shape[2])
+        known = _for_size(model_input)
     else:
-        scale, offset = _quantized_contract(model_input)
-        known = Preprocess(
-            height_px=model_input.shape[1],
-            width_px=model_input.shape[2],
-            scale=(scale,) * 3,
-            offset=(offset,) * 3,
+        known = _plain_contract(model_input)
+    known = known.model_copy(update=options.model_dump(exclude_none=True))
+    return known if feed_of(model_input).channels == 3 else _grey(known, options)
+
+
+def _for_size(model_input: TensorInfo) -> Preprocess:
+    feed = feed_of(model_input)
+    return Preprocess(height_px=feed.height_px, width_px=feed.width_px)
+
+
+def _plain_contract(model_input: TensorInfo) -> Preprocess:
+    """Returns the contract that makes the code of an integer input the pixel itself."""
+    scale, offset = _quantized_contract(model_input)
+    update = {"scale": (scale,) * 3, "offset": (offset,) * 3}
+    return _for_size(model_input).model_copy(update=update)
+
+
+def _grey(known: Preprocess, options: InputOptions) -> Preprocess:
+    """Returns a contract for an input of one channel, which takes the luma of a picture."""
+    given = [f"--channels {options.channels}"] if options.channels is not None else []
+    given += [
+        f"{option} {' '.join(f'{number:g}' for number in numbers)}"
+        for option, numbers in (("--input-scale", known.scale), ("--input-offset", known.offset))
+        if len(set(numbers)) > 1
+    ]
+    if given:
+        raise SpecError(
+            f"{' and '.join(given)} for an input that has one channel",
+            "one number, and no order of channels: the luma of each picture is fed",
+            "leave out --channels, and give --input-scale and --input-offset once",
         )
-    return known.model_copy(update=options.model_dump(exclude_none=True))
+    return known.model_copy(update={"channels": "grey"})
 
 
 def _stored_contract(metadata: Mapping[str, str]) -> Preprocess | None:
@@ -203,23 +231,13 @@ def described_contract(said: Metadata | None, model_input: TensorInfo) -> Prepro
     if min(map(abs, image.std)) == 0:
         return None
     times = 3 // len(image.mean)
-    contract = Preprocess(
-        height_px=model_input.shape[1],
-        width_px=model_input.shape[2],
-        scale=per_channel([1 / std for std in image.std * times], "std") or (1.0,) * 3,
-        offset=per_channel(
-            [-mean / std for mean, std in zip(image.mean, image.std, strict=True)] * times, "mean"
-        )
-        or (0.0,) * 3,
-    )
+    pairs = list(zip(image.mean, image.std, strict=True)) * times
+    scale, offset = tuple(1 / std for _, std in pairs), tuple(-mean / std for mean, std in pairs)
+    contract = _for_size(model_input).model_copy(update={"scale": scale, "offset": offset})
     if not _fits(contract, model_input):
         return None
-    if model_input.dtype != "float32":
-        scale, offset = _quantized_contract(model_input)
-        plain = contract.model_copy(update={"scale": (scale,) * 3, "offset": (offset,) * 3})
-        if same_values(contract, plain, _ONE_LEVEL):
-            return None
-    return contract
+    plain = None if model_input.dtype == "float32" else _plain_contract(model_input)
+    return None if plain and same_values(contract, plain, _ONE_LEVEL) else contract
 
 
 def _fits(contract: Preprocess, model_input: TensorInfo) -> bool:
@@ -236,6 +254,18 @@ def _fits(contract: Preprocess, model_input: TensorInfo) -> bool:
     return bool(inside and np.ptp(codes, axis=0).min() >= _LEAST_VALUES)
 
 
+def usual_contracts(model_input: TensorInfo, channels: str | None = None) -> tuple[Usual, ...]:
+    """Returns the usual contracts of an input, as many channels as it has.
+
+    Args:
+        model_input: The input of the file.
+        channels: The order of channels that the user says. Defaults to None: any.
+    """
+    if feed_of(model_input).channels == 1:
+        return USUAL_GREY
+    return tuple(usual for usual in EVERY_USUAL if channels in (None, usual.channels))
+
+
 def other_contracts(given: Preprocess, model_input: TensorInfo) -> tuple[Usual, ...]:
     """Returns the usual contracts that a network could have been trained with instead.
 
@@ -245,7 +275,8 @@ def other_contracts(given: Preprocess, model_input: TensorInfo) -> tuple[Usual, 
     """
     own = Usual(words="the same", scale=given.scale, offset=given.offset, channels=given.channels)
     found: list[Usual] = []
-    for usual in (own.swapped, *EVERY_USUAL):
+    swapped = () if given.channels == "grey" else (own.swapped,)
+    for usual in (*swapped, *usual_contracts(model_input)):
         contract = given.model_copy(update=usual.model_dump(exclude={"words"}))
         if _fits(contract, model_input) and not any(_same(usual, o) for o in (own, *found)):
             found.append(usual)
@@ -267,9 +298,10 @@ def same_values(one: Preprocess, other: Preprocess, levels: float = ROUNDING_LEV
 
 
 def _check_size(contract: Preprocess, model_input: TensorInfo) -> None:
-    size = (contract.height_px, contract.width_px)
-    if size != model_input.shape[1:3]:
-        found = f"a contract for {size} in a model for {model_input.shape[1:3]} (height, width)"
+    size, feed = (contract.height_px, contract.width_px), feed_of(model_input)
+    if size != (feed.height_px, feed.width_px):
+        fed = (feed.height_px, feed.width_px)
+        found = f"a contract for {size} in a model for {fed} (height, width)"
         raise IntegrityError(found, "the same size in both", "export the model again")
 
 

@@ -10,7 +10,6 @@ from edgekit.devices import measure
 from edgekit.devices.protocol import Subject
 from edgekit.errors import EdgekitError
 from edgekit.estimate import ethos_u, tflite_micro
-from edgekit.records import input_codes
 from edgekit.runtimes import read_ends
 from edgekit.target import Accelerator, Target
 from edgekit.validate.accuracy import (
@@ -59,18 +58,18 @@ def _micro(
     target: Target, subject: Subject, host: HostAnswers, pictures: Pictures, progress: Progress
 ) -> tuple[tuple[str, str], ...]:
     """Returns accuracy on TensorFlow Lite Micro's kernels, and its arena, both on this machine."""
-    model_input, _ = read_ends(subject.model, subject.runtime, subject.sha256)
-    codes = input_codes(
-        subject.preprocess, model_input.dtype, model_input.scale, model_input.zero_point
-    )
+    readout = subject.readout
+    model_input, _ = read_ends(subject.model, subject.runtime, subject.sha256, readout.output)
+    codes = measure.codes(subject.preprocess, model_input)
     found = tflite_micro.answers(
         subject.model,
         subject.sha256,
         subject.images,
         codes,
         progress=lambda done: progress(f"tflite-micro for {target.name}", round(1000 * done), 1000),
+        output=readout.output,
     )
-    scores = measure.scores(found.raw, found.output)
+    scores = measure.scores(found.raw, found.output, readout)
     top1 = top1_classes(scores, pictures.classes, pictures.output_index)
     accuracy = measure_accuracy(scores, pictures.labels, pictures.classes, pictures.output_index)
     same = (top1 == host.top1).mean()

@@ -7,7 +7,7 @@ does say is used, what it does not must be given, and `plausibility` tells when 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -32,13 +32,8 @@ from edgekit.records import (
     TensorInfo,
     Variant,
 )
-from edgekit.runtimes.base import (
-    PREPROCESS_KEY,
-    RUNTIME_OF_FORMAT,
-    ModelFacts,
-    RuntimeName,
-    classifier_io,
-)
+from edgekit.runtimes.base import PREPROCESS_KEY, RUNTIME_OF_FORMAT, ModelFacts, RuntimeName
+from edgekit.runtimes.ends import Readout, classifier_io, feed_of
 from edgekit.runtimes.tflite_metadata import Metadata
 from edgekit.validate.accuracy import Classes, measure_accuracy, paired_drop, top1_classes
 from edgekit.validate.classes import fitting_lines, match_classes, named_by_number
@@ -51,7 +46,8 @@ from edgekit.validate.contracts import (
     same_values,
 )
 from edgekit.validate.labels import stored_labels
-from edgekit.validate.plausible import plausibility
+from edgekit.validate.outputs import OutputOptions, chosen_readout, threshold_words
+from edgekit.validate.plausible import other_thresholds, plausibility
 
 # What marks arithmetic on integers, and what marks scales that are found anew for every image.
 QUANTIZED_OPERATORS = {
@@ -83,11 +79,13 @@ class Plan(Record):
         preprocess: How to decode the images.
         class_names: Folder names, in label order.
         output_index: The output that stands for each class.
-        outputs: Number of outputs.
+        outputs: Scores of one answer: as many as the file's output has, or two of a single one.
         label_offset: The offset that `output_index` includes.
         operators: Names of the operators in the file.
         batch: Pictures of one call.
         input: The input, as the file says it.
+        readout: Which output is read, and how.
+        words: What of input and output is not as usual, a sentence each.
         own_contract: Whether edgekit made the file and the user says nothing else about its input,
             so that no other contract is worth a try.
     """
@@ -108,22 +106,37 @@ class Plan(Record):
     operators: tuple[str, ...]
     batch: Batch
     input: TensorInfo
+    readout: Readout
+    words: tuple[str, ...] = ()
     own_contract: bool = False
 
 
 @dataclass(frozen=True)
 class _File:
-    """A classifier as it was read, before anything is known about the pictures."""
+    """A model as it was read, before anything is known about the pictures."""
 
     model: Path
     sha256: str
     size_bytes: int
     facts: ModelFacts
-    input: TensorInfo
-    output: TensorInfo
     variants: tuple[Variant, ...]
     said: Metadata | None
     unsaid_because: str
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """What of a file is fed and read."""
+
+    input: TensorInfo
+    output: TensorInfo
+    readout: Readout
+    words: tuple[str, ...]
+
+    @property
+    def scores(self) -> int:
+        """How many scores an answer has."""
+        return 2 if self.readout.single else self.output.shape[-1]
 
 
 @dataclass(frozen=True)
@@ -137,6 +150,8 @@ class Judgement:
         top1: Class of each answer, int32 of shape `(images,)`; -1 outside the classes.
         best: Highest score of each answer, float32 of shape `(images,)`.
         runtime: Runtime and version.
+        readout: How the output was read, with the threshold that its answers decided.
+        words: How a single score was read; empty for several.
     """
 
     accuracy: Accuracy
@@ -145,6 +160,8 @@ class Judgement:
     top1: Classes
     best: npt.NDArray[np.float32]
     runtime: str
+    readout: Readout = field(default_factory=Readout)
+    words: tuple[str, ...] = ()
 
 
 def plan_external(
@@ -154,6 +171,7 @@ def plan_external(
     label_lines: Sequence[str] | None = None,
     label_offset: int = 0,
     recorded: Recorded | None = None,
+    reading: OutputOptions | None = None,
 ) -> Plan:
     """Returns how a foreign file will be judged.
 
@@ -166,24 +184,25 @@ def plan_external(
         label_lines: Lines of a labels file. Defaults to None: there is none.
         label_offset: Added to every output index. Defaults to 0.
         recorded: From the record beside the file. Defaults to None: there is none.
+        reading: What the user says about the output. Defaults to None: nothing.
 
     Raises:
         SpecError: If the file cannot be read, does not say how its input is scaled, or the classes
-            cannot be matched to its outputs.
+            cannot be matched to its outputs, or several outputs could be read.
         IntegrityError: If it is damaged, untrusted or no image classifier, or what it says about
             its input or its labels is broken.
     """
     file = _read(model, recorded)
     label_lines = _labels(file, label_lines, recorded, class_names)
-    outputs = file.output.shape[-1]
+    ends = _ends(file, reading, len(label_lines or class_names) + label_offset)
     options = options or InputOptions()
     with _telling(file):
         contract = external_preprocess(
-            file.input, file.facts.metadata, options, recorded, file.said
+            ends.input, file.facts.metadata, options, recorded, file.said
         )
-        index = match_classes(class_names, outputs, label_lines, label_offset)
+        index = match_classes(class_names, ends.scores, label_lines, label_offset)
     made_here = recorded is not None or PREPROCESS_KEY in file.facts.metadata
-    planned = _plan(file, contract, tuple(class_names), index, label_offset)
+    planned = _plan(file, ends, contract, tuple(class_names), index, label_offset)
     untold = options.scale is None and options.channels is None
     return planned.model_copy(update={"own_contract": made_here and untold})
 
@@ -194,6 +213,7 @@ def plan_answers(
     label_lines: Sequence[str] | None = None,
     label_offset: int = 0,
     recorded: Recorded | None = None,
+    reading: OutputOptions | None = None,
 ) -> Plan:
     """Returns how a foreign file answers pictures of unknown class: every output is a class.
 
@@ -206,6 +226,7 @@ def plan_answers(
         label_lines: Lines of a labels file. Defaults to None: there is none.
         label_offset: Output of the first line. Defaults to 0.
         recorded: From the record beside the file. Defaults to None: there is none.
+        reading: As in `plan_external`. Defaults to None.
 
     Raises:
         SpecError: As `plan_external`, and if labels and outputs are not as many.
@@ -213,16 +234,17 @@ def plan_answers(
     """
     file = _read(model, recorded)
     label_lines = _labels(file, label_lines, recorded)
-    outputs = file.output.shape[-1]
-    names = tuple(f"output {number}" for number in range(outputs))
+    ends = _ends(file, reading, None if label_lines is None else len(label_lines) + label_offset)
+    outputs, what = ends.scores, "class" if ends.readout.single else "output"
+    names = tuple(f"{what} {number}" for number in range(outputs))
     with _telling(file):
         if label_lines is not None:
             lines = fitting_lines(label_lines, outputs, label_offset)
             names = (*names[: max(label_offset, 0)], *lines[max(-label_offset, 0) :])
         contract = external_preprocess(
-            file.input, file.facts.metadata, options or InputOptions(), recorded, file.said
+            ends.input, file.facts.metadata, options or InputOptions(), recorded, file.said
         )
-    return _plan(file, contract, names, tuple(range(outputs)), label_offset)
+    return _plan(file, ends, contract, names, tuple(range(outputs)), label_offset)
 
 
 def plan_reference(
@@ -230,6 +252,7 @@ def plan_reference(
     judged: Plan,
     options: InputOptions | None = None,
     recorded: Recorded | None = None,
+    reading: OutputOptions | None = None,
 ) -> Plan:
     """Returns how the float reference of a judged file runs: on the same pixels, for its classes.
 
@@ -238,6 +261,8 @@ def plan_reference(
         judged: Plan of the file that is compared with it.
         options: What the user says about the input of both. Defaults to None: nothing.
         recorded: From the record beside the reference. Defaults to None: there is none.
+        reading: What the user says about the output of the judged file; its name counts where the
+            reference has several outputs, one of that name. Defaults to None: nothing.
 
     Raises:
         SpecError: If the reference is the judged file itself, is not float, has another input size
@@ -245,15 +270,19 @@ def plan_reference(
         IntegrityError: As `plan_external`.
     """
     file = _read(model, recorded)
-    _check_comparable(file, judged)
+    reading = reading or OutputOptions()
+    if reading.name not in {info.name for info in file.facts.outputs}:
+        reading = reading.model_copy(update={"name": None})
+    ends = _ends(file, reading, judged.outputs)
+    _check_comparable(file, ends, judged)
     contract = judged.preprocess
-    described = described_contract(file.said, file.input)
+    described = described_contract(file.said, ends.input)
     if recorded is not None or described or PREPROCESS_KEY in file.facts.metadata:
         contract = external_preprocess(
-            file.input, file.facts.metadata, options or InputOptions(), recorded, file.said
+            ends.input, file.facts.metadata, options or InputOptions(), recorded, file.said
         )
         _check_contracts(model, contract, judged)
-    return _plan(file, contract, judged.class_names, judged.output_index, judged.label_offset)
+    return _plan(file, ends, contract, judged.class_names, judged.output_index, judged.label_offset)
 
 
 def refuse_too_much(plan: Plan, pictures: int) -> None:
@@ -307,18 +336,24 @@ def variants_of(facts: ModelFacts) -> tuple[Variant, ...]:
 
 def _read(model: Path, recorded: Recorded | None) -> _File:
     found = inspect_apart(model)
-    model_input, output = classifier_io(found.facts, str(model))
     return _File(
         model=model,
         sha256=found.sha256,
         size_bytes=found.size_bytes,
         facts=found.facts,
-        input=model_input,
-        output=output,
         variants=(recorded.variant,) if recorded else variants_of(found.facts),
         said=found.said,
         unsaid_because=found.unsaid_because,
     )
+
+
+def _ends(file: _File, reading: OutputOptions | None, classes: int | None) -> _Ends:
+    """Returns what is fed and read; `classes` is how many labels there are, None if unknown."""
+    path = str(file.model)
+    readout, said = chosen_readout(file.facts, path, reading or OutputOptions(), classes)
+    model_input, output = classifier_io(file.facts, path, readout.output)
+    fed = tuple(f"input: {words}" for words in feed_of(model_input).words)
+    return _Ends(model_input, output, readout, (*fed, *said))
 
 
 def _labels(
@@ -353,6 +388,7 @@ def _telling(file: _File) -> Iterator[None]:
 
 def _plan(
     file: _File,
+    ends: _Ends,
     preprocess: Preprocess,
     class_names: tuple[str, ...],
     output_index: tuple[int, ...],
@@ -365,25 +401,28 @@ def _plan(
         format=file.facts.format,
         runtime=RUNTIME_OF_FORMAT[file.facts.format],
         variants=file.variants,
-        input_dtype=file.input.dtype,
-        output_dtype=file.output.dtype,
+        input_dtype=ends.input.dtype,
+        output_dtype=ends.output.dtype,
         preprocess=preprocess,
         class_names=class_names,
         output_index=output_index,
-        outputs=file.output.shape[-1],
+        outputs=ends.scores,
         label_offset=label_offset,
         operators=tuple(file.facts.operators),
-        batch="any" if file.input.shape[0] == -1 else "one",
-        input=file.input,
+        batch="any" if ends.input.shape[0] == -1 else "one",
+        input=ends.input,
+        readout=ends.readout,
+        words=ends.words,
     )
 
 
-def _check_comparable(file: _File, judged: Plan) -> None:
+def _check_comparable(file: _File, ends: _Ends, judged: Plan) -> None:
     """Refuses a reference that is the judged file, is not float, or is another network."""
-    size, outputs = file.input.shape[1:3], file.output.shape[-1]
+    feed, outputs = feed_of(ends.input), ends.scores
+    size = (feed.height_px, feed.width_px)
     wanted = (judged.preprocess.height_px, judged.preprocess.width_px)
     what = " or ".join(file.variants) or "partly quantized"
-    is_float = file.input.dtype == file.output.dtype == "float32" and (
+    is_float = ends.input.dtype == ends.output.dtype == "float32" and (
         "float32" in file.variants or "float16" in file.variants
     )
     problems = (
@@ -394,13 +433,18 @@ def _check_comparable(file: _File, judged: Plan) -> None:
         ),
         (
             not is_float,
-            f"not a float file ({what}, {file.input.dtype} input, {file.output.dtype} output)",
+            f"not a float file ({what}, {ends.input.dtype} input, {ends.output.dtype} output)",
             "float32 input and output and no quantized arithmetic",
         ),
         (
             size != wanted,
             f"an input of {size} pixels (height, width)",
             f"{wanted}, as the judged file has",
+        ),
+        (
+            feed.channels != feed_of(judged.input).channels,
+            f"an input of {feed.channels} channels",
+            f"{feed_of(judged.input).channels}, as the judged file has",
         ),
         (
             outputs != judged.outputs,
@@ -465,23 +509,45 @@ def judge_external(
     started = time.monotonic()
     answers = measure.answer(asked, progress=progress, waiting=waiting)
     seconds = (time.monotonic() - started) / len(labels)
-    scores = measure.scores(answers.raw, answers.output)
+    real = measure.scores(answers.raw, answers.output)
+    readout = plan.readout
+    words: tuple[str, ...] = ()
+    if readout.single:
+        threshold = readout.threshold_of(real)
+        words = (threshold_words(readout, threshold, _in_output_order(plan)),)
+        readout = readout.model_copy(update={"threshold": threshold})
+    scores = readout.scores(real)
     index = np.array(plan.output_index, dtype=np.int64)
     count = len(plan.class_names)
     top1 = top1_classes(scores, count, index)
-    trial = Trial()
+    trial, others = Trial(), other_thresholds(real, readout, labels, index)
     if trying is not None and not plan.own_contract:
         trial = try_contracts(asked, plan.input, index, top1, labels, seconds, trying, waiting)
     return Judgement(
         accuracy=measure_accuracy(scores, labels, count, index),
         plausible=plausibility(
-            scores, labels, index, plan.label_offset, plan.class_names, trial.readings, trial.said
+            scores,
+            labels,
+            index,
+            plan.label_offset,
+            plan.class_names,
+            (*others, *trial.readings),
+            trial.said,
         ),
         raw=answers.raw,
         top1=top1,
         best=scores.max(axis=1),
         runtime=answers.runtime,
+        readout=readout,
+        words=words,
     )
+
+
+def _in_output_order(plan: Plan) -> tuple[str, ...]:
+    """Returns the names of the two classes of a single score, the lower one first."""
+    order = np.argsort(plan.output_index)
+    names = [plan.class_names[place] for place in order]
+    return (*names, "the other", "the other")[:2]
 
 
 def drop_against(
@@ -517,4 +583,5 @@ def subject(plan: Plan, images: Path, threads: int = 1, delegate: Delegate = "de
         delegate=delegate,
         images=images,
         preprocess=plan.preprocess,
+        readout=plan.readout,
     )

@@ -254,7 +254,7 @@ def measure_on(
         progress=lambda done: progress(f"accuracy on {target.name}", round(1000 * done), 1000),
         device=device,
     )
-    scores = measure.scores(answers.raw, answers.output)
+    scores = measure.scores(answers.raw, answers.output, subject.readout)
     top1 = top1_classes(scores, pictures.classes, pictures.output_index)
     timings: list[measure.Timing] = []
     if device.machine.real:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.records import Check
+from edgekit.runtimes.ends import Readout
 from edgekit.validate import statistics
 from edgekit.validate.accuracy import OUTSIDE, Classes, OutputIndex, Scores, top1_classes
 from edgekit.validate.verdict import check_plausible
@@ -77,6 +78,37 @@ def plausibility(
         None if best is None else best.detail,
         f"no neighbouring label offset and no exchange of labels fits better{tried}",
     )
+
+
+def other_thresholds(
+    real: Scores, readout: Readout, labels: Classes, output_index: OutputIndex
+) -> list[Reading]:
+    """Returns the usual other threshold of a single score, if it fits surely better.
+
+    Args:
+        real: The single scores, float32 of shape `(images, 1)`.
+        readout: How they are read, with its threshold. Of several scores there is no other.
+        labels: int32 of shape `(images,)`.
+        output_index: As in `plausibility`.
+    """
+    if not readout.single or readout.threshold is None:
+        return []
+    classes, other = len(output_index), 0.0 if readout.threshold > 0.25 else 0.5
+    changed = readout.model_copy(update={"threshold": other})
+    given, read = (
+        top1_classes(each.scores(real), classes, output_index) for each in (readout, changed)
+    )
+    better = int(np.count_nonzero((read == labels) & (given != labels)))
+    worse = int(np.count_nonzero((given == labels) & (read != labels)))
+    if statistics.surely_better_p(better, worse) > SURE:
+        return []
+    if not knows(confusion_of(labels, read, classes)):
+        return []
+    detail = (
+        f"answers fit --threshold {other:g} ({_percent(float(np.mean(read == labels)))}) far "
+        f"better than {readout.threshold:g} ({_percent(float(np.mean(given == labels)))})"
+    )
+    return [Reading(detail, (better - worse) / len(labels))]
 
 
 def confusion_of(labels: Classes, answers: Classes, classes: int) -> Confusion:

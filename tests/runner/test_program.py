@@ -39,6 +39,8 @@ def job(folder: Path, runtime: str, mode: str, **changed: Any) -> dict[str, Any]
         "delegate": "default",
         "input_dtype": "uint8",
         "input_shape": [1, SIZE, SIZE, 3],
+        "layout": "NHWC",
+        "output": 0,
         "output_dtype": "uint8",
         "classes": 3,
         "images": str(folder / "i.npy"),

@@ -36,7 +36,6 @@ def test_runtime_must_fit_the_format(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("shape", "words"),
     [
-        ((1, 3, 8, 8), "channels first"),
         ((1, 8, 8, 4), "shape"),
         ((1, 8, 3), "shape"),
         ((1, "h", "w", 3), "shape"),
@@ -69,5 +68,5 @@ def test_two_outputs(tmp_path: Path) -> None:
         [value(name, TensorProto.FLOAT, [1, 3]) for name in "ab"],
     )
     save_onnx(onnx, graph, tmp_path / "m.onnx")
-    with pytest.raises(IntegrityError, match="1 inputs and 2 outputs"):
+    with pytest.raises(IntegrityError, match="2 outputs"):
         ends(tmp_path / "m.onnx", "onnxruntime")
