@@ -218,9 +218,11 @@ class Site(ThreadingHTTPServer):
         self.said: dict[str, list[Json]] = {}
 
     def wait(self, names: list[str]) -> None:
-        """Waits until the pages have said something under each name."""
-        deadline = time.monotonic() + PAGE_SECONDS
+        """Waits until the pages have said something under each name, however many they are."""
+        heard, deadline = 0, time.monotonic() + PAGE_SECONDS
         while missing := [name for name in names if name not in self.said]:
+            if len(self.said) > heard:
+                heard, deadline = len(self.said), time.monotonic() + PAGE_SECONDS
             assert time.monotonic() < deadline, f"nothing was said about {missing}: {self.said}"
             time.sleep(0.05)
 
