@@ -491,7 +491,7 @@ def validate(
     """
     from edgekit.console import out as console, show_json, show_verdicts, working
     from edgekit.foreign import Question, judge_file
-    from edgekit.report.sentences import agreement_sentence
+    from edgekit.report.sentences import agreement_sentence, what_follows_of_file
     from edgekit.validate.verdict import exit_code
 
     question = Question(
@@ -521,6 +521,8 @@ def validate(
         for found in result.on_devices:
             console.print(f"  {found.target}: {agreement_sentence(found)}", markup=False)
         show_verdicts(result.verdicts)
+        for sentence in what_follows_of_file(result.verdicts, file, data):
+            console.print(f"\n{sentence}", markup=False)
     raise typer.Exit(exit_code(verdict.status for verdict in result.verdicts))
 
 

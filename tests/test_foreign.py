@@ -230,7 +230,8 @@ def test_the_answers_are_a_table_in_which_nothing_is_computed(tmp_path: Path) ->
     shutil.move(data / "red", data / "@red")
     (tmp_path / "labels.txt").write_text("@red\ngreen\nblue\n")
     command = [sys.executable, "-m", "edgekit", "validate", str(mean_tflite(tmp_path / "m.tflite")),
-               "--data", str(data), "--labels", str(tmp_path / "labels.txt")]  # fmt: skip
+               "--data", str(data), "--labels", str(tmp_path / "labels.txt"),
+               "--target", str(absent_target(tmp_path))]  # fmt: skip
     table = tmp_path / "answers.csv"
 
     def judged(path: Path) -> subprocess.CompletedProcess[str]:
@@ -242,6 +243,11 @@ def test_the_answers_are_a_table_in_which_nothing_is_computed(tmp_path: Path) ->
     assert judged(tmp_path / "absent" / "a.csv").returncode == 2
     done = judged(table)
     assert table.is_file(), done.stderr
+    assert done.returncode == 5
+    assert (
+        "Exit code 5: nothing failed. All that can be judged here is, and far-away" in done.stdout
+    )
+    assert re.search(r"--target far-away\s+--measurements\s+FILE", done.stdout)
     with table.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 15

@@ -127,36 +127,74 @@ def what_follows(verdicts: Sequence[Verdict], run: Path) -> tuple[str, ...]:
         verdicts: Of a finished run.
         run: Its folder.
     """
-
-    def named(status: Status) -> list[str]:
-        return [verdict.target for verdict in verdicts if verdict.status is status]
-
-    said = []
     folder = shlex.quote(str(run))
-    if missed := named(Status.MISS):
+    missed, absent = (_named(verdicts, status) for status in (Status.MISS, Status.UNMEASURED))
+    measured = ""
+    for verdict in verdicts:
+        if verdict.status is Status.UNMEASURED and not measured:
+            file = run / "artifacts" / verdict.artifact_path
+            measured = _with_measurements(file, "DIR", verdict.target)
+    return _met(
+        verdicts,
+        f"To ship it all the same: {_package(folder, missed)} --allow-miss",
+        "All that can be made and judged here is",
+        f"{_package(folder, absent)} writes what runs there, with a self-check; numbers that were "
+        f"measured there are judged by: {measured}",
+    )
+
+
+def what_follows_of_file(verdicts: Sequence[Verdict], file: Path, data: Path) -> tuple[str, ...]:
+    """Returns what the exit code means and what to do next, for a file that was judged alone.
+
+    Args:
+        verdicts: On it.
+        file: The file.
+        data: The pictures.
+    """
+    absent = _named(verdicts, Status.UNMEASURED)
+    measured = _with_measurements(file, shlex.quote(str(data)), absent[0]) if absent else ""
+    return _met(
+        verdicts,
+        "",
+        "All that can be judged here is",
+        "say where the device is with --device TARGET=WHERE, or measure there with any tool and "
+        f"give the numbers: {measured}",
+    )
+
+
+def _met(verdicts: Sequence[Verdict], ship: str, done: str, measure: str) -> tuple[str, ...]:
+    missed, undecided, absent = (
+        _named(verdicts, status) for status in (Status.MISS, Status.INCONCLUSIVE, Status.UNMEASURED)
+    )
+    said = []
+    if missed:
         said.append(
             f"Exit code 4: over budget for {_and(missed)}; what was asked and what was measured "
-            "stands above. To ship it all the same: "
-            f"{_package(folder, missed)} --allow-miss"
+            f"stands above. {ship}".rstrip()
         )
-    if open_ones := named(Status.INCONCLUSIVE):
+    if undecided:
         said.append(
-            f"{'' if missed else 'Exit code 5: '}measured, but not decided for {_and(open_ones)}; "
+            f"{'' if missed else 'Exit code 5: '}measured, but not decided for {_and(undecided)}; "
             "beside each INCONCLUSIVE above stands what would decide it"
         )
-    if absent := named(Status.UNMEASURED):
-        code = "" if missed or open_ones else "Exit code 5: nothing failed. "
-        example = next(verdict for verdict in verdicts if verdict.status is Status.UNMEASURED)
-        file = shlex.quote(str(run / "artifacts" / example.artifact_path))
+    if absent:
+        code = "" if missed or undecided else "Exit code 5: nothing failed. "
         said.append(
-            f"{code}All that can be made and judged here is, and {_and(absent)} "
-            f"{'was' if len(absent) == 1 else 'were'} not measured on the device itself, which "
-            "alone counts. "
-            f"Next: {_package(folder, absent)} writes what runs there, with a self-check; "
-            f"numbers that were measured there are judged by: edgekit validate {file} --data DIR "
-            f"--target {shlex.quote(example.target)} --measurements FILE"
+            f"{code}{done}, and {_and(absent)} {'was' if len(absent) == 1 else 'were'} not "
+            f"measured on the device itself, which alone counts. Next: {measure}"
         )
     return tuple(said)
+
+
+def _named(verdicts: Sequence[Verdict], status: Status) -> list[str]:
+    return [verdict.target for verdict in verdicts if verdict.status is status]
+
+
+def _with_measurements(file: Path, data: str, target: str) -> str:
+    return (
+        f"edgekit validate {shlex.quote(str(file))} --data {data} "
+        f"--target {shlex.quote(target)} --measurements FILE"
+    )
 
 
 def _package(folder: str, targets: Sequence[str]) -> str:

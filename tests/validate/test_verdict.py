@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as some
 
 from edgekit.records import Accuracy, Check, Latency, PairedDrop, Status, Verdict
-from edgekit.report.sentences import what_follows
+from edgekit.report.sentences import what_follows, what_follows_of_file
 from edgekit.validate import statistics
 from edgekit.validate.accuracy import measure_accuracy
 from edgekit.validate.verdict import (
@@ -145,6 +145,20 @@ def test_what_follows_names_the_exit_code_and_the_next_command() -> None:
     assert "and c and d were not measured" in absent
     assert "--for c --for d writes" in absent
     assert not [said for said in (undecided, absent) if "Exit code" in said]
+
+
+def test_what_follows_of_a_file_alone_offers_no_package() -> None:
+    file, data = Path("my.tflite"), Path("my pictures")
+    assert what_follows_of_file([verdict_of("a", PASS)], file, data) == ()
+    missed, absent = what_follows_of_file(
+        [verdict_of("a", MISS), verdict_of("b", UNMEASURED)], file, data
+    )
+    assert missed.endswith("stands above.")
+    assert absent.endswith(
+        "edgekit validate my.tflite --data 'my pictures' --target b --measurements FILE"
+    )
+    assert "--device TARGET=WHERE" in absent
+    assert not [said for said in (missed, absent) if "edgekit package" in said]
 
 
 @pytest.mark.parametrize(
