@@ -82,7 +82,7 @@ def right_input(image: bytes, preprocess: Preprocess, tensor: TensorInfo, folder
     """Returns the input tensor as edgekit itself makes it."""
     path = folder / "picture"
     path.write_bytes(image)
-    fitted, _ = picture.read(path, preprocess, digest(path))
+    fitted, *_ = picture.read(path, preprocess, digest(path))
     codes = input_codes(preprocess, tensor.dtype, tensor.scale, tensor.zero_point)
     return codes[fitted, np.arange(3)][None]
 
@@ -379,7 +379,7 @@ def test_pixels_are_those_of_training_byte_for_byte(tmp_path: Path, name: str) -
     for what, content in every_picture().items():
         path = tmp_path / "picture"
         path.write_bytes(content)
-        wanted, _ = picture.read(path, contract, digest(path))
+        wanted, *_ = picture.read(path, contract, digest(path))
         np.testing.assert_array_equal(shipped.pixels(content), wanted, err_msg=what)
 
 
