@@ -97,7 +97,9 @@ Table = Annotated[
 ]
 PathColumn = Annotated[
     str | None,
-    typer.Option(help="Column of the table that names the pictures; of shards, that holds them."),
+    typer.Option(
+        help="Column of the table that names the pictures, or of Parquet that holds them."
+    ),
 ]
 LabelColumn = Annotated[str | None, typer.Option(help="Column of the table: the classes.")]
 SplitColumn = Annotated[str | None, typer.Option(help="Column of the table: the splits.")]
@@ -297,7 +299,7 @@ def run(
         Path | None,
         typer.Option(
             help="Folder of pictures: DIR/<class>/, DIR/{train,validation,test}/<class>/ by the "
-            "names that people give them, or pictures with a table."
+            "names that people give them, pictures with a table, or Parquet or TFRecord files."
         ),
     ] = None,
     table: Table = None,
@@ -438,7 +440,7 @@ def init(
 )
 def validate(
     file: Annotated[Path, typer.Argument(help="A .tflite, .onnx or .ort image classifier.")],
-    data: Annotated[Path, typer.Option(help="Folder of labelled pictures: DIR/<class>/.")],
+    data: Annotated[Path, typer.Option(help="Folder of labelled pictures, as for run.")],
     table: Table = None,
     path_column: PathColumn = None,
     label_column: LabelColumn = None,

@@ -20,7 +20,7 @@ class DataSpec(Spec):
     path: Path = Field(
         strict=False,
         description="Folder of images, relative to this file: sub-folders of classes or of splits, "
-        "or images with a table.",
+        "images with a table, or Parquet or TFRecord files of them.",
     )
     table: Path | None = Field(
         default=None,
@@ -31,7 +31,8 @@ class DataSpec(Spec):
     )
     path_column: NonEmpty | None = Field(
         default=None,
-        description="Column of that table that names the pictures; found by itself where it can.",
+        description="Column of that table that names the pictures, or of Parquet that holds them; "
+        "found by itself where it can.",
         examples=["image_id"],
     )
     label_column: NonEmpty | None = Field(

@@ -224,9 +224,7 @@ def _told(
     said = []
     other = {f: s for f, s in found.items() if f.name != s and _class_names(tree, f)}
     if other:
-        said.append(
-            ", ".join(f"{tree.shown(folder)} is {split}" for folder, split in other.items())
-        )
+        said.append(listed(f"{tree.shown(folder)} is {split}" for folder, split in other.items()))
     missing = [split for split in SPLITS if split not in parts]
     if missing:
         train = listed(tree.shown(f) for f, s in found.items() if s == "train")

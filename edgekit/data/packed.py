@@ -51,7 +51,7 @@ _SAID = {"parquet": "Parquet", "tfrecord": "TFRecord"}
 _INDEX, _ABOUT, _ANSWER = "index.jsonl", "about.json", "answer.json"
 _ANSWER_BYTES = 65536
 _CACHED = "pictures"
-_HASHED_BYTES = 1024**2
+_READ_BYTES = 1024**2
 # Rows that are in memory at a time, of at most PICTURE_FILE_BYTES each as a rule.
 _ROWS = 16
 _SHOWN = 200
@@ -231,7 +231,7 @@ def _beside(shards: Shards) -> list[Path]:
 def _digest(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as stream:
-        while piece := stream.read(_HASHED_BYTES):
+        while piece := stream.read(_READ_BYTES):
             digest.update(piece)
     return digest.hexdigest()
 
@@ -369,22 +369,25 @@ def _reading(
             labelled.add(row.shard)
             found.append(Listed(folder / name, name, row.class_name, splits[file], row.sha256))
     words = [_words(about, shards, folder)]
+    without = [shard for shard in unlabelled if shard not in labelled]
     for shard, rows in unlabelled.items():
         if shard in labelled:
             skipped += rows
-            continue
-        shown = tree.shown(shards.files[shard])
-        words.append(f"{shown} names no classes, and is left out")
-        skipped.append(tree.skipped(shards.files[shard], "shard without classes", "ignored"))
-    left = [file for file in shards.files if file not in splits]
-    skipped += [tree.skipped(file, "its name is that of no split", "ignored") for file in left]
-    if left:
-        names = listed((tree.shown(file) for file in left), 3)
-        are = "is" if len(left) == 1 else "are"
-        words.append(f"{names} {are} called as no split is, and left out")
+        else:
+            file = shards.files[shard]
+            skipped.append(tree.skipped(file, "shard without classes", "ignored"))
+    words += _left_out(tree, [shards.files[i] for i in without], "name no classes")
+    strange = [file for file in shards.files if file not in splits]
+    skipped += [tree.skipped(file, "its name is that of no split", "ignored") for file in strange]
+    words += _left_out(tree, strange, "have names of no split")
     words += made_from_train({item.split for item in found})
     classes = tuple(sorted({item.class_name for item in found}))
     return Reading(classes, found, skipped, tuple(words))
+
+
+def _left_out(tree: Tree, files: Sequence[Path], why: str) -> list[str]:
+    names = listed(map(tree.shown, files), 3)
+    return [f"left out, as they {why}: {names}"] if files else []
 
 
 def _rows(folder: Path) -> Iterator[_Row]:
@@ -573,7 +576,7 @@ class _ParquetReader(_Reader):
             self.total += shard.metadata.num_rows
 
     def rows(self, path: Path, file: str) -> Iterator[_Packed]:
-        with self._open(path, pre_buffer=False) as shard:
+        with self._open(path, pre_buffer=False, buffer_size=_READ_BYTES) as shard:
             schema = shard.schema_arrow
             features = _features(schema.metadata)
             self.picture = self.picture or self._picture(schema, features, file)

@@ -59,7 +59,7 @@ def test_some_pictures_of_each_class_and_split_are_shown(
     (tmp_path / "pets/Testing/eel/0.png").write_bytes(b"no picture")
     page = sheet(tmp_path / "pets", tmp_path / "my.toml")
     assert "my.html, which shows them" in capsys.readouterr().out
-    assert "Testing is test, Training is train" in page.texts
+    assert "Testing is test and Training is train" in page.texts
     assert page.texts.count(ODD) == 1
     assert not {"b", "i", "script"} & set(page.tags)
     assert page.tags.count("figure") == 4

@@ -442,7 +442,7 @@ def test_init_says_what_it_understood_and_run_decodes_it(tmp_path: Path) -> None
     recipe = tmp_path / "recipe.toml"
     looked = edgekit("init", str(pictures), "--out", str(recipe))
     assert looked.returncode == 0, looked.stderr
-    assert "set/Testing is test, set/Training is train" in looked.stdout
+    assert "set/Testing is test and set/Training is train" in looked.stdout
     assert "validation is made from set/Training" in looked.stdout
     assert "all 2 classes     40    40" in looked.stdout
     run = edgekit("run", str(recipe), "--weights", "none", "--until", "data", "--out",

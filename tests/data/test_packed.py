@@ -149,8 +149,14 @@ def test_parquet_is_read_as_the_same_pictures_in_folders(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("about", [True, pytest.param(False, marks=pytest.mark.slow)])
-def test_records_are_read_as_the_same_pictures_in_folders(tmp_path: Path, about: bool) -> None:
+def test_records_are_read_as_the_same_pictures_in_folders(
+    tmp_path: Path, about: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_records(tmp_path / "records/pets/1.0.0", about)
+    asked = ["init", str(tmp_path / "records"), "--out", str(tmp_path / "recipe.toml"), "--json"]
+    assert execute(asked) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["classes"] == dict.fromkeys(sorted(NAMES), SPLITS)
     found = scan(tmp_path / "records")
     wanted = scan(write_folders(tmp_path / "folders"))
     assert found.class_names == wanted.class_names
@@ -232,7 +238,7 @@ def test_rows_without_a_picture_or_a_class_are_listed(tmp_path: Path) -> None:
         ("train.parquet/0000002", "no picture in this row", "damaged"),
         ("train.parquet/0000004.png", "no class", "ignored"),
     ]
-    assert "test.parquet names no classes, and is left out" in found.words
+    assert "left out, as they name no classes: test.parquet" in found.words
     # What is no picture is found where all are decoded, and counts as a damaged file.
     contract = Preprocess(height_px=16, width_px=16, resize="bilinear", crop="none")
     with pytest.raises(DataError, match=r"train\.parquet/0000005\.unknown: not a JPEG"):

@@ -6,6 +6,7 @@ Of each class and split a few pictures are taken, and laid out anew as the form 
 import csv
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from typing import NamedTuple
 import pytest
 from tiny_models import shared_file
 
+from edgekit.cli import execute
 from edgekit.data.names import SPLITS
 from edgekit.data.scan import scan
 from edgekit.records import SplitName
@@ -197,6 +199,22 @@ FORMS: dict[str, Callable[[Path, list[Picture]], dict[str, Known]]] = {
     "kaggle, test.csv": _kaggle_with_test,
     "parts": _in_parts,
 }
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_init_says_what_it_understood_of_every_form(
+    tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = list(some(shared_file("data", "leaf")))
+    wanted = Counter(FORMS[form](tmp_path / "set", pictures).values())
+    asked = ["init", str(tmp_path / "set"), "--out", str(tmp_path / "recipe.toml"), "--json"]
+    assert execute(asked) == 0
+    classes = json.loads(capsys.readouterr().out)["classes"]
+    assert {
+        (name, None if split == "undivided" else split): count
+        for name, counts in classes.items()
+        for split, count in counts.items()
+    } == wanted
 
 
 @pytest.mark.parametrize("form", FORMS)
