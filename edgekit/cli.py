@@ -78,7 +78,10 @@ LatencyBudget = Annotated[
 ]
 Weights = Annotated[
     str | None,
-    typer.Option(help='"imagenet", "none", or the path of a MobileNetV2 no-top .h5 or .npz file.'),
+    typer.Option(
+        help='"imagenet", "none", or the path of a .h5, .keras or .npz file with a MobileNetV2, '
+        "alone or inside a model."
+    ),
 ]
 MeasureAgain = Annotated[
     bool,

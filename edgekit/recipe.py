@@ -126,7 +126,9 @@ class ModelSpec(Spec):
         default="imagenet",
         description='Where training starts: "imagenet" downloads the published weights, "none" '
         "starts at random, a path (relative to this file) reads backbone weights from a file.",
-        json_schema_extra={"x-accepted": '"imagenet", "none" or a path that ends in .h5 or .npz'},
+        json_schema_extra={
+            "x-accepted": '"imagenet", "none" or a path that ends in .h5, .keras or .npz'
+        },
     )
     dropout: float = Field(
         default=0.2,
@@ -146,7 +148,8 @@ class ModelSpec(Spec):
     @field_validator("weights")
     @classmethod
     def _weights_are_a_name_or_a_file(cls, value: str) -> str:
-        if value not in ("imagenet", "none") and Path(value).suffix not in (".h5", ".npz"):
+        # What a file is, its content says; a word without a suffix is none of the names.
+        if value not in ("imagenet", "none") and not Path(value).suffix:
             msg = "neither a name nor a weight file"
             raise ValueError(msg)
         return value

@@ -69,8 +69,14 @@ def fill(root: Any, values: Arrays) -> None:
             group[f"{key}:0"] = values[key]
 
 
-def as_counted(path: Path) -> Path:
-    """Writes a `.weights.h5`, in which the layers of each class are counted."""
+def as_counted(path: Path, inside: str = "") -> Path:
+    """Writes a `.weights.h5`, in which the layers of each class are counted.
+
+    Args:
+        path: Where to.
+        inside: Place of the model that the network is inside another one, with a slash behind it;
+            beside it stands a classifier.
+    """
     classes = {"kernel": "conv2d", "depthwise_kernel": "depthwise_conv2d"}
     seen: dict[str, int] = {}
     with h5py.File(path, "w") as file:
@@ -80,7 +86,9 @@ def as_counted(path: Path) -> Path:
                 if index == 0:
                     seen[kind] = seen.get(kind, -1) + 1
                 number = f"_{seen[kind]}" if seen[kind] else ""
-                file[f"layers/{kind}{number}/vars/{index}"] = value
+                file[f"{inside}layers/{kind}{number}/vars/{index}"] = value
+        if inside:
+            file["layers/dense/vars/0"] = np.zeros((1280, 5))
     return path
 
 
@@ -155,6 +163,32 @@ def whole_npz(folder: Path) -> Path:
 
 def whole_h5(folder: Path) -> Path:
     return write_h5(folder / "whole.h5", arrays())
+
+
+def in_keras_3(key: str) -> str:
+    """Returns the name that Keras 3 gives an array of a model inside another one."""
+    return f"model/{key.replace('depthwise_kernel', 'kernel')}"
+
+
+def keras_of(content: bytes) -> Builder:
+    """Returns what writes a .keras archive around a file of weights."""
+
+    def build(folder: Path) -> Path:
+        with zipfile.ZipFile(folder / "whole.keras", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("metadata.json", "{}")
+            archive.writestr("model.weights.h5", content)
+        return folder / "whole.keras"
+
+    return build
+
+
+def pytorch(folder: Path) -> Path:
+    """An archive that begins as those of torch.save do."""
+    path = folder / "weights.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", b"\x80\x02}.")
+        archive.writestr("archive/version", "3\n")
+    return path
 
 
 def half(build: Builder) -> Builder:
@@ -293,22 +327,38 @@ def too_many_names(folder: Path) -> Path:
 
 
 def with_a_top(folder: Path) -> Path:
-    """The file of a network whose layers have other names, and a classifier behind them."""
+    """The file of a network whose layers have other names, with layers around them."""
     renamed = {f"my_{key}": value for key, value in arrays().items()}
+    front = {"norm/mean": np.zeros(3), "norm/variance": np.ones(3)}
     top = {"dense/kernel": np.zeros((1280, 5)), "dense/bias": np.zeros(5)}
-    return write_h5(folder / "weights.h5", {**renamed, **top})
+    return write_h5(folder / "weights.h5", {**front, **renamed, **top})
 
 
-def nested(folder: Path) -> Path:
-    """What `save` writes for a backbone inside a model with a classifier."""
+def another_with_a_top(folder: Path) -> Path:
+    """The same of another width."""
+    renamed = {f"my_{key}": value for key, value in arrays(0.5).items()}
+    return write_h5(folder / "weights.h5", {**renamed, "dense/bias": np.zeros(5)})
+
+
+def nested(folder: Path, names: Callable[[str], str] = "{}:0".format, twice: str = "") -> Path:
+    """What `save` writes for a backbone inside a model with a classifier.
+
+    Args:
+        folder: Where to.
+        names: From an array's name to the one that Keras gives it. Weights that train, here every
+            second one, are written in front of the others.
+        twice: An array that is listed once more.
+    """
     path = folder / "weights.h5"
     with h5py.File(path, "w") as file:
         root = file.create_group("model_weights")
         root.attrs["layer_names"] = ["backbone", "dense"]
         backbone = root.create_group("backbone")
-        backbone.attrs["weight_names"] = [f"{key}:0" for key in arrays()]
+        keys = list(arrays())
+        listed = [names(key) for key in (*keys[::2], *keys[1::2])]
+        backbone.attrs["weight_names"] = [*listed, *([names(twice)] if twice else [])]
         for key, value in arrays().items():
-            backbone[f"{key}:0"] = value
+            backbone[names(key)] = value
         dense = root.create_group("dense")
         dense.attrs["weight_names"] = ["dense/bias:0"]
         dense["dense/bias:0"] = np.zeros(5)
@@ -410,8 +460,13 @@ CRAFTED: list[tuple[str, Builder]] = [
     ("h5 without an array", h5_replacing(lambda file, where: None)),
     ("h5 with a group for an array", h5_replacing(lambda file, where: file.create_group(where))),
     ("h5 of another width", lambda folder: write_h5(folder / "weights.h5", arrays(0.5))),
-    ("h5 with a top", with_a_top),
-    ("h5 of a nested model", nested),
+    ("h5 of another width with a top", another_with_a_top),
+    ("h5 of a nested model with an array twice", lambda folder: nested(folder, twice=KERNEL)),
+    ("keras bomb", keras_of(bytes(WEIGHT_FILE_BYTES + 1))),
+    ("keras of nothing", keras_of(b"")),
+    ("PyTorch", named(".pt", pytorch)),
+    ("PyTorch before 1.6", named(".pth", b"\x80\x02\x8a\nl\xfc\x9cF\xf9")),
+    ("safetensors", named(".safetensors", b'\x02\0\0\0\0\0\0\0{"a":1}')),
     ("h5 with infinity", lambda folder: write_h5(
         folder / "weights.h5", {**arrays(), VECTOR: _infinite()})),
 ]  # fmt: skip
@@ -485,6 +540,12 @@ WHOLE: list[tuple[str, Builder]] = [
     ("h5, compressed", compressed_h5),
     ("h5 with numbered lists", numbered_names),
     ("h5 with links nobody asks for", foreign_links_beside),
+    ("h5 with a top", with_a_top),
+    ("h5 of a nested model", nested),
+    ("h5 of a nested model of Keras 3", lambda folder: nested(folder, in_keras_3)),
     ("weights.h5", lambda folder: as_counted(folder / "whole.weights.h5")),
+    ("weights.h5 of a nested model", lambda folder: as_counted(
+        folder / "whole.weights.h5", "layers/sequential/layers/functional/")),
+    ("keras", lambda folder: keras_of(as_counted(folder / "w.h5").read_bytes())(folder)),
     ("h5 with a group that holds itself", cyclic_names),
 ]  # fmt: skip

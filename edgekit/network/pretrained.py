@@ -45,8 +45,10 @@ def weight_file(
         if trouble is not None:
             raise SpecError(
                 f"model.weights = {weights!r}: {trouble}",
-                '"imagenet", "none", or the path of a MobileNetV2 no-top .h5 file or an .npz',
-                "correct the path",
+                '"imagenet", "none", or the path of a MobileNetV2 file: .h5, .keras or .npz',
+                "correct the path"
+                if not path.is_dir()
+                else "give a file; a SavedModel is loaded where it was made and saved as .keras",
             )
         return path
     size = input_size_px if input_size_px in _PUBLISHED_SIZES_PX else 224

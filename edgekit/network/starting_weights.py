@@ -41,12 +41,21 @@ _MODULE = "edgekit.network.starting_weights"
 _ARRAYS, _ANSWER = "arrays.f32", "answer.json"
 _ANSWER_BYTES = 65536
 # What the content of a file begins with, by the suffix that says so.
-_BEGINNINGS = {".h5": b"\x89HDF\r\n\x1a\n", ".npz": b"PK\x03\x04"}
+_HDF5, _ZIP = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
+_BEGINNINGS = {".h5": _HDF5, ".npz": _ZIP, ".keras": _ZIP}
+# Where Keras puts the weights in a .keras file.
+_KERAS_WEIGHTS = "model.weights.h5"
+# Models within a model, of which the innermost is the backbone, and layers that may stand around
+# one whose layers are named otherwise.
+_MODELS_DEEP, _LAYERS_AROUND = 4, 16
 # Others that are taken for weight files.
 _STRANGERS = {
     b"\x93NUMPY": "a single NumPy array",
     b"version https://git-lfs": "a pointer of Git LFS, which git lfs pull replaces by the file",
 }
+# How the weight files of PyTorch begin, by what they are. Sources: torch.save, and the format of
+# https://github.com/huggingface/safetensors . A pickle is a program, which edgekit never runs.
+_PYTORCH = "a file of PyTorch"
 # Expected and remedy of each kind of refusal; `{network}` is what the weights must belong to.
 _REFUSALS: dict[str, tuple[type[EdgekitError], str, str]] = {
     "another": (
@@ -57,7 +66,7 @@ _REFUSALS: dict[str, tuple[type[EdgekitError], str, str]] = {
     "layers": (
         SpecError,
         "the layers of {network} and nothing on top of them",
-        "save the backbone alone, with its save_weights()",
+        "save the backbone alone (include_top=False), with its save_weights()",
     ),
     "diverged": (
         SpecError,
@@ -123,9 +132,9 @@ def starting_weights(
     """Returns the starting weights, or None for "none".
 
     Args:
-        weights: "imagenet", "none", or the path of a file: an `.h5` as Keras writes it
-            (`save_weights`, `save`, `.weights.h5`), or an `.npz` with arrays named
-            `layer/variable`; further arrays are ignored.
+        weights: "imagenet", "none", or the path of a file: an `.h5` or a `.keras` as Keras writes
+            it (`save_weights`, `save`, `.weights.h5`), also of a whole model with the backbone
+            inside, or an `.npz` with arrays named `layer/variable`; further arrays are ignored.
         alpha: Width multiplier.
         input_size_px: Side of the square input.
         download: Whether "imagenet" may be downloaded; if not, and it was not before, None is
@@ -193,17 +202,35 @@ def _content(path: Path, subject: str) -> bytes:
 
 def _check_beginning(content: bytes, path: Path, subject: str) -> None:
     """Refuses content that is not what the name of the file says."""
+    if _is_pytorch(content):
+        raise SpecError(
+            f"{subject}: {_PYTORCH}",
+            "weights of Keras's MobileNetV2: .h5, .keras or .npz",
+            'start from Keras\'s (--weights imagenet) or another file of Keras: "MobileNetV2" of '
+            "PyTorch pads on other sides and normalizes with another epsilon, so its weights do "
+            "not fit",
+        )
     wanted = _BEGINNINGS.get(path.suffix)
     if wanted is not None and content.startswith(wanted):
         return
-    names = {_BEGINNINGS[".h5"]: "HDF5", _BEGINNINGS[".npz"]: "a zip archive", **_STRANGERS}
+    names = {_HDF5: "HDF5", _ZIP: "a zip archive", **_STRANGERS}
     known = [name for beginning, name in names.items() if content.startswith(beginning)]
     found = known[0] if known else "neither HDF5 nor a zip archive" if content else "empty"
     raise IntegrityError(
         f"{subject}: its name ends in {path.suffix}, but its content is {found}",
-        "HDF5 in a file named .h5, or a zip archive of arrays in one named .npz",
+        "HDF5 in a file named .h5, or a zip archive in one named .keras or .npz",
         "give the weight file itself, under a name that says what it is",
     )
+
+
+def _is_pytorch(content: bytes) -> bool:
+    """Returns whether a file is a pickle, an archive around one, or of safetensors."""
+    if content.startswith(_ZIP):  # the name of the first entry stands behind 30 bytes
+        return b"/data.pkl" in content[30:286]
+    header_bytes = int.from_bytes(content[:8], "little")
+    if content[8:10] == b'{"' and header_bytes < len(content):
+        return True
+    return content[:1] == b"\x80" and content[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05")
 
 
 def _run(
@@ -300,7 +327,11 @@ def _answer(folder: Path, refused: _Refused) -> None:
 
 def _parsed(content: bytes, shapes: Shapes) -> list[npt.NDArray[np.float32]]:
     """Returns the arrays of a weight file as float32, in the order of `shapes`."""
-    read = _read_npz if content.startswith(_BEGINNINGS[".npz"]) else _read_hdf5
+    if content.startswith(_ZIP):
+        inside = _keras_weights(content)
+        read, content = (_read_npz, content) if inside is None else (_read_hdf5, inside)
+    else:
+        read = _read_hdf5
     arrays = []
     for name, array in read(content, shapes):
         with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinity
@@ -318,6 +349,26 @@ def _check(name: str, found: Any, wanted: tuple[int, ...], dtype: np.dtype[Any])
         raise _Refused("untrusted", f"{name} holds {dtype!s:.40}, not numbers")
     if found != wanted:
         raise _Refused("another", f"{name} has shape {found}, the network needs {wanted}")
+
+
+def _keras_weights(content: bytes) -> bytes | None:
+    """Returns the HDF5 file inside a .keras archive; None if it is no such archive."""
+    archive = zipfile.ZipFile(io.BytesIO(content))
+    entries = [entry for entry in archive.infolist() if entry.filename == _KERAS_WEIGHTS]
+    if not entries:
+        return None
+    if len(entries) > 1:
+        raise _Refused("untrusted", f"{_KERAS_WEIGHTS} is in the archive twice")
+    if entries[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise _Refused("untrusted", f"{_KERAS_WEIGHTS} is compressed as Keras never does")
+    with archive.open(entries[0]) as stream:
+        inside = stream.read(limits.WEIGHT_FILE_BYTES + 1)
+    if len(inside) > limits.WEIGHT_FILE_BYTES:
+        most = limits.WEIGHT_FILE_BYTES
+        raise _Refused("untrusted", f"{_KERAS_WEIGHTS} in it is larger than {most} bytes")
+    if not inside.startswith(_HDF5):
+        raise _Refused("damaged", f"{_KERAS_WEIGHTS} in it is not HDF5")
+    return inside
 
 
 def _read_npz(content: bytes, shapes: Shapes) -> Iterable[tuple[str, npt.NDArray[Any]]]:
@@ -365,7 +416,7 @@ def _read_hdf5(content: bytes, shapes: Shapes) -> Iterable[tuple[str, npt.NDArra
     # `Model.save` puts the weights beside the model's description.
     inside = not _has_names(file) and file.id.links.exists(b"model_weights")
     root = _member(file, "model_weights") if inside else file
-    found = _by_layer(root, shapes) if _has_names(root) else _by_class(root, shapes)
+    found = _by_layer(root, shapes) if _has_names(root) else _by_class(_innermost(root), shapes)
     for name, dataset in found.items():
         _check_dataset(name, dataset, shapes[name])
     for name, dataset in found.items():
@@ -382,7 +433,8 @@ def _by_layer(root: Any, shapes: Shapes) -> dict[str, Any]:
     """Returns the data sets of a file that lists layers and their weights in order.
 
     Keras goes by the order, as the published files have other names than its layers. Where there is
-    more than the backbone, the names of its layers must be in the file.
+    more than the backbone, its layers are those of their names, in the file itself or in a model
+    inside it; else those behind one another whose shapes are the network's.
     """
     layers, names = _layers(shapes), _names(root, "layer_names")
     if len(set(names)) < len(names):
@@ -392,9 +444,11 @@ def _by_layer(root: Any, shapes: Shapes) -> dict[str, Any]:
               if (weights := _names(group, "weight_names"))}  # fmt: skip
     if layers.keys() < stored.keys():
         stored = {layer: stored[layer] for layer in layers}
-    if len(stored) != len(layers):
-        counts = f"{len(stored)} layers with weights, the network has {len(layers)}"
-        raise _Refused("layers", counts)
+    elif len(stored) != len(layers):
+        inside = _by_name(stored.values(), shapes)
+        if inside is not None:
+            return inside
+        stored = _behind_one_another(stored, layers, shapes)
     found: dict[str, Any] = {}
     for wanted, (name, (group, weights)) in zip(layers.values(), stored.items(), strict=True):
         if len(weights) != len(wanted):
@@ -402,6 +456,74 @@ def _by_layer(root: Any, shapes: Shapes) -> dict[str, Any]:
             raise _Refused("another", f"layer {name!a} has {counts}")
         found |= {key: _member(group, weight) for key, weight in zip(wanted, weights, strict=True)}
     return found
+
+
+def _by_name(stored: Iterable[tuple[Any, list[str]]], shapes: Shapes) -> dict[str, Any] | None:
+    """Returns the data sets of a model inside the one that was saved; None if there is none.
+
+    Keras writes all weights of such a model as if it were one layer, those that train first, under
+    the names of its own layers: `Conv1/kernel:0`, in Keras 3 without the number, and without the
+    word for a kernel that is `depthwise`.
+    """
+    wanted = {name.replace("/depthwise_kernel", "/kernel"): name for name in shapes}
+    for group, weights in stored:
+        places: dict[str, str] = {}
+        for weight in weights:
+            plain = "/".join(weight.split("/")[-2:]).partition(":")[0]
+            name = wanted.get(plain.replace("/depthwise_kernel", "/kernel"))
+            if name in places:
+                raise _Refused("layers", f"{name} twice in it")
+            if name is not None:
+                places[name] = weight
+        if len(places) == len(wanted):
+            return {name: _member(group, places[name]) for name in shapes}
+    return None
+
+
+def _behind_one_another(
+    stored: Mapping[str, tuple[Any, list[str]]],
+    layers: Mapping[str, list[str]],
+    shapes: Shapes,
+) -> dict[str, tuple[Any, list[str]]]:
+    """Returns the layers whose arrays have the network's shapes, without those around them."""
+    wanted = [[shapes[name] for name in names] for names in layers.values()]
+    items = list(stored.items())
+    around = len(items) - len(wanted)
+    for first in range(around + 1 if 0 < around <= _LAYERS_AROUND else 0):
+        chosen = items[first : first + len(wanted)]
+        if all(
+            len(weights) == len(shape)
+            and [getattr(_member(group, weight), "shape", None) for weight in weights] == shape
+            for (_, (group, weights)), shape in zip(chosen, wanted, strict=True)
+        ):
+            return dict(chosen)
+    names = [name for name, _ in items]
+    shown = f"{', '.join(map(ascii, names[:3]))}{' ...' if len(names) > 3 else ''}"
+    counts = f"{len(items)} layers with weights ({shown}), the network has {len(layers)}"
+    raise _Refused("layers", f"{counts}, which are not among them by name or shape")
+
+
+def _innermost(root: Any) -> Any:
+    """Returns what holds the layers of the backbone in a `.weights.h5`: a model inside others."""
+    import h5py
+
+    models = [root]
+    for _ in range(_MODELS_DEEP):
+        inside = []
+        for model in models:
+            links = model.id.links if isinstance(model, h5py.Group) else None
+            if links is None or not links.exists(b"layers"):
+                continue
+            layers = _member(model, "layers")
+            if not isinstance(layers, h5py.Group) or len(layers) > limits.WEIGHT_NAMES:
+                continue
+            if layers.id.links.exists(b"depthwise_conv2d"):
+                return model
+            named = [name for name in layers if layers.get(name, getlink=True).__class__ is
+                     h5py.HardLink]  # fmt: skip
+            inside += [layers[name] for name in named]
+        models = inside[: limits.WEIGHT_NAMES]
+    return root
 
 
 def _by_class(root: Any, shapes: Shapes) -> dict[str, Any]:

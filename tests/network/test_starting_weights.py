@@ -79,8 +79,13 @@ EXPECTED = {
     "h5 without an array": (2, f"no '{KERNEL}:0' in it"),
     "h5 with a group for an array": (2, f"{KERNEL} is no array"),
     "h5 of another width": (2, "MobileNetV2(alpha=0.35, include_top=False)"),
-    "h5 with a top": (2, "105 layers with weights, the network has 104"),
-    "h5 of a nested model": (2, "2 layers with weights, the network has 104"),
+    "h5 of another width with a top": (2, "105 layers with weights ('my_Conv1', "),
+    "h5 of a nested model with an array twice": (2, f"{KERNEL} twice in it"),
+    "keras bomb": (6, f"model.weights.h5 in it is larger than {WEIGHT_FILE_BYTES} bytes"),
+    "keras of nothing": (6, "model.weights.h5 in it is not HDF5"),
+    "PyTorch": (2, "a file of PyTorch"),
+    "PyTorch before 1.6": (2, "a file of PyTorch"),
+    "safetensors": (2, "a file of PyTorch"),
     "h5 with infinity": (2, "moving_variance holds NaN or infinity"),
 }
 
