@@ -773,9 +773,13 @@ def verify(
 def metadata(
     file: Annotated[Path, typer.Argument(help="A .tflite, .onnx or .ort file.")],
 ) -> None:
-    """Print what a model file says about itself, as JSON."""
+    """Print what a model file says about itself, as JSON: what `edgekit validate` reads of it.
+
+    Inputs, outputs, operators, metadata; the labels and the contract of the input that it carries;
+    how a picture would be fed and an answer read, or why it would not be judged.
+    """
     from edgekit.console import show_json
-    from edgekit.package.metadata import describe
+    from edgekit.validate.description import describe
 
     show_json(describe(file))
 

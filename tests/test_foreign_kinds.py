@@ -399,6 +399,27 @@ def test_a_wrong_threshold_and_exchanged_labels_of_one_score_are_named(
     assert "--threshold 0.5 with 3 scores" in done.err
 
 
+def test_metadata_says_what_is_read_and_how(tmp_path: Path, edgekit: Any) -> None:
+    path = mean_tflite(tmp_path / "m.tflite", planes=True)
+    done = edgekit("metadata", path)
+    assert done.code == 0
+    found = json.loads(done.out)
+    assert (found["format"], found["schema_version"], found["operators"]) == (
+        "tflite", 3, {"MEAN": 1})  # fmt: skip
+    assert found["inputs"] == [
+        {"name": "image", "dtype": "uint8", "shape": [1, 3, SIZE, SIZE], "scale": 1 / 128,
+         "zero_point": 128}
+    ]  # fmt: skip
+    assert found["outputs"][0]["shape"] == [1, 3]
+    assert found["feed"]["layout"] == "NCHW"
+    assert found["readout"]["single"] is False
+    assert (found["labels"], found["preprocess"], found["not_judged"]) == (None, None, None)
+    two = json.loads(edgekit("metadata", heads_onnx(tmp_path / "two.onnx", "a", "b")).out)
+    assert [item["name"] for item in two["outputs"]] == ["embedding", "a", "b"]
+    assert two["not_judged"].startswith(f"{tmp_path / 'two.onnx'}: 3 outputs: 'embedding'")
+    assert edgekit("metadata", unsorted_onnx(tmp_path / "m.onnx")).code == 0
+
+
 def test_of_several_outputs_one_is_read(tmp_path: Path, colours: Path, edgekit: Any) -> None:
     names = labels(tmp_path, *CLASSES)
     one = heads_onnx(tmp_path / "one.onnx", "probs")

@@ -10,7 +10,6 @@ import math
 import struct
 import zipfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +19,7 @@ from edgekit.records import Preprocess, TensorInfo, input_codes
 from edgekit.runtimes import tflite_metadata_tables as tables
 from edgekit.runtimes.base import ModelFacts
 from edgekit.runtimes.ends import classifier_io
-from edgekit.runtimes.inspect import inspect_content, inspect_model, model_format, read_model
+from edgekit.runtimes.inspect import inspect_content
 from edgekit.runtimes.tflite_metadata import (
     METADATA_NAME,
     SLOTS,
@@ -28,7 +27,6 @@ from edgekit.runtimes.tflite_metadata import (
     archive_place,
     entry_names,
     metadata_of,
-    read_metadata,
     root_of,
     untrusted,
     with_entries,
@@ -127,7 +125,7 @@ def mediapipe_problem(model: bytes, preprocess: Preprocess) -> str | None:
         The reason in words, or None if there is none. See also `mediapipe_notes`.
 
     Raises:
-        IntegrityError: As `read_metadata`, or if the file is no image classifier.
+        IntegrityError: If its metadata are damaged, or if the file is no image classifier.
     """
     facts = inspect_content(model, "tflite", _WHERE)
     model_input, output = classifier_io(facts, _WHERE)
@@ -163,41 +161,6 @@ def mediapipe_notes(preprocess: Preprocess, operators: Mapping[str, int]) -> tup
     if not _has_probabilities(operators):
         notes.append(LOGITS)
     return tuple(notes)
-
-
-def describe(path: Path) -> dict[str, Any]:
-    """Returns what a .tflite, .onnx or .ort file says about itself, all texts safe to print.
-
-    Args:
-        path: The file; its suffix says the format.
-
-    Returns:
-        "format" and "metadata": for .tflite the fields of `Metadata` or None, for the others the
-        text entries by key.
-
-    Raises:
-        SpecError: If the file cannot be read or its suffix is none of the three.
-        IntegrityError: If it is damaged, or holds more metadata than edgekit reads.
-    """
-    file_format = model_format(path)
-    if file_format != "tflite":
-        return {"format": file_format, "metadata": _printable(inspect_model(path).metadata)}
-    found = read_metadata(read_model(path))
-    return {
-        "format": file_format,
-        "metadata": None if found is None else _printable(found.model_dump()),
-    }
-
-
-def _printable(value: Any) -> Any:
-    """Returns the value with every character that could steer a terminal escaped."""
-    if isinstance(value, str):
-        return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in value)
-    if isinstance(value, Mapping):
-        return {_printable(key): _printable(item) for key, item in value.items()}
-    if isinstance(value, tuple):
-        return [_printable(item) for item in value]
-    return value
 
 
 def _check_unwritten(model: bytes) -> None:

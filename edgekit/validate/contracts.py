@@ -162,7 +162,7 @@ def external_preprocess(
         given = "--input-scale" if options.offset is None else "--input-offset"
         found = f"{given} alone"
         raise SpecError(found, "--input-scale and --input-offset together", "give both")
-    known = recorded.preprocess if recorded else _stored_contract(metadata)
+    known = recorded.preprocess if recorded else stored_contract(metadata)
     known = known or described_contract(said, model_input)
     if known is not None:
         _check_size(known, model_input)
@@ -203,7 +203,7 @@ def _grey(known: Preprocess, options: InputOptions) -> Preprocess:
     return known.model_copy(update={"channels": "grey"})
 
 
-def _stored_contract(metadata: Mapping[str, str]) -> Preprocess | None:
+def stored_contract(metadata: Mapping[str, str]) -> Preprocess | None:
     """Returns the contract that edgekit itself wrote into a file, if there is one."""
     if PREPROCESS_KEY not in metadata:
         return None

@@ -15,14 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from filelock import FileLock
-from tiny_models import SIZE, Untyped, colour_images, mean_onnx, mean_tflite
+from tiny_models import SIZE, Untyped, colour_images, mean_tflite
 from tiny_network import CLASSES, Exported, coloured
 
 from edgekit.errors import EdgekitError, IntegrityError, SpecError
 from edgekit.folders import cache_folder
 from edgekit.package.metadata import (
     LOGITS,
-    describe,
     mediapipe_notes,
     mediapipe_problem,
     write_metadata,
@@ -276,21 +275,6 @@ def test_archives_that_are_not_read(model: bytes, kind: str, words: str) -> None
         tail = tail.replace(b"red\n", b"rec\n")
     with pytest.raises(IntegrityError, match=words):
         read_metadata(alone + (b"" if kind == "none" else tail))
-
-
-def test_file_says_what_is_in_it(tmp_path: Path, model: bytes) -> None:
-    path = tmp_path / "m.tflite"
-    path.write_bytes(model)
-    assert describe(path) == {"format": "tflite", "metadata": None}
-    path.write_bytes(written(model, HOSTILE))
-    found = describe(path)["metadata"]
-    assert found["description"].endswith("alle.\\nSecond line.")
-    assert found["labels"] == [*HOSTILE[:2], "שלום \U0001f600 <script>\\u2028x"]
-    json.dumps(found)
-    other = mean_onnx(tmp_path / "m.onnx", metadata={"edgekit.note": "\x1b[31mred"})
-    assert describe(other) == {"format": "onnx", "metadata": {"edgekit.note": "\\x1b[31mred"}}
-    with pytest.raises(SpecError):
-        describe(tmp_path / "none.tflite")
 
 
 def changed(**update: object) -> Preprocess:
