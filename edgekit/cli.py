@@ -329,7 +329,7 @@ def run(
     install: Install = False,
     latency_budget_ms: LatencyBudget = None,
     until: Annotated[
-        str, typer.Option(help="Last stage: data, train, quantize, export or validate.")
+        str, typer.Option(help="Last stage: data, labels, train, quantize, export or validate.")
     ] = "validate",
     measure_again: MeasureAgain = False,
     out: Out = Path("edgekit-run"),

@@ -26,6 +26,7 @@ from edgekit.records import (
     DatasetRecord,
     ExportRecord,
     FloatModelRecord,
+    LabelsRecord,
     Preprocess,
     QuantizedModelRecord,
     Record,
@@ -35,14 +36,14 @@ from edgekit.records import (
     Verdict,
 )
 from edgekit.report import ANSWERS_NAME, JSON_NAME, describes, discard_report, write_report
-from edgekit.report.sentences import left_out, parity_sentences
+from edgekit.report.sentences import labels_sentences, left_out, parity_sentences
 from edgekit.store import StageKey, Store, Stored, canonical, tool_version, write_atomically
 from edgekit.target import Target, refuse_float_layers, refuse_granularity, refuse_same_names
 from edgekit.train.cuts import fixed
 
 R = TypeVar("R", bound=Record)
-Stage = Literal["data", "train", "quantize", "export", "validate"]
-STAGES: tuple[Stage, ...] = ("data", "train", "quantize", "export", "validate")
+Stage = Literal["data", "labels", "train", "quantize", "export", "validate"]
+STAGES: tuple[Stage, ...] = ("data", "labels", "train", "quantize", "export", "validate")
 PACKAGES = (
     "tensorflow",
     "tf_keras",
@@ -63,6 +64,7 @@ ENTRIES: dict[Stage, tuple[str, ...]] = {
         "edgekit.data.decode.decode",
         "edgekit.data.findings.TABLES",
     ),
+    "labels": ("edgekit.network.starting_weights.main", "edgekit.train.labels.check_labels"),
     "train": ("edgekit.network.starting_weights.main", "edgekit.train.unfreezing.train"),
     "quantize": ("edgekit.quantize.candidates.quantize_model",),
     "export": (
@@ -75,6 +77,8 @@ ENTRIES: dict[Stage, tuple[str, ...]] = {
 STORE = ".store"
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
+# What the stage "labels" leaves in the run folder.
+SUSPICIOUS = ("suspicious_labels.csv", "suspicious_labels.html")
 
 
 @dataclass(frozen=True)
@@ -173,6 +177,9 @@ def run(
             telling.say(f"note: {note}")
         if until == "data":
             return None
+        labels = _labels(state, dataset)
+        if until == "labels":
+            return None
         float_model = _train(state, dataset)
         if until == "train":
             return None
@@ -188,7 +195,7 @@ def run(
         validation = _validate(state, dataset, exported, targets, devices, measure_again)
         return _report(
             state, targets, out, command, notes,
-            dataset, float_model, quantized, exported, validation,
+            dataset, labels, float_model, quantized, exported, validation,
         )  # fmt: skip
 
 
@@ -248,7 +255,7 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
     for sentence in scanned.words:
         state.telling.say(f"data: {sentence}")
     # The files count by their digest, and what becomes of a picture by the contract.
-    asked = spec.model_dump(mode="json", exclude={"path", "crop", "resize", *FORM})
+    asked = spec.model_dump(mode="json", exclude={"path", "crop", "resize", "check_labels", *FORM})
     key = state.key(
         "data",
         {**asked, "preprocess": contract.model_dump(mode="json")},
@@ -286,11 +293,57 @@ def _publish_tables(folder: Path, state: _Run) -> None:
     from edgekit.data.findings import TABLES
 
     for name in TABLES:
-        if (folder / name).is_file():
-            write_atomically(state.out / name, (folder / name).read_bytes())
+        if _publish_file(folder / name, state.out / name):
             state.telling.say(f"data: {state.out / name}")
-        else:
-            (state.out / name).unlink(missing_ok=True)
+
+
+def _publish_file(made: Path, path: Path) -> bool:
+    """Copies a file to where a user finds it, or deletes an old one; says if it is there."""
+    if made.is_file():
+        write_atomically(path, made.read_bytes())
+        return True
+    path.unlink(missing_ok=True)
+    return False
+
+
+def _labels(state: _Run, dataset: Stored[DatasetRecord]) -> LabelsRecord | None:
+    """Looks for wrong labels, unless the recipe does not want that or the weights are random."""
+    if not state.recipe.data.check_labels:
+        return None
+    weights = _starting_weights(state.recipe)
+    if weights is None:
+        state.telling.say("labels: not checked, as random weights see nothing in a picture")
+        return None
+    alpha = state.recipe.model.alpha
+    key = state.key(
+        "labels",
+        {"alpha": alpha},
+        {"data": dataset.digest, "weights": weights.sha256},
+        ("tensorflow", "ai-edge-litert", "numpy", "pillow"),
+    )
+
+    def make(folder: Path) -> LabelsRecord:
+        load_tensorflow()
+        from edgekit.train.labels import check_labels
+
+        return check_labels(
+            dataset.folder,
+            dataset.record.class_names,
+            dataset.record.preprocess,
+            alpha,
+            weights.arrays,
+            folder,
+            seed=state.recipe.seed,
+            progress=state.telling.progress,
+        )
+
+    stored = state.stage(key, LabelsRecord, make)
+    for name in SUSPICIOUS:
+        if _publish_file(stored.folder / name, state.out / name):
+            state.telling.say(f"labels: {state.out / name}")
+    for sentence in labels_sentences(stored.record):
+        state.telling.say(f"labels: {sentence}")
+    return stored.record
 
 
 def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelRecord]:
@@ -574,6 +627,7 @@ def _report(
     command: tuple[str, ...],
     notes: tuple[str, ...],
     dataset: Stored[DatasetRecord],
+    labels: LabelsRecord | None,
     float_model: Stored[FloatModelRecord],
     quantized: Stored[QuantizedModelRecord],
     exported: Stored[ExportRecord],
@@ -591,6 +645,7 @@ def _report(
         recipe_sha256=hashlib.sha256(canonical(recipe)).hexdigest(),
         targets=tuple(target.model_dump(mode="json") for target in targets),
         dataset=dataset.record,
+        labels=labels,
         float_model=float_model.record,
         quantized=quantized.record,
         export=exported.record,

@@ -91,6 +91,12 @@ class DataSpec(Spec):
         "under two classes; more refuses the data. One group of them passes, unless this is 0.",
     )
 
+    check_labels: bool = Field(
+        default=True,
+        description="Whether labels that the images contradict are looked for before training; "
+        "needs starting weights, and takes about as long as an epoch of the head.",
+    )
+
     @field_validator("path", mode="before")
     @classmethod
     def _path_is_given(cls, value: object) -> object:

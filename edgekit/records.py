@@ -121,6 +121,56 @@ class DatasetRecord(Record):
     images_per_second: float
 
 
+class SuspiciousLabel(Record):
+    """A picture whose label is contradicted by what it shows; see `train.suspicion`.
+
+    Args:
+        path: Its path below the data folder, safe to print.
+        split: Where it is.
+        label: Name of its class.
+        suggested: Name of the class that it looks like.
+        confidence: Probability of that class, from 0 to 1.
+    """
+
+    path: str
+    split: SplitName
+    label: str
+    suggested: str
+    confidence: float
+
+
+class ConfusedClasses(Record):
+    """Two classes that a linear classifier on the backbone hardly tells apart.
+
+    Args:
+        first: Name of one.
+        second: Name of the other.
+        first_as_second: Share of the first's pictures that look more like the second, 0 to 1.
+        second_as_first: The other way round.
+    """
+
+    first: str
+    second: str
+    first_as_second: float
+    second_as_first: float
+
+
+class LabelsRecord(Record):
+    """What is suspicious about the labels. Blobs beside it: the table and the page of all of them.
+
+    Args:
+        checked: Pictures that were looked at.
+        suspicious: How many labels are contradicted.
+        first: The surest of them.
+        confused: Pairs of classes that are hardly told apart, the most alike first.
+    """
+
+    checked: int
+    suspicious: int
+    first: tuple[SuspiciousLabel, ...]
+    confused: tuple[ConfusedClasses, ...]
+
+
 class EpochRecord(Record):
     """One epoch of training: mean losses (natural log) and top-1 accuracies from 0 to 1.
 
@@ -839,6 +889,7 @@ class RunReport(Record):
         targets: The targets as they were judged, options of the command line included; fields of
             `edgekit.target.Target`.
         dataset: The data.
+        labels: What is suspicious about its labels. Defaults to None: not looked at.
         float_model: Training.
         quantized: Quantization.
         export: Files and parity.
@@ -857,6 +908,7 @@ class RunReport(Record):
     recipe_sha256: str
     targets: tuple[dict[str, Any], ...]
     dataset: DatasetRecord
+    labels: LabelsRecord | None = None
     float_model: FloatModelRecord
     quantized: QuantizedModelRecord
     export: ExportRecord

@@ -13,6 +13,7 @@ seed = 3
 targets = {targets}
 [data]
 path = {path}
+check_labels = {check_labels}
 [model]
 alpha = 0.35
 input_size_px = 64
@@ -34,12 +35,20 @@ warmup_seconds = 0.05
 """
 
 
-def write_recipe(path: Path, pictures: Path, qat_epochs: int = 1, training: str = "") -> Path:
+def write_recipe(
+    path: Path,
+    pictures: Path,
+    qat_epochs: int = 1,
+    training: str = "",
+    *,
+    check_labels: bool = False,
+) -> Path:
     """Writes a recipe that runs in well under a minute; `training` is a line of [train]."""
     path.write_text(
         RECIPE.format(
             targets=json.dumps(TARGETS),
             path=json.dumps(str(pictures)),
+            check_labels=json.dumps(check_labels),
             weights=json.dumps(str(WEIGHTS)),
             qat_epochs=qat_epochs,
             training=training,

@@ -25,6 +25,7 @@ QAT_EPOCHS = 4
 RECIPE = """
 [data]
 path = "{pictures}"
+check_labels = false
 [model]
 alpha = 0.35
 input_size_px = 48

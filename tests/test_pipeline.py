@@ -69,7 +69,7 @@ def first(
     pictures: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("run")
-    recipe = write_recipe(folder / "recipe.toml", pictures)
+    recipe = write_recipe(folder / "recipe.toml", pictures, check_labels=True)
     out = folder / "out"
     return recipe, out, run(recipe, out, "--json")
 
@@ -251,7 +251,24 @@ def test_nothing_that_only_serves_a_running_stage_is_left(
 ) -> None:
     _, out, _ = first
     names = {path.name for path in (out / ".store").iterdir()}
-    assert names == {"lock", "data", "train", "quantize", "export", "validate"}
+    assert names == {"lock", "data", "labels", "train", "quantize", "export", "validate"}
+
+
+def test_the_report_names_the_labels_that_pictures_contradict(
+    first: tuple[Path, Path, subprocess.CompletedProcess[str]],
+) -> None:
+    _, out, _ = first
+    report = RunReport.model_validate_json((out / "report.json").read_bytes())
+    assert report.labels is not None
+    assert report.labels.checked == 8 * (20 + 8 + 20)
+    page = (out / "report.md").read_text()
+    found = report.labels.first
+    assert len(found) == min(report.labels.suspicious, 20)
+    assert found
+    section = page.split("## Labels")[1].split("\n## ")[0]
+    assert f"{report.labels.suspicious} of 384 pictures look like another class" in section
+    assert f"| {found[0].path} | {found[0].split} | {found[0].label} | " in section
+    assert len([line for line in section.splitlines() if ".jpg |" in line]) == len(found)
 
 
 def test_validation_losses_are_those_of_the_files_at_their_best_temperature(
@@ -300,7 +317,7 @@ def test_second_run_does_no_work_and_says_so(
     recipe, out, done = first
     again = run(recipe, out)
     assert again.returncode == done.returncode
-    for stage in ("data", "train", "quantize", "export", "validate"):
+    for stage in ("data", "labels", "train", "quantize", "export", "validate"):
         assert f"{stage}: unchanged, reused" in again.stderr
 
 

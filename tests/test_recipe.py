@@ -96,7 +96,7 @@ TEXTS = [
     "train.granularity",
     "train.strategy",
 ]
-SWITCHES = ["data.follow_links", "train.augment.enabled", "train.augment.flip"]
+SWITCHES = ["data.check_labels", "data.follow_links", "train.augment.enabled", "train.augment.flip"]
 
 
 COLUMNS = ("path_column", "label_column", "split_column")

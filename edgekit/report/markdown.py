@@ -14,6 +14,7 @@ from edgekit.records import (
 from edgekit.report.sentences import (
     agreement_sentence,
     int8_sentence,
+    labels_sentences,
     parity_sentences,
     sensitivity_sentences,
 )
@@ -31,6 +32,7 @@ def markdown(report: RunReport) -> str:
         _curve(report),
         _quantization(report),
         _classes(report),
+        *_labels(report),
         _parity(report),
         _repeat(report),
     )
@@ -59,6 +61,23 @@ def _summary(report: RunReport) -> str:
     ]
     lines += [f"\n> {note}" for note in (*report.notes, *parity_sentences(report.export))]
     return "\n".join(lines)
+
+
+def _labels(report: RunReport) -> tuple[str, ...]:
+    """Returns the labels that are contradicted by what their pictures show."""
+    found = report.labels
+    if found is None or not (found.first or found.confused):
+        return ()
+    rows = [
+        (item.path, item.split, item.label, item.suggested, f"{item.confidence:.1%}")
+        for item in found.first
+    ]
+    about = labels_sentences(found)
+    header = ("picture", "split", "label", "looks like", "probability")
+    first = () if not rows else ("", table(header, rows))
+    listed = "suspicious_labels.csv and suspicious_labels.html have all of them" if rows else ""
+    lines = (f"- {_cell(sentence)}." for sentence in about)
+    return ("\n".join(("## Labels", "", *lines, *first, "", listed)).rstrip(),)
 
 
 def _verdicts(report: RunReport) -> str:

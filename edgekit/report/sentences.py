@@ -9,6 +9,7 @@ from edgekit.records import (
     DeviceEvaluation,
     Evaluation,
     ExportRecord,
+    LabelsRecord,
     RunReport,
     SkippedFile,
     Status,
@@ -16,6 +17,7 @@ from edgekit.records import (
 )
 
 _REASONS_SHOWN = 5
+_SUSPICIOUS_SHOWN = 3
 # Where each names another file as its reason.
 _SAME_REASON = {
     "two-classes": "the same pixels stand under two classes",
@@ -204,6 +206,28 @@ def _package(folder: str, targets: Sequence[str]) -> str:
 
 def _and(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def labels_sentences(found: LabelsRecord) -> tuple[str, ...]:
+    """Returns how many labels are suspicious, the first of them, and classes that are confused."""
+    said = []
+    if found.suspicious:
+        shown = ", ".join(
+            f"{item.path} ({item.label}, looks like {item.suggested})"
+            for item in found.first[:_SUSPICIOUS_SHOWN]
+        )
+        more = found.suspicious - len(found.first[:_SUSPICIOUS_SHOWN])
+        said.append(
+            f"{found.suspicious:,} of {found.checked:,} pictures look like another class than they "
+            f"are labelled: {shown}" + (f" and {more:,} more" if more else "")
+        )
+    said += [
+        f"{pair.first} and {pair.second} are hardly told apart before "
+        f"fine-tuning: {pair.first_as_second:.0%} of the first look more like the second, "
+        f"{pair.second_as_first:.0%} the other way round"
+        for pair in found.confused[:_SUSPICIOUS_SHOWN]
+    ]
+    return tuple(said)
 
 
 def left_out(skipped: Sequence[SkippedFile]) -> list[str]:

@@ -28,6 +28,7 @@ _RECIPE = """
 targets = {targets}
 [data]
 path = {pictures}
+check_labels = false
 [model]
 alpha = 0.35
 input_size_px = {pixels}
