@@ -491,6 +491,9 @@ def validate(
     answers your pictures surely better, that is said, and nothing passes. Of a folder with splits,
     only test is judged.
 
+    Channels first or last, three or one (the luma is fed), scores of every class or one for two
+    classes: what the file says is gone by and said. Of several outputs --output names one.
+
     Nothing is kept: each judgement stands for itself, so the first one counts. Of a run's files
     `edgekit run --measure-again` counts all that was measured.
     """

@@ -376,8 +376,9 @@ def test_one_score_stands_for_two_classes(
     assert f"above {threshold:g} it answers 'red', else 'blue'" in done.err
     scores = [float(line.split("\t")[2]) for line in done.out.splitlines()]
     assert min(scores) > threshold
-    done = edgekit("validate", path, "--data", tmp_path / "data", *UNIT, *names, "--json")
-    assert (done.code, accuracy(done)) == (0, 1.0)
+    if codes:
+        done = edgekit("validate", path, "--data", tmp_path / "data", *UNIT, *names, "--json")
+        assert (done.code, accuracy(done)) == (0, 1.0)
 
 
 def test_a_wrong_threshold_and_exchanged_labels_of_one_score_are_named(

@@ -37,6 +37,7 @@ from edgekit.processes import end, run, start
 from edgekit.records import Record
 from edgekit.runner import clock
 from edgekit.runtimes.base import SHOWN_CHARACTERS, printable
+from edgekit.runtimes.ends import Layout
 
 __all__ = [
     "MANUAL",
@@ -110,9 +111,11 @@ class BrowserJob:
         runtime: "onnxruntime-web" or "litert-js", both in WebAssembly.
         threads: Threads the runtime may use.
         images: A .npy file, uint8 of shape `(count, height, width, 3)`.
-        codes: A .npy file, float32 of shape `(256, 3)`: the tensor value of each pixel value, per
-            channel.
+        codes: A .npy file, float32 of shape `(256, channels)`: the tensor value of each pixel
+            value, per channel.
         mode: "accuracy" answers every image; "latency" times single calls.
+        layout: How a picture is fed. Defaults to "NHWC".
+        output: Position of the output that is read. Defaults to None: the only one.
         warmup_seconds: Latency: untimed running first, at least five calls. Defaults to 0.5.
         min_queries: Latency: fewest samples. Defaults to 200.
         min_seconds: Latency: shortest timed part. Defaults to 10.
@@ -125,6 +128,8 @@ class BrowserJob:
     images: Path
     codes: Path
     mode: Literal["accuracy", "latency"]
+    layout: Layout = "NHWC"
+    output: int | None = None
     warmup_seconds: float = 0.5
     min_queries: int = 200
     min_seconds: float = 10.0
@@ -281,10 +286,10 @@ def _task(job: BrowserJob) -> Task:
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
         found = f"{job.images}: {images.dtype} of shape {images.shape}"
         raise DataError(found, "uint8 of shape (count, height, width, 3)", "decode them again")
-    if codes.dtype != np.float32 or codes.shape != (256, 3):
+    if codes.dtype != np.float32 or codes.shape not in ((256, 3), (256, 1)):
         found = f"{job.codes}: {codes.dtype} of shape {codes.shape}"
         raise SpecError(
-            found, "float32 of shape (256, 3)", "give the float32 codes of the preprocessing"
+            found, "float32 of shape (256, 3 or 1)", "give the float32 codes of the preprocessing"
         )
     count, height, width, _ = images.shape
     description = {
@@ -297,6 +302,9 @@ def _task(job: BrowserJob) -> Task:
         "count": count,
         "height": height,
         "width": width,
+        "channels": codes.shape[1],
+        "layout": job.layout,
+        "output": job.output,
         "warmup_seconds": job.warmup_seconds,
         "min_queries": job.min_queries,
         "min_seconds": job.min_seconds,

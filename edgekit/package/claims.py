@@ -16,7 +16,7 @@ from edgekit.package.card import escaped, verdict_table
 from edgekit.package.manifest import NAME, Manifest
 from edgekit.package.metadata import normalization_of
 from edgekit.runtimes.base import ModelFacts, printable
-from edgekit.runtimes.ends import classifier_io
+from edgekit.runtimes.ends import classifier_io, feed_of
 from edgekit.runtimes.inspect import inspect_content, model_format
 from edgekit.runtimes.tflite_metadata import read_metadata
 
@@ -45,6 +45,8 @@ def check_model_claims(manifest: Manifest, files: Mapping[str, bytes]) -> None:
     ):
         if found != wanted:
             _refuse(f"another {what} than {manifest.model} has: {wanted}", f"{found}")
+    if feed_of(manifest.input).words:
+        _refuse(f"an input of shape {manifest.input.shape}", "three channels, last")
     if file_format == "tflite":
         _check_tflite(manifest, model)
     else:

@@ -98,26 +98,35 @@ async function loadModel(job) {
       "the file changed since it was recorded; export it again",
     );
   }
-  const model = await openModel(job.runtime, bytes, job.threads);
-  const [, height, width, channels] = model.shape;
-  if (model.shape.length !== 4 || height !== job.height || width !== job.width || channels !== 3) {
+  const model = await openModel(job.runtime, bytes, job.threads, job.output);
+  const sides = [job.height, job.width];
+  const wanted = job.layout === "NCHW" ? [job.channels, ...sides] : [...sides, job.channels];
+  if (model.shape.slice(1).join() !== wanted.join()) {
     throw new Failure(
       "SpecError",
       `images of ${job.height} x ${job.width}, a model for [${model.shape}]`,
-      "the same height and width, three channels last",
+      `the same height and width: [1,${wanted}]`,
       "decode the images for this model",
     );
   }
   return model;
 }
 
-/** Returns a function from an image (uint8 pixels) to the values of the input tensor. */
-async function loadEncoder() {
+/**
+ * Returns a function from an image (uint8 pixels, three channels last) to the values of the input
+ * tensor; of one channel the first is fed.
+ */
+async function loadEncoder(job) {
   const codes = new Float32Array((await bytesOf("codes")).buffer);
+  const pixels = job.height * job.width;
+  const [ofPixel, ofChannel] = job.layout === "NCHW" ? [1, pixels] : [job.channels, 1];
   return (image) => {
-    const values = new Float32Array(image.length);
-    for (let i = 0; i < image.length; i++) {
-      values[i] = codes[image[i] * 3 + (i % 3)];
+    const values = new Float32Array(pixels * job.channels);
+    for (let pixel = 0; pixel < pixels; pixel++) {
+      for (let channel = 0; channel < job.channels; channel++) {
+        const value = codes[image[pixel * 3 + channel] * job.channels + channel];
+        values[pixel * ofPixel + channel * ofChannel] = value;
+      }
     }
     return values;
   };
@@ -299,7 +308,7 @@ async function main() {
   alive = fetch(`alive/${job.number}`).catch(() => {});
   try {
     const model = await loadModel(job);
-    const encode = await loadEncoder();
+    const encode = await loadEncoder(job);
     const work = { accuracy: answerAll, latency: timeCalls }[job.mode];
     const result = await work(job, model, encode);
     await send(job, result);

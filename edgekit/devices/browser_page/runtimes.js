@@ -14,13 +14,15 @@ export class Failure extends Error {
  * @param {string} runtime "onnxruntime-web" or "litert-js".
  * @param {Uint8Array} bytes The model file.
  * @param {number} threads Threads the runtime may use.
+ * @param {?number} output Position of the output that is read; null if it is the only one.
  * @throws {Failure} If the runtime refuses the model, or it is no float32 classifier.
  */
-export function openModel(runtime, bytes, threads) {
-  return { "onnxruntime-web": openOnnx, "litert-js": openLiteRt }[runtime](bytes, threads);
+export function openModel(runtime, bytes, threads, output) {
+  const open = { "onnxruntime-web": openOnnx, "litert-js": openLiteRt }[runtime];
+  return open(bytes, threads, output);
 }
 
-async function openOnnx(bytes, threads) {
+async function openOnnx(bytes, threads, position) {
   const ort = await import("onnxruntime-web");
   ort.env.wasm.numThreads = threads;
   ort.env.wasm.wasmPaths = packageFolder("onnxruntime-web/dist/");
@@ -32,6 +34,7 @@ async function openOnnx(bytes, threads) {
   const [input, output] = classifier(
     session.inputMetadata.map(describe),
     session.outputMetadata.map(describe),
+    position,
   );
   // A free batch dimension has a name in place of a number.
   const shape = [1, ...input.shape.slice(1)];
@@ -46,7 +49,7 @@ async function openOnnx(bytes, threads) {
   };
 }
 
-async function openLiteRt(bytes, threads) {
+async function openLiteRt(bytes, threads, position) {
   const errors = collectErrors();
   const { loadLiteRt, loadAndCompile, Tensor } = await import("@litertjs/core");
   await loadLiteRt(packageFolder("@litertjs/core/wasm/"), { threads: threads > 1 });
@@ -60,7 +63,7 @@ async function openLiteRt(bytes, threads) {
       compiled.getOutputDetails().map(details),
     ];
   });
-  const [input, output] = classifier(inputs, outputs);
+  const [input, output] = classifier(inputs, outputs, position);
   if (input.shape[0] !== 1) {
     throw new Failure(
       "IntegrityError",
@@ -72,7 +75,7 @@ async function openLiteRt(bytes, threads) {
   const run = async (values) => {
     const tensor = new Tensor(values, input.shape);
     const results = await model.run([tensor]);
-    const scores = await results[0].data();
+    const scores = await results[position ?? 0].data();
     // The heap of WebAssembly is not garbage-collected.
     tensor.delete();
     results.forEach((result) => result.delete());
@@ -129,9 +132,10 @@ async function refusing(name, open) {
   }
 }
 
-/** Returns the only input and output. */
-function classifier(inputs, outputs) {
-  if (inputs.length !== 1 || outputs.length !== 1) {
+/** Returns the only input, and the output that is read. */
+function classifier(inputs, outputs, position) {
+  const known = position === null ? outputs.length === 1 : position < outputs.length;
+  if (inputs.length !== 1 || !known) {
     throw new Failure(
       "IntegrityError",
       `${inputs.length} inputs and ${outputs.length} outputs`,
@@ -139,17 +143,18 @@ function classifier(inputs, outputs) {
       "export the classifier alone, without other heads",
     );
   }
-  const ends = [inputs[0], outputs[0]];
+  const output = outputs[position ?? 0];
+  const ends = [inputs[0], output];
   for (const { name, dtype, shape } of ends) {
     if (dtype !== "float32") {
       throw wrongType(`${name} of type ${dtype} and shape [${shape}]`);
     }
   }
-  const columns = outputs[0].shape.at(-1);
+  const columns = output.shape.at(-1);
   if (!Number.isInteger(columns) || columns < 1) {
     throw new Failure(
       "IntegrityError",
-      `output ${outputs[0].name} of shape [${outputs[0].shape}]`,
+      `output ${output.name} of shape [${output.shape}]`,
       "shape [1, classes], one score per class",
       "export the classifier with its final layer and a batch of one",
     );
