@@ -18,6 +18,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 from pyarrow import parquet
+from tiny_models import mean_tflite
 
 from edgekit import limits
 from edgekit.cli import execute
@@ -387,3 +388,25 @@ def test_run_decodes_parquet_and_says_where_it_lies(tmp_path: Path, cache: Path)
                   str(tmp_path / "out"))  # fmt: skip
     assert run.returncode == 0, run.stderr
     assert "3 classes, 12 train, 6 validation, 6 test" in run.stderr
+
+
+@pytest.mark.slow
+def test_validate_judges_a_model_on_the_test_shard(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names, rows = ("red", "green", "blue"), list[Row]()
+    for i in range(18):
+        stream = io.BytesIO()
+        colour = [40 + i, 30 + i, 20 + i]
+        colour[i % 3] = 200 + i
+        Image.new("RGB", (20, 20), tuple(colour)).save(stream, "PNG")
+        rows.append((stream.getvalue(), i % 3))
+    write_parquet(tmp_path / "packed/train.parquet", rows[:6], names)
+    write_parquet(tmp_path / "packed/test.parquet", rows[6:], names)
+    (tmp_path / "labels.txt").write_text("red\ngreen\nblue\n")
+    model = mean_tflite(tmp_path / "model.tflite")
+    asked = ["validate", str(model), "--data", str(tmp_path / "packed")]
+    asked += ["--labels", str(tmp_path / "labels.txt"), "--json"]
+    execute(asked)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["accuracy"]["images"], found["accuracy"]["top1"]) == (12, 1.0)
