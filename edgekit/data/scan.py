@@ -19,6 +19,8 @@ from edgekit.limits import DATA_CLASSES, PICTURE_FILE_BYTES
 from edgekit.records import SkippedFile, SplitName
 
 Progress = Callable[[int, int], None]
+# Files that a thread hashes before it asks for more: asking takes as long as hashing a small one.
+_AT_ONCE = 32
 
 
 @dataclass(frozen=True)
@@ -113,10 +115,12 @@ def _scan(root: Path, progress: Progress, form: Form) -> Scan:
         raise DataError(f"no picture in {root}", f"pictures as {LAYOUT}", "check the path")
     skipped = list(reading.skipped)
     digests: list[str] = []
+    paths = [picture.path for picture in reading.pictures]
     with ThreadPoolExecutor() as pool:
-        for digest in pool.map(_file_digest, (picture.path for picture in reading.pictures)):
-            digests.append(digest)
-            progress(len(digests), len(reading.pictures))
+        some = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
+        for each in pool.map(_file_digests, some):
+            digests += each
+            progress(len(digests), len(paths))
     label_of = {name: label for label, name in enumerate(names)}
     sources = []
     for picture, digest in zip(reading.pictures, digests, strict=True):
@@ -247,6 +251,10 @@ def pictures_below(folder: Path) -> tuple[list[Path], tuple[SkippedFile, ...]]:
             "folders that can be listed",
             "check the rights of the folder and of everything in it",
         ) from error
+
+
+def _file_digests(paths: Sequence[Path]) -> list[str]:
+    return [_file_digest(path) for path in paths]
 
 
 def _file_digest(path: Path) -> str:

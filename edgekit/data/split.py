@@ -5,6 +5,7 @@ or into one.
 """
 
 import hashlib
+import itertools
 import math
 from bisect import bisect, insort
 from collections import Counter, defaultdict
@@ -153,7 +154,7 @@ def _near_identical(pictures: Sequence[Decoded]) -> list[list[int]]:
     chain. The digests give the order, so neither file names nor the order of files decide.
     """
     by_pixels = _by_pixels(pictures)
-    known = _Known()
+    known = _Known(len(by_pixels))
     groups: list[list[int]] = []
     for digest in sorted(by_pixels):
         look = _look(pictures[by_pixels[digest][0]].look)
@@ -167,27 +168,35 @@ def _near_identical(pictures: Sequence[Decoded]) -> list[list[int]]:
 
 
 class _Known:
-    """Looks, numbered in the order in which they were added, and found by near-identical ones."""
+    """Looks, numbered in the order in which they were added, and found by near-identical ones.
 
-    def __init__(self) -> None:
+    Args:
+        most: How many will be added at most.
+    """
+
+    def __init__(self, most: int) -> None:
         self._looks: list[_Look] = []
+        self._hashes = np.empty(most, np.uint64)
         # With d differing bits allowed, one of d + 1 parts of the hash must match exactly.
         self._buckets: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
 
     def add(self, look: _Look) -> None:
         for part in _parts(look.difference_hash):
             insort(self._buckets[part], (look.brightness, len(self._looks)))
+        self._hashes[len(self._looks)] = look.difference_hash
         self._looks.append(look)
 
     def near(self, look: _Look) -> Iterator[int]:
         """Yields the numbers of near-identical looks, the first ones first."""
-        candidates: set[int] = set()
+        candidates: list[int] = []
         for part in _parts(look.difference_hash):
             bucket = self._buckets[part]
             place = bisect(bucket, (look.brightness, 0))
             nearest = bucket[max(0, place - _CANDIDATES // 2) : place + _CANDIDATES // 2]
-            candidates.update(number for _, number in nearest)
-        return (n for n in sorted(candidates) if _are_near(self._looks[n], look))
+            candidates += [number for _, number in nearest]
+        differing = np.bitwise_count(self._hashes[candidates] ^ np.uint64(look.difference_hash))
+        close = itertools.compress(candidates, differing <= _NEAR_BITS)
+        return (n for n in sorted(set(close)) if _are_alike(self._looks[n], look))
 
 
 def _parts(difference_hash: int) -> list[tuple[int, int]]:
@@ -197,9 +206,8 @@ def _parts(difference_hash: int) -> list[tuple[int, int]]:
     return [(part, difference_hash >> (part * width) & mask) for part in range(count)]
 
 
-def _are_near(one: _Look, other: _Look) -> bool:
-    if (one.difference_hash ^ other.difference_hash).bit_count() > _NEAR_BITS:
-        return False
+def _are_alike(one: _Look, other: _Look) -> bool:
+    """Returns whether two pictures whose hashes are near are near-identical."""
     limit = _NEAR_LEVELS + _NEAR_CONTRAST * min(one.contrast, other.contrast)
     return bool(np.abs(one.values - other.values).max() <= limit)
 
@@ -301,7 +309,7 @@ def near_identical(pictures: Sequence[Decoded], splits: Sequence[SplitName]) -> 
         splits: Split of each.
     """
     by_pixels = _by_pixels(pictures)
-    known = _Known()
+    known = _Known(len(by_pixels))
     members: list[list[int]] = []
     divided = bool(_made(pictures))
     across_splits: dict[int, int] = {}

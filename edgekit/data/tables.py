@@ -54,12 +54,12 @@ class _Pictures:
         self.all = list(tree.pictures(tree.root, skipped))
         self._named: dict[str, list[Path]] = defaultdict(list)
         for path in self.all:
-            parts = PurePosixPath(tree.relative(path)).parts
-            for start in range(len(parts)):
-                tail = "/".join(parts[start:])
-                # With and without its suffix, as identifiers stand in tables of competitions.
-                for name in dict.fromkeys((tail, tail[: len(tail) - len(path.suffix)])):
-                    self._named[name].append(path)
+            tail = tree.relative(path)
+            while tail:
+                self._named[tail].append(path)
+                if path.suffix:  # without it, too, as identifiers stand in competitions' tables
+                    self._named[tail[: -len(path.suffix)]].append(path)
+                tail = tail.partition("/")[2]
 
     def find(self, value: str, beside: Path) -> list[Path]:
         """Returns the pictures that a cell of a table may mean; those nearest to it alone.
@@ -69,6 +69,8 @@ class _Pictures:
             beside: The folder of the table.
         """
         found = self._named.get(value.strip().replace("\\", "/").removeprefix("./"), [])
+        if len(found) < 2:
+            return found
         near = [path for path in found if path.is_relative_to(beside)]
         return near or found
 

@@ -1,5 +1,6 @@
 """What lies in a data folder, and every folder that is refused, on real files."""
 
+import itertools
 import os
 import random
 import subprocess
@@ -277,11 +278,14 @@ def test_the_kind_says_what_counts_as_damage(two_classes: Path, tmp_path: Path) 
 
 
 def test_progress_counts_the_files(tmp_path: Path) -> None:
-    root = write(tmp_path, *(f"{label}/{i}.jpg" for label in ("cat", "dog") for i in range(5)))
+    root = write(tmp_path, *(f"{label}/{i}.jpg" for label in ("cat", "dog") for i in range(50)))
     (root / "cat" / "empty.jpg").touch()
     told: list[tuple[int, int]] = []
     with_progress = scan(root, lambda done, total: told.append((done, total)))
-    assert told == [(done, 11) for done in range(1, 12)]
+    assert [total for _, total in told] == [101] * len(told)
+    done = [0, *(done for done, _ in told)]
+    assert done[-1] == 101
+    assert all(0 < after - before < 50 for before, after in itertools.pairwise(done))
     assert with_progress == scan(root)
 
 
