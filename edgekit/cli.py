@@ -311,6 +311,12 @@ def run(
     split_column: SplitColumn = None,
     ignore: Ignore = None,
     follow_links: FollowLinks = False,
+    corrections: Annotated[
+        Path | None,
+        typer.Option(
+            help="Table of pictures to leave out or relabel: suspicious_labels.csv, filled in."
+        ),
+    ] = None,
     target: TargetNames = None,
     weights: Weights = None,
     alpha: Annotated[float | None, typer.Option(help="Width multiplier of MobileNetV2.")] = None,
@@ -347,6 +353,7 @@ def run(
         "targets": tuple(target) if target else None,
         "data.path": None if data is None else str(data.absolute()),
         **{f"data.{name}": value for name, value in _said(form).items()},
+        "data.corrections": None if corrections is None else str(corrections.absolute()),
         "model.weights": _absolute_weights(weights),
         "model.alpha": alpha,
         "model.input_size_px": input_size,

@@ -61,6 +61,7 @@ PACKAGES = (
 ENTRIES: dict[Stage, tuple[str, ...]] = {
     "data": (
         "edgekit.data.scan.scan",
+        "edgekit.data.corrections.corrected",
         "edgekit.data.decode.decode",
         "edgekit.data.findings.TABLES",
     ),
@@ -207,7 +208,8 @@ def _refuse_beforehand(
     Raises:
         SpecError: If they do.
     """
-    for text in (*command, str(recipe.data.path), recipe.model.weights, *recipe.targets):
+    about = (recipe.data.path, recipe.data.table, recipe.data.corrections, recipe.model.weights)
+    for text in (*command, *map(str, about), *recipe.targets):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise SpecError(
                 f"{printable(text)}: a name that is not valid Unicode",
@@ -243,6 +245,7 @@ def _preprocess(recipe: Recipe) -> Preprocess:
 
 
 def _data(state: _Run) -> Stored[DatasetRecord]:
+    from edgekit.data.corrections import corrected
     from edgekit.data.decode import decode
     from edgekit.data.files import FORM, Form
     from edgekit.data.scan import scan
@@ -252,10 +255,13 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
     scanned = scan(
         spec.path, lambda done, total: state.telling.progress("reading", done, total), form
     )
+    if spec.corrections is not None:
+        scanned = corrected(scanned, spec.corrections)
     for sentence in scanned.words:
         state.telling.say(f"data: {sentence}")
     # The files count by their digest, and what becomes of a picture by the contract.
-    asked = spec.model_dump(mode="json", exclude={"path", "crop", "resize", "check_labels", *FORM})
+    beside = {"path", "corrections", "crop", "resize", "check_labels"}
+    asked = spec.model_dump(mode="json", exclude={*beside, *FORM})
     key = state.key(
         "data",
         {**asked, "preprocess": contract.model_dump(mode="json")},
@@ -293,17 +299,27 @@ def _publish_tables(folder: Path, state: _Run) -> None:
     from edgekit.data.findings import TABLES
 
     for name in TABLES:
-        if _publish_file(folder / name, state.out / name):
-            state.telling.say(f"data: {state.out / name}")
+        _publish_file(folder / name, state, "data")
 
 
-def _publish_file(made: Path, path: Path) -> bool:
-    """Copies a file to where a user finds it, or deletes an old one; says if it is there."""
+def _publish_file(made: Path, state: _Run, stage: Stage) -> None:
+    """Copies a file to where a user finds it, or deletes an old one.
+
+    A table in which the user filled in what is to be done stays, and the new one lies beside it.
+    """
+    from edgekit.data.corrections import has_actions
+
+    path = state.out / made.name
+    beside = path.with_suffix(f".new{path.suffix}")
+    if path.suffix == ".csv" and path.is_file() and has_actions(path):
+        path = beside
+    else:
+        beside.unlink(missing_ok=True)
     if made.is_file():
         write_atomically(path, made.read_bytes())
-        return True
-    path.unlink(missing_ok=True)
-    return False
+        state.telling.say(f"{stage}: {path}")
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _labels(state: _Run, dataset: Stored[DatasetRecord]) -> LabelsRecord | None:
@@ -339,8 +355,7 @@ def _labels(state: _Run, dataset: Stored[DatasetRecord]) -> LabelsRecord | None:
 
     stored = state.stage(key, LabelsRecord, make)
     for name in SUSPICIOUS:
-        if _publish_file(stored.folder / name, state.out / name):
-            state.telling.say(f"labels: {state.out / name}")
+        _publish_file(stored.folder / name, state, "labels")
     for sentence in labels_sentences(stored.record):
         state.telling.say(f"labels: {sentence}")
     return stored.record

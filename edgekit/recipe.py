@@ -41,6 +41,14 @@ class DataSpec(Spec):
     split_column: NonEmpty | None = Field(
         default=None, description="Column of the splits, likewise.", examples=["subset"]
     )
+    corrections: Path | None = Field(
+        default=None,
+        strict=False,
+        description="Table of images to leave out or to give another class, relative to this file: "
+        "columns path, action (leave out or relabel) and label; suspicious_labels.csv of a run, "
+        "filled in, is one.",
+        examples=["corrections.csv"],
+    )
     ignore: tuple[NonEmpty, ...] = Field(
         default=(),
         strict=False,
@@ -491,7 +499,7 @@ def load_recipe(path: Path) -> Recipe:
             received = f"{path}: the path {text!a}: {err}"
             raise SpecError(received, "a path that can be followed", "correct it") from err
 
-    table, weights = recipe.data.table, recipe.model.weights
+    weights = recipe.model.weights
     if weights not in ("imagenet", "none"):
         weights = str(located(weights))
     return recipe.model_copy(
@@ -501,8 +509,9 @@ def load_recipe(path: Path) -> Recipe:
             ),
             "data": recipe.data.model_copy(
                 update={
-                    "path": located(str(recipe.data.path)),
-                    "table": None if table is None else located(str(table)),
+                    key: located(str(path))
+                    for key in ("path", "table", "corrections")
+                    if (path := getattr(recipe.data, key)) is not None
                 }
             ),
             "model": recipe.model.model_copy(update={"weights": weights}),

@@ -147,7 +147,7 @@ def test_every_stage_has_its_version() -> None:
 
 
 # What a stage's result does not follow from, though the pipeline mentions it.
-BESIDE = {"edgekit.network.native_log.load_tensorflow"}
+BESIDE = {"edgekit.network.native_log.load_tensorflow", "edgekit.data.corrections.has_actions"}
 # The process that it starts counts in its place.
 APART = {"edgekit.network.starting_weights.starting_weights",
          "edgekit.network.starting_weights.StartingWeights"}  # fmt: skip

@@ -113,7 +113,7 @@ def fields(spec: Spec, path: str = "") -> list[str]:
 def test_the_table_of_ranges_covers_every_field() -> None:
     listed = {key for key, _, _ in RANGES} | set(TEXTS) | set(SWITCHES)
     listed |= {"schema_version", "targets", "data.path", "quantize.keep_float"}
-    listed |= {f"data.{key}" for key in ("table", "ignore", *COLUMNS)}
+    listed |= {f"data.{key}" for key in ("table", "corrections", "ignore", *COLUMNS)}
     assert listed == set(fields(default_recipe(Path("images"))))
 
 
@@ -303,8 +303,8 @@ def test_the_commented_recipe_writes_every_key_below_a_comment() -> None:
     lines = recipe_toml(recipe).split("\n")
     keys = [number for number, line in enumerate(lines) if " = " in line and line[0] != "#"]
     # Those that are None stay comments.
-    absent = ["table", "path_column", "label_column", "split_column", "unfreeze_from",
-              "unfreeze_until", "max_drop"]  # fmt: skip
+    absent = ["table", "path_column", "label_column", "split_column", "corrections",
+              "unfreeze_from", "unfreeze_until", "max_drop"]  # fmt: skip
     assert len(keys) == len(fields(recipe)) - len(absent)
     assert all(any(line.startswith(f"# {key} = ") for line in lines) for key in absent)
     assert all(lines[number - 1].startswith("# ") for number in keys)

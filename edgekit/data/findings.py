@@ -8,11 +8,13 @@ from edgekit.data.appearance import Finding, in_words
 from edgekit.data.files import printable
 from edgekit.data.split import Copy, Decoded, NearIdentical, conflicting, name_groups
 from edgekit.records import SkippedFile, SplitName
-from edgekit.spreadsheet import table_text
+from edgekit.spreadsheet import table_bytes
 
 LEFT_OUT = "left_out.csv"
 NEAR_IDENTICAL = "near_identical.csv"
 UNUSUAL = "unusual_pictures.csv"
+# An empty column for the user, see `corrections`.
+ACTION = "action"
 # What a run folder may hold of the data stage; only those with something to say are written.
 TABLES = (LEFT_OUT, NEAR_IDENTICAL, UNUSUAL)
 _SHOWN = 3
@@ -34,8 +36,8 @@ def skipped_copies(pictures: Sequence[Decoded], left_out: Sequence[Copy]) -> lis
 def write_left_out(folder: Path, skipped: Sequence[SkippedFile]) -> None:
     """Writes which files are left out and why, if any are."""
     if skipped:
-        rows = [(item.path, item.kind, item.reason) for item in skipped]
-        _write(folder / LEFT_OUT, ("path", "kind", "reason"), rows)
+        rows = [(item.path, item.kind, item.reason, "") for item in skipped]
+        _write(folder / LEFT_OUT, ("path", "kind", "reason", ACTION), rows)
 
 
 def write_near_identical(
@@ -53,8 +55,9 @@ def write_near_identical(
 
     pairs = {*found.across_splits.items(), *found.across_classes.items()}
     if pairs:
-        columns = ("path", "split", "class", "like_path", "like_split", "like_class")
-        _write(folder / NEAR_IDENTICAL, columns, [(*cells(a), *cells(b)) for a, b in sorted(pairs)])
+        like = ("like_path", "like_split", "like_label")
+        rows = [(*cells(one), *cells(other), "") for one, other in sorted(pairs)]
+        _write(folder / NEAR_IDENTICAL, ("path", "split", "label", *like, ACTION), rows)
 
 
 def write_unusual(
@@ -72,12 +75,14 @@ def write_unusual(
             printable(class_names[pictures[index].source.label]),
             finding,
             measured,
+            "",
         )
         for finding, members in found.items()
         for index, measured in members
     ]
     if rows:
-        _write(folder / UNUSUAL, ("path", "split", "class", "finding", "measured"), sorted(rows))
+        columns = ("path", "split", "label", "finding", "measured", ACTION)
+        _write(folder / UNUSUAL, columns, sorted(rows))
 
 
 def copy_notes(pictures: Sequence[Decoded], left_out: Sequence[Copy]) -> tuple[str, ...]:
@@ -152,4 +157,4 @@ def _path(picture: Decoded) -> str:
 
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[Sequence[str | float]]) -> None:
-    path.write_text(table_text(columns, rows))
+    path.write_bytes(table_bytes(columns, rows))

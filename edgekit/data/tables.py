@@ -5,7 +5,6 @@ by what the columns hold and, where that is not enough, by the names that are us
 """
 
 import csv
-import io
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +16,7 @@ from edgekit.data.names import listed, made_from_train, plain, split_names
 from edgekit.errors import DataError
 from edgekit.limits import DATA_TABLE_BYTES, DATA_TABLE_COLUMNS
 from edgekit.records import SkippedFile, SplitName
+from edgekit.spreadsheet import decoded, separated
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 _METADATA = ("metadata.csv", "metadata.jsonl")  # of Hugging Face's `imagefolder`
@@ -202,10 +202,7 @@ def _read(path: Path) -> _Table:
     if len(content) > DATA_TABLE_BYTES:
         most = f"at most {DATA_TABLE_BYTES:,} bytes"
         raise DataError(f"{_shown(path)}: more than {DATA_TABLE_BYTES:,} bytes", most, "split it")
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = content.decode("latin-1")  # as spreadsheets in the west of Europe write them
+    text = decoded(content)
     try:
         if path.suffix.lower() == ".jsonl":
             return _json_lines(path, text)
@@ -233,14 +230,8 @@ def _json_lines(path: Path, text: str) -> _Table:
 
 
 def _separated(path: Path, text: str) -> _Table:
-    separator = "\t"
-    if path.suffix.lower() != ".tsv":
-        head = text[:100_000].splitlines()[:50]
-        # The one that stands in every line, and most often.
-        counts = {mark: min((line.count(mark) for line in head if line), default=0)
-                  for mark in ",;\t|"}  # fmt: skip
-        separator = max(counts, key=lambda mark: counts[mark])
-    lines = [row for row in csv.reader(io.StringIO(text, newline=""), delimiter=separator) if row]
+    tabs = "\t" if path.suffix.lower() == ".tsv" else None
+    lines = [cells for _, cells in separated(text, separator=tabs)]
     if not lines:
         raise ValueError("an empty table")
     columns = [name.strip() for name in lines[0]]

@@ -20,7 +20,7 @@ from edgekit.records import (
     SplitName,
     SuspiciousLabel,
 )
-from edgekit.spreadsheet import table_text
+from edgekit.spreadsheet import table_bytes
 from edgekit.train.features import features
 from edgekit.train.folds import Rows, sample
 from edgekit.train.suspicion import confusions, judged_by_others, suspicions
@@ -96,8 +96,9 @@ def check_labels(
     ]
     if suspicious:
         images = [_image(splits, ends, int(rows[item.row])) for item in chosen[:_ON_PAGE]]
-        (folder / TABLE).write_text(_table(suspicious))
-        (folder / PAGE).write_text(_page(suspicious, images, preprocess.channels))
+        (folder / TABLE).write_bytes(_table(suspicious))
+        page = _page(suspicious, images, preprocess.channels)
+        (folder / PAGE).write_text(page, encoding="utf-8")
     return LabelsRecord(
         checked=len(labels),
         suspicious=len(suspicious),
@@ -120,11 +121,11 @@ def _image(splits: Sequence[Pictures], ends: Rows, row: int) -> npt.NDArray[np.u
     return np.asarray(splits[number].images[row - start])
 
 
-def _table(found: Sequence[SuspiciousLabel]) -> str:
+def _table(found: Sequence[SuspiciousLabel]) -> bytes:
     rows = [
         (item.path, item.split, item.label, item.suggested, item.confidence, "") for item in found
     ]
-    return table_text(COLUMNS, rows)
+    return table_bytes(COLUMNS, rows)
 
 
 def _page(

@@ -90,9 +90,9 @@ def test_the_same_pixels_under_two_classes_are_left_out_and_listed(
         "cat/03.png = dog/copy.bmp; left_out.csv lists them"
     ) in run.said
     assert run.table("left_out.csv") == [
-        {"path": "cat/03.png", "kind": "two-classes",
+        {"path": "cat/03.png", "kind": "two-classes", "action": "",
          "reason": "the same pixels as dog/copy.bmp, under another class"},
-        {"path": copy, "kind": "two-classes",
+        {"path": copy, "kind": "two-classes", "action": "",
          "reason": "the same pixels as cat/03.png, under another class"},
     ]  # fmt: skip
     assert len(run.used) == 39
@@ -192,7 +192,7 @@ def test_near_identical_pictures_of_two_classes_are_said_and_listed(
         "dog/=wrong.jpg: one label of each pair may be wrong"
     ) in run.said
     rows = run.table("near_identical.csv")
-    assert [(row["path"], row["class"], row["like_class"]) for row in rows] == [
+    assert [(row["path"], row["label"], row["like_label"]) for row in rows] == [
         ("cat/05.png", "cat", "dog"),
         ("dog/=wrong.jpg", "dog", "cat"),
     ]
