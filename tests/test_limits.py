@@ -20,7 +20,7 @@ from edgekit import limits
 from edgekit.devices.exchange import Waiting
 from edgekit.errors import DataError, DeviceError, EdgekitError, IntegrityError, SpecError
 from edgekit.foreign import Question, judge_file
-from edgekit.runtimes.base import classifier_io
+from edgekit.runtimes.ends import classifier_io
 from edgekit.runtimes.inspect import inspect_content, inspect_model, read_model
 from edgekit.validate.external import (
     Judgement,

@@ -19,10 +19,11 @@ def describe(path: Path) -> dict[str, Any]:
         path: The file; its suffix says the format. It is read in a process of its own.
 
     Returns:
-        What `edgekit.runtimes.base.ModelFacts` has, with "sha256" and "size_bytes"; "metadata",
-        for .tflite the fields of `Metadata` or None, for the others the text entries by key, and
-        "metadata_unread", why they could not be read; "labels" and "preprocess" that it carries, or
-        None; "feed" and "readout", how it would be judged, or "not_judged", why not.
+        What `edgekit.runtimes.base.ModelFacts` has but names of tensors inside the network, with
+        "sha256" and "size_bytes"; "metadata", for .tflite the fields of `Metadata` or None, for the
+        others the text entries by key, and "metadata_unread", why they could not be read; "labels"
+        and "preprocess" that it carries, or None; "feed" and "readout", how it would be judged, or
+        "not_judged", why not.
 
     Raises:
         SpecError: If the file cannot be read or its suffix is none of the three.
@@ -30,7 +31,9 @@ def describe(path: Path) -> dict[str, Any]:
         DeviceError: If reading it does not end.
     """
     found = inspect_apart(path)
-    facts = found.facts.model_dump(mode="json", exclude={"metadata"})
+    # Names of tensors inside grow with the network, and say nothing that operators do not.
+    inner = {"metadata", "float_tensors", "wide_tensors"}
+    facts = found.facts.model_dump(mode="json", exclude=inner)
     if found.facts.format != "tflite":
         said: Any = found.facts.metadata
     else:

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from edgekit.records import Check, Status
-from edgekit.validate.plausible import plausibility
+from edgekit.runtimes.ends import Readout
+from edgekit.validate.plausible import other_thresholds, plausibility
 
 TEN = tuple("abcdefghij")
 
@@ -84,3 +85,18 @@ def test_a_dead_model_is_not_called_misread() -> None:
     found = judged([0] * 60 + [1] * 3 + [2] * 3, [1] * 66, 3)
     assert "whatever the picture" in found.detail
     assert "permuted" not in found.detail
+
+
+def test_the_other_threshold_of_one_score_is_named_where_it_fits_surely_better() -> None:
+    labels = np.array([0] * 20 + [1] * 20, np.int32)
+    chances = np.where(labels == 1, 0.9, 0.1).astype(np.float32)[:, None]
+    single, index = Readout(output=0, single=True, threshold=0.0), np.arange(2)
+    (found,) = other_thresholds(chances, single, labels, index)
+    assert "fit --threshold 0.5 (100.0 %) far better than 0 (50.0 %)" in found.detail
+    assert found.gain == 0.5
+    # The twins: the right threshold, two pictures of each class, and a score for each class.
+    right = single.model_copy(update={"threshold": 0.5})
+    assert other_thresholds(chances, right, labels, index) == []
+    few = np.r_[0:2, 20:22]
+    assert other_thresholds(chances[few], single, labels[few], index) == []
+    assert other_thresholds(np.eye(2, dtype=np.float32)[labels], Readout(), labels, index) == []
