@@ -40,6 +40,7 @@ from edgekit.report.sentences import labels_sentences, left_out, parity_sentence
 from edgekit.store import StageKey, Store, Stored, canonical, tool_version, write_atomically
 from edgekit.target import Target, refuse_float_layers, refuse_granularity, refuse_same_names
 from edgekit.train.cuts import fixed
+from edgekit.train.suspicion import PAGE, TABLE
 
 R = TypeVar("R", bound=Record)
 Stage = Literal["data", "labels", "train", "quantize", "export", "validate"]
@@ -78,8 +79,6 @@ ENTRIES: dict[Stage, tuple[str, ...]] = {
 STORE = ".store"
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
-# What the stage "labels" leaves in the run folder.
-SUSPICIOUS = ("suspicious_labels.csv", "suspicious_labels.html")
 
 
 @dataclass(frozen=True)
@@ -354,7 +353,7 @@ def _labels(state: _Run, dataset: Stored[DatasetRecord]) -> LabelsRecord | None:
         )
 
     stored = state.stage(key, LabelsRecord, make)
-    for name in SUSPICIOUS:
+    for name in (TABLE, PAGE):
         _publish_file(stored.folder / name, state, "labels")
     for sentence in labels_sentences(stored.record):
         state.telling.say(f"labels: {sentence}")

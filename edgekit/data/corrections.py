@@ -7,6 +7,7 @@ import csv
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from edgekit.data.files import printable
@@ -157,8 +158,9 @@ def _rows(path: Path) -> list[_Row]:
         )
     rows = []
     for line, values in lines[1:]:
-        cells = {name: value.strip() for name, value in zip(columns, values, strict=False)}
-        action = " ".join(cells.get("action", "").lower().replace("_", " ").split())
+        filled = zip_longest(columns, values[: len(columns)], fillvalue="")
+        cells = {name: value.strip() for name, value in filled}
+        action = " ".join(cells["action"].lower().replace("_", " ").split())
         if not action:
             continue
         if action not in (_LEAVE_OUT, _RELABEL):

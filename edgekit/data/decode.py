@@ -81,15 +81,15 @@ def decode(
     started = time.monotonic()
     decoded, appearances, skipped = _decode_all(scanned, preprocess, pixels_path, progress)
     rate = len(scanned.sources) / (time.monotonic() - started)
-    _refuse_many(decoded, (*scanned.skipped, *skipped), spec.max_bad_fraction)
+    doubled = copies(decoded)
+    left_out = (*scanned.skipped, *skipped, *skipped_copies(decoded, doubled))
+    write_left_out(folder, left_out)
+    _refuse_many(decoded, left_out, spec.max_bad_fraction)
+    refuse_conflicts(decoded, doubled, spec.max_conflicting_fraction)
     fractions = {
         "validation_fraction": spec.validation_fraction,
         "test_fraction": spec.test_fraction,
     }
-    doubled = copies(decoded)
-    left_out = (*scanned.skipped, *skipped, *skipped_copies(decoded, doubled))
-    write_left_out(folder, left_out)
-    refuse_conflicts(decoded, doubled, spec.max_conflicting_fraction)
     rows = _kept(decoded, doubled)
     used = [decoded[row] for row in rows]
     splits, merged = assign(used, **fractions, seed=seed)

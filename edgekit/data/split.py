@@ -261,11 +261,12 @@ def refuse_conflicts(
         max_fraction: Largest share of the pictures that may be left out for this.
 
     Raises:
-        DataError: If there are more; the first files are named.
+        DataError: If there are more, or nothing is left; the first files are named.
     """
     groups = conflicting(pictures, left_out)
     count = sum(map(len, groups))
-    if count <= max_fraction * len(pictures) or (len(groups) == 1 and max_fraction > 0):
+    passes = count <= max_fraction * len(pictures) or (len(groups) == 1 and max_fraction > 0)
+    if not groups or (passes and count < len(pictures)):
         return
     raise DataError(
         f"{count} of {len(pictures)} pictures stand under two classes with the same pixels: "

@@ -23,10 +23,8 @@ from edgekit.records import (
 from edgekit.spreadsheet import table_bytes
 from edgekit.train.features import features
 from edgekit.train.folds import Rows, sample
-from edgekit.train.suspicion import confusions, judged_by_others, suspicions
+from edgekit.train.suspicion import PAGE, TABLE, confusions, judged_by_others, suspicions
 
-TABLE = "suspicious_labels.csv"
-PAGE = "suspicious_labels.html"
 COLUMNS = ("path", "split", "label", "suggested", "confidence", "action")
 SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
 # The features of so many pictures take 0.26 GB, and three times that while they are judged. Of

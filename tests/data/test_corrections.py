@@ -114,6 +114,12 @@ def test_what_cannot_be_done_is_refused_with_its_line(
     assert caught.value.exit_code == 3
 
 
+def test_a_row_that_ends_early_is_refused_with_its_line(found: Scan) -> None:
+    with pytest.raises(DataError, match="line 2: no picture ''"):
+        made(found, "action,path\nleave out\n")
+    assert labels(made(found, "path,action,label\ncat/0.jpg\n")) == labels(found)
+
+
 def test_the_same_said_twice_is_no_contradiction(found: Scan) -> None:
     after = made(found, "path,action,label\n" + 2 * "cat/0.jpg,leave out,\n")
     assert after.words[-1].startswith("corrections.csv: 1 pictures left out")

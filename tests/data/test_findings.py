@@ -123,6 +123,20 @@ def test_more_of_them_than_the_recipe_allows_are_refused_and_listed(
     assert len(allowed.used) == 47 - 14
 
 
+def test_damaged_files_are_listed_where_they_refuse_the_data(
+    undivided: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for index in range(12):
+        (undivided / "cat" / f"bad {index:02d}.jpg").write_bytes(b"no picture")
+    run = Run(undivided, capsys)
+    assert run.code == 3
+    assert "bad 09.jpg" in run.said
+    assert "and 2 more" in run.said
+    assert [row["path"] for row in run.table("left_out.csv")] == [
+        f"cat/bad {index:02d}.jpg" for index in range(12)
+    ]
+
+
 def test_the_same_pixels_in_two_splits_stay_in_the_one_held_out(
     divided: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

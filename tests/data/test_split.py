@@ -397,14 +397,17 @@ def test_one_group_under_two_classes_passes_and_long_lists_are_shortened_and_esc
         for i in range(8)
         for label in (0, 1)
     ]
-    refuse_conflicts(pictures[:2], copies(pictures[:2]), 0.01)
-    refuse_conflicts(pictures, copies(pictures), 1.0)
+    other = item("cat/other.jpg")
+    refuse_conflicts([*pictures[:2], other], copies(pictures[:2]), 0.01)
+    refuse_conflicts([*pictures, other], copies(pictures), 16 / 17)
+    with pytest.raises(DataError, match="2 of 2"):  # nothing would be left
+        refuse_conflicts(pictures[:2], copies(pictures[:2]), 1.0)
     with pytest.raises(DataError) as caught:
-        refuse_conflicts(pictures, copies(pictures), 0.99)
-    assert caught.value.received.startswith("16 of 16 pictures stand under two classes")
+        refuse_conflicts([*pictures, other], copies(pictures), 0.94)
+    assert caught.value.received.startswith("16 of 17 pictures stand under two classes")
     assert caught.value.received.endswith("dog/\\x1b4.jpg and 3 more")
-    with pytest.raises(DataError):
-        refuse_conflicts(pictures[:2], copies(pictures[:2]), 0.0)
+    with pytest.raises(DataError, match="2 of 3"):
+        refuse_conflicts([*pictures[:2], other], copies(pictures[:2]), 0.0)
 
 
 def test_near_identical_pictures_across_splits_and_classes() -> None:
