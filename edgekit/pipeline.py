@@ -384,7 +384,7 @@ def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelReco
 
         trained = train(
             *_pictures(dataset),
-            len(dataset.record.class_names),
+            dataset.record.class_names,
             model,
             spec,
             folder,

@@ -294,6 +294,14 @@ class TrainSpec(Spec):
         lt=1,
         description="Fraction of the label that is spread over all classes.",
     )
+    class_weights: Literal["auto", "none"] | dict[NonEmpty, Annotated[float, Field(gt=0)]] = Field(
+        default="auto",
+        description='How much a mistake on a picture of each class counts: "none" for alike; '
+        '"auto" likewise, unless the largest class has ten times the pictures of the smallest, and '
+        "then the root of the inverse frequency; or a table of weights by class, 1 where none is "
+        "given.",
+        examples=[{"rare_class": 4.0}],
+    )
     augment: AugmentSpec = Field(
         default=AugmentSpec(), description="Variation of the training pictures."
     )

@@ -313,6 +313,9 @@ class FloatModelRecord(Record):
         strategy: How the cuts were compared and why, in words.
         chosen_because: Why the cut was chosen, in words.
         warnings: What a user should know about the training, in words.
+        class_weights: How much a mistake on each class counts in every loss, see
+            `fitting.class_weights`; None if all count alike.
+        weighed_because: Why, in words.
         validation_accuracy: Top-1 on the validation split with the restored weights.
         validation_loss: Loss on the validation split with the restored weights.
         stopped_because: Why the comparison ended, in words.
@@ -331,6 +334,8 @@ class FloatModelRecord(Record):
     strategy: str
     chosen_because: str
     warnings: tuple[str, ...]
+    class_weights: tuple[float, ...] | None
+    weighed_because: str
     validation_accuracy: float
     validation_loss: float
     stopped_because: str
@@ -589,6 +594,12 @@ class Accuracy(Record):
     top5: float | None
     recall_per_class: tuple[float | None, ...]
     confusion: tuple[tuple[int, ...], ...]
+
+    @property
+    def macro_recall(self) -> float:
+        """Mean recall of the classes that have images: each counts alike, however many it has."""
+        known = [recall for recall in self.recall_per_class if recall is not None]
+        return sum(known) / len(known)
 
 
 class PairedDrop(Record):

@@ -88,6 +88,33 @@ def test_float_layers_are_refused_before_anything_is_done(pictures: Path, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_rare_classes_weigh_more_unless_it_is_asked_otherwise(
+    pictures: Path, tmp_path: Path
+) -> None:
+    rare = tmp_path / "pictures"
+    for split in ("train", "validation", "test"):
+        for folder in sorted((pictures / split).iterdir()):
+            kept = 1 if (split, folder.name[0]) == ("train", "b") else None
+            for file in sorted(folder.iterdir())[:kept]:
+                (rare / split / folder.name).mkdir(parents=True, exist_ok=True)
+                shutil.copy(file, rare / split / folder.name)
+    recipe = write_recipe(tmp_path / "recipe.toml", rare)
+    text = recipe.read_text().replace("[model]", "min_images_per_class = 1\n[model]")
+    asked = text.replace('unfreeze_from = "block_16_expand"', 'strategy = "head"')
+
+    def said(weights: str) -> str:
+        recipe.write_text(asked.replace("head_epochs = 3", f"head_epochs = 1\n{weights}"))
+        done = run(recipe, tmp_path / "out", "--until", "train")
+        return f"{done.returncode} {done.stderr}"
+
+    assert "weighed by the root of the inverse frequency" in said("")
+    assert "every mistake counts alike, as asked" in said('class_weights = "none"')
+    refused = said("class_weights = { bolts = 3.0 }")
+    assert refused.startswith("2 ")
+    assert "train.class_weights names the class 'bolts'" in refused
+    assert "did you mean bolt?" in refused
+
+
 def test_unmeasured_targets_make_exit_code_5_and_never_pass(
     first: tuple[Path, Path, subprocess.CompletedProcess[str]],
 ) -> None:

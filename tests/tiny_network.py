@@ -190,7 +190,7 @@ def tune(plan: TrainAsked, pictures: Untyped, folder: Path, budget_bytes: int = 
     said: list[str] = []
     record = train(
         *pictures,
-        len(CLASSES),
+        CLASSES,
         plan.model,
         plan.spec,
         folder,

@@ -73,6 +73,16 @@ class Schedule:
         return max(1, min(self.warmup_steps, total // 4)), total
 
 
+def unshifted(logits: Any, class_weights: Sequence[float] | None) -> Any:
+    """Returns logits without what the weights of their classes put on top; traced.
+
+    Args:
+        logits: float32 (n, classes).
+        class_weights: Of each class, see `fitting.class_weights`; None for 1.
+    """
+    return logits if class_weights is None else logits - tf.math.log(tf.constant(class_weights))
+
+
 def learning_rate(step: Any, peak: Any, warmup: Any, total: Any) -> Any:
     """Returns the rate of a step under a `Schedule`, float32; traced.
 
@@ -191,6 +201,7 @@ def fit(
     patience: int,
     seed: int,
     checkpoints: Checkpoints,
+    class_weights: Sequence[float] | None = None,
     epoch_done: EpochDone | None = None,
     progress: Progress | None = None,
 ) -> Fit:
@@ -205,6 +216,7 @@ def fit(
         seed: Seed of the recipe; order and view follow from it and the number of the epoch.
         checkpoints: Where every finished epoch is kept; a phase that was interrupted continues
             behind the last one, on as many cores with the same bits as if it had not been.
+        class_weights: As in `validation_losses`. Defaults to None.
         epoch_done: Called after every epoch with its number in the phase, when it is kept.
         progress: Called as steps are taken with the last epoch in words, pictures seen, and
             pictures of the whole phase.
@@ -244,7 +256,9 @@ def fit(
         record = EpochRecord(
             train_loss=_finite(totals[0] / count),
             train_accuracy=totals[1] / count,
-            validation_loss=_finite(validation_losses(answers, validation.labels).mean()),
+            validation_loss=_finite(
+                validation_losses(answers, validation.labels, class_weights).mean()
+            ),
             validation_accuracy=float((answers.argmax(1) == validation.labels).mean()),
             seconds=stepping + validating,
             images_per_second=count / stepping,

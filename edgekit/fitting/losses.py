@@ -1,6 +1,7 @@
 """How wrong answers are: cross-entropy as it is, and what validation judges by. No TensorFlow."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,9 @@ def cross_entropies(
 
 
 def validation_losses(
-    logits: npt.NDArray[np.floating], labels: npt.NDArray[np.int32]
+    logits: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.int32],
+    class_weights: Sequence[float] | None = None,
 ) -> npt.NDArray[np.float64]:
     """Returns the cross-entropy of each row at the temperature where their mean is lowest.
 
@@ -38,11 +41,15 @@ def validation_losses(
     Args:
         logits: Float (n, classes).
         labels: Int32 (n,).
+        class_weights: Of each class, see `fitting.class_weights`; logits carry their logarithms,
+            which are taken off. Defaults to None: 1.
 
     Returns:
         Float64 (n,), in nats; not finite where a logit is not.
     """
     exact = logits.astype(np.float64)
+    if class_weights is not None:
+        exact -= np.log(class_weights)
 
     def at(log_temperature: float) -> npt.NDArray[np.float64]:
         return cross_entropies(exact / math.exp(log_temperature), labels)

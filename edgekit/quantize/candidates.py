@@ -20,6 +20,7 @@ from edgekit.fitting.loop import (
     Trainer,
     enough_epochs,
     fit,
+    unshifted,
 )
 from edgekit.fitting.losses import validation_losses
 from edgekit.fitting.pictures import Pictures, compiled
@@ -143,16 +144,19 @@ def quantize_model(
     full = table_of(nodes, weights, found, spec.granularity)
     float_logits = compiled(logits_function(nodes, weights), validation)()
     unfrozen = frozenset(float_model.unfrozen_layers)
+    of_classes = float_model.class_weights
 
     def candidates(kept: Mapping[str, str]) -> list[_Made]:
-        made = [_answered("ptq", nodes, weights, full, kept, validation, ())]
+        made = [_answered("ptq", nodes, weights, full, kept, validation, of_classes, ())]
         if spec.qat_epochs:
             tuned, learned, epochs = _train(
-                nodes, unfrozen, weights, full, tuple(kept), train, validation, spec,
+                nodes, unfrozen, weights, full, tuple(kept), train, validation, of_classes, spec,
                 training, seed,
                 checkpoints, shelf, progress, epoch_done,
             )  # fmt: skip
-            made.append(_answered("qat", nodes, tuned, learned, kept, validation, epochs))
+            made.append(
+                _answered("qat", nodes, tuned, learned, kept, validation, of_classes, epochs)
+            )
         return made
 
     kept = dict.fromkeys(spec.keep_float, "named in quantize.keep_float")
@@ -224,6 +228,7 @@ def _answered(
     full: RangeTable,
     kept: Mapping[str, str],
     validation: Pictures,
+    of_classes: tuple[float, ...] | None,
     epochs: tuple[EpochRecord, ...],
 ) -> _Made:
     table = keeping_float(nodes, full, kept)
@@ -233,7 +238,7 @@ def _answered(
     )
     on_grid = _on_grid(stored.astype(np.float32), table.activations.get(LOGITS))
     logits = on_grid.numpy().reshape(len(stored), -1)
-    loss = float(validation_losses(logits, validation.labels).mean())
+    loss = float(validation_losses(logits, validation.labels, of_classes).mean())
     return _Made(name, weights, full, kept, logits, loss, epochs)
 
 
@@ -303,6 +308,7 @@ def _train(
     kept: tuple[str, ...],
     train: Pictures,
     validation: Pictures,
+    of_classes: tuple[float, ...] | None,
     spec: QuantizeSpec,
     training: TrainSpec,
     seed: int,
@@ -338,7 +344,7 @@ def _train(
         _OnGrid(tail, [spans.get(name) for name in names]),
         tail.trainable_variables,
         len(names),
-        _distillation(spec.temperature),
+        _distillation(spec.temperature, of_classes),
         feeds["train"],
         batch_size=training.batch_size,
         averaging=AVERAGING,
@@ -351,6 +357,7 @@ def _train(
         patience=math.ceil(spec.qat_patience * epochs / spec.qat_epochs),
         seed=seed,
         checkpoints=replace(checkpoints, key=key),
+        class_weights=of_classes,
         epoch_done=epoch_done,
         progress=lambda last, *seen: progress(f"quantization-aware training{last}", *seen),
     )
@@ -464,7 +471,7 @@ def _on_grid(tensor: Any, span: TensorRange | None) -> Any:
     return quantize(tensor, span) if span else tf.convert_to_tensor(tensor)
 
 
-def _distillation(temperature: float) -> Callable[..., Any]:
+def _distillation(temperature: float, class_weights: Sequence[float] | None) -> Callable[..., Any]:
     """Returns T^2 KL(teacher / T || student / T) plus the cross-entropy of the labels, halved.
 
     Source: Hinton, Vinyals, Dean, arXiv:1503.02531, section 2, with equal weights.
@@ -474,7 +481,8 @@ def _distillation(temperature: float) -> Callable[..., Any]:
         soft = tf.nn.softmax(tensors[-1] / temperature)
         student = tf.nn.log_softmax(logits / temperature)
         divergence = tf.reduce_sum(soft * (tf.math.log(soft + 1e-12) - student), axis=1)
-        hard = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+        plain = unshifted(logits, class_weights)
+        hard = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, plain)
         return 0.5 * temperature**2 * divergence + 0.5 * hard
 
     return loss

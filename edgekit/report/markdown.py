@@ -108,8 +108,9 @@ def _files(report: RunReport) -> str:
     by_digest = report.validation.on_one_thread
     beside = _beside(by_digest[a.sha256].latency for a in report.export.artifacts)
     rows = [_file_row(a, by_digest[a.sha256], report, beside) for a in report.export.artifacts]
-    header = ("file", "size", "test top-1 (95 %)", "top-5", "drop in points (limit)",
-              "McNemar p", "agrees", "SQNR dB", "p50 ms", "p90 ms", "p99 ms",
+    header = ("file", "size", "test top-1 (95 %)", "macro recall", "top-5",
+              "drop in points (limit)", "McNemar p", "agrees", "SQNR dB",
+              "p50 ms", "p90 ms", "p99 ms",
               *beside,
               "judged for")  # fmt: skip
     timed = report.validation.evaluations[0].latency
@@ -124,7 +125,7 @@ def _files(report: RunReport) -> str:
             "",
             f"Drop: against {report.validation.reference}, paired on the same images; the limit is "
             "Tango's one-sided 95 % upper limit. SQNR: power of its scores over the power of the "
-            "difference from them.",
+            "difference from them. Macro recall: mean of the recalls of the classes.",
             f"{about}.",
             "",
             f"`{ANSWERS_NAME}` beside this page holds what each file answered for each test "
@@ -146,6 +147,7 @@ def _file_row(
         artifact.path,
         f"{artifact.size_bytes / 1000:,.0f} kB",
         _accuracy(evaluation.accuracy),
+        f"{evaluation.accuracy.macro_recall:.2%}",
         "-" if evaluation.accuracy.top5 is None else f"{evaluation.accuracy.top5:.2%}",
         "reference" if drop is None else f"{drop.drop_points:+.2f} ({drop.upper_points:+.2f})",
         "-" if drop is None else f"{drop.mcnemar_p:.3f}",
@@ -215,6 +217,7 @@ def _curve(report: RunReport) -> str:
             " validation loss is neither smoothed nor augmented, by the mean of the weights, and at"
             " the temperature at which it is lowest.",
             "",
+            f"- Classes: {model.weighed_because}.",
             f"- Strategy {model.strategy}.",
             f"- Stopped: {model.stopped_because}.",
             f"- Shipped: {model.chosen_because}.",

@@ -19,6 +19,7 @@ import tensorflow as tf
 from edgekit.errors import ConversionError, TrainingError
 from edgekit.fitting.augment import changes_of
 from edgekit.fitting.checkpoints import Checkpoints
+from edgekit.fitting.class_weights import class_weights
 from edgekit.fitting.feed import Feed
 from edgekit.fitting.loop import (
     AVERAGING,
@@ -28,6 +29,7 @@ from edgekit.fitting.loop import (
     Trainer,
     enough_epochs,
     fit,
+    unshifted,
 )
 from edgekit.fitting.losses import validation_losses
 from edgekit.fitting.pictures import Pictures
@@ -139,6 +141,7 @@ class _Phase:
     record: PhaseRecord
     folder: Path
     labels: npt.NDArray[np.int32]
+    class_weights: tuple[float, ...] | None
 
     @cached_property
     def logits(self) -> npt.NDArray[np.float32]:
@@ -149,7 +152,7 @@ class _Phase:
     @cached_property
     def losses(self) -> npt.NDArray[np.float64]:
         """Losses of those pictures, float64 (n,), in nats, see `validation_losses`."""
-        return validation_losses(self.logits, self.labels)
+        return validation_losses(self.logits, self.labels, self.class_weights)
 
     def weights(self) -> Arrays:
         """Returns the variables that it trained, as its best epoch left them."""
@@ -166,7 +169,7 @@ class _Phase:
 def train(
     train_pictures: Pictures,
     validation: Pictures,
-    class_count: int,
+    class_names: Sequence[str],
     model: ModelSpec,
     spec: TrainSpec,
     folder: Path,
@@ -183,7 +186,7 @@ def train(
     Args:
         train_pictures: Pictures to learn from.
         validation: Pictures that decide every choice; the test split is never seen.
-        class_count: Number of classes.
+        class_names: Names of the classes.
         model: The network that the recipe asks for.
         spec: How it is to be trained.
         folder: Where the weights go.
@@ -198,17 +201,20 @@ def train(
             every epoch, when it is kept.
 
     Raises:
-        SpecError: If the fixed cut does not exist.
+        SpecError: If the fixed cut does not exist, or weights are asked for a class that does not.
         TrainingError: If the loss of the head, or of the cut of "fixed", stops being finite.
         ConversionError: If the frozen part answers otherwise than Keras's layers do, or the result
             with NaN. A result that departs from its training is a warning of the record.
     """
     keras_model.make_deterministic(seed)
+    counts = np.bincount(train_pictures.labels, minlength=len(class_names))
+    of_classes, weighed_because = class_weights(spec.class_weights, counts, class_names)
+    say(f"classes: {weighed_because}")
     size = int(train_pictures.images.shape[1])
     network = keras_model.build(
         alpha=model.alpha,
         input_size_px=size,
-        class_count=class_count,
+        class_count=len(class_names),
         weights=weights,
         seed=seed,
     )
@@ -216,9 +222,12 @@ def train(
         every = max(1, len(train_pictures.images) // _STATISTICS_PICTURES)
         shown = train_pictures.images[::every].astype(np.float32)
         keras_model.take_statistics(network, train_pictures.normalize(shown))
+    if of_classes is not None:  # where training would bring it, but in how many steps?
+        network.get_layer(LOGITS).bias.assign(np.log(of_classes))
     run = _Run(
-        network, train_pictures, validation, model, spec, seed, keeping, say, progress, epoch_done
-    )
+        network, train_pictures, validation, model, spec, of_classes, seed, keeping, say, progress,
+        epoch_done,
+    )  # fmt: skip
     shipped = run.go()
     arrays = {**run.start, **shipped.weights()}
     keras_model.assign(network, arrays)
@@ -230,7 +239,7 @@ def train(
     return FloatModelRecord(
         alpha=model.alpha,
         input_size_px=size,
-        class_count=class_count,
+        class_count=len(class_names),
         cut=record.cut,
         unfrozen_layers=tuple(sorted(unfrozen, key=run.layers.index)),
         phases=tuple(phase.record for phase in run.phases),
@@ -239,6 +248,8 @@ def train(
         strategy=run.strategy,
         chosen_because=run.chosen_because,
         warnings=tuple(run.warnings),
+        class_weights=of_classes,
+        weighed_because=weighed_because,
         validation_accuracy=best.validation_accuracy,
         validation_loss=best.validation_loss,
         stopped_because=run.stopped_because,
@@ -255,6 +266,7 @@ class _Run:
         validation: Pictures,
         model: ModelSpec,
         spec: TrainSpec,
+        of_classes: tuple[float, ...] | None,
         seed: int,
         keeping: Keeping,
         say: Say,
@@ -266,6 +278,7 @@ class _Run:
         self._validation = validation
         self._dropout = model.dropout
         self._spec = spec
+        self._class_weights = of_classes
         self._seed = seed
         self._keeping = keeping
         self._say = say
@@ -494,9 +507,8 @@ class _Run:
             self._keeping.store.discard(EPOCH_STAGE)
         self._previous = kept.digest
         labels = side.frozen.validation.labels
-        found = _Phase(
-            kept.record, kept.folder, labels if side.judge is None else labels[side.judge]
-        )
+        judged_by = labels if side.judge is None else labels[side.judge]
+        found = _Phase(kept.record, kept.folder, judged_by, self._class_weights)
         self.phases.append(found)
         self._tell(found, kept.reused)
         return found
@@ -534,11 +546,13 @@ class _Run:
             patience=planned.epochs,
             seed=self._seed,
             checkpoints=Checkpoints(self._keeping.store, replace(key, stage=EPOCH_STAGE)),
+            class_weights=self._class_weights,
             epoch_done=done,
             progress=lambda last, *seen: self._progress(f"training {what}{last}", *seen),
         )
         trained = tail.arrays()
         judged_by = _part(feeds["validation"], side.judge).labels
+        started = validation_losses(result.start, judged_by, self._class_weights)
         return (
             PhaseRecord(
                 purpose=purpose,
@@ -548,7 +562,7 @@ class _Run:
                 trainable_parameters=sum(value.size for value in trained.values()),
                 training_pictures=rows,
                 learning_rate=peak,
-                start_loss=float(validation_losses(result.start, judged_by).mean()),
+                start_loss=float(started.mean()),
                 epochs=result.epochs,
                 best_epoch=result.best_epoch,
                 gradient_norms=_by_block(result, tail.names()),
@@ -571,7 +585,7 @@ class _Run:
                 tail,
                 tail.trained(),
                 len(like.names),
-                _smoothed_cross_entropy(spec.label_smoothing),
+                _smoothed_cross_entropy(spec.label_smoothing, self._class_weights),
                 like,
                 batch_size=spec.batch_size,
                 noise=tail.noise if self._dropout else None,
@@ -655,11 +669,13 @@ def _by_block(result: Fit, variables: Sequence[str]) -> Mapping[str, float]:
     return {block: float(np.sqrt(total)) for block, total in squares.items()}
 
 
-def _smoothed_cross_entropy(smoothing: float) -> Callable[[Sequence[Any], Any, Any], Any]:
+def _smoothed_cross_entropy(
+    smoothing: float, class_weights: Sequence[float] | None
+) -> Callable[[Sequence[Any], Any, Any], Any]:
     def loss(_tensors: Sequence[Any], labels: Any, logits: Any) -> Any:
         classes = logits.shape[-1]
         targets = tf.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
-        return tf.nn.softmax_cross_entropy_with_logits(targets, logits)
+        return tf.nn.softmax_cross_entropy_with_logits(targets, unshifted(logits, class_weights))
 
     return loss
 

@@ -343,7 +343,7 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
         record = train(
             Pictures(x, y, contract),
             Pictures(vx, vy, contract),
-            classes,
+            [str(number) for number in range(classes)],
             model,
             spec,
             Path(folder),

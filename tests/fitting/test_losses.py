@@ -47,3 +47,16 @@ def test_confidence_alone_makes_no_answers_better() -> None:
     surest = np.where(np.arange(5) == labels[:, None], np.float32(1), np.float32(-1))
     sure, surer = (validation_losses(scale * surest, labels).mean() for scale in (1, 2))
     assert 0 < surer < sure
+
+
+def test_weights_of_classes_are_taken_off_the_logits_that_carry_them() -> None:
+    random = np.random.default_rng(2)
+    labels = random.integers(0, 3, 300).astype(np.int32)
+    logits = random.normal(0, 1, (300, 3)).astype(np.float32)
+    logits[np.arange(300), labels] += 2
+    weights = (1.0, 3.0, 9.0)
+    carrying = logits + np.log(weights).astype(np.float32)
+    plain = validation_losses(logits, labels)
+    assert np.allclose(validation_losses(carrying, labels, weights), plain, rtol=1e-4)
+    # The twin: what carries the weights is far off without them.
+    assert validation_losses(carrying, labels).mean() > 1.5 * plain.mean()

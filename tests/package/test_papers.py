@@ -165,7 +165,8 @@ def made(
         float_model=FloatModelRecord(
             alpha=0.35, input_size_px=96, class_count=count, cut="head", unfrozen_layers=(),
             phases=(phase,), shipped_phase=0, curve=(), strategy="auto",
-            chosen_because="lowest loss", warnings=(), validation_accuracy=0.7,
+            chosen_because="lowest loss", warnings=(), class_weights=None,
+            weighed_because="all count alike", validation_accuracy=0.7,
             validation_loss=0.8456, stopped_because="done",
         ),
         quantized=QuantizedModelRecord(candidates=(), shipped="ptq", reason="the only one"),

@@ -527,7 +527,7 @@ def test_a_run_that_is_interrupted_behind_every_epoch_comes_to_the_same(
         before = len(done)
         try:
             record = train(
-                *pictures, len(CLASSES), plan.model, plan.spec, tmp_path, weights=plan.weights,
+                *pictures, CLASSES, plan.model, plan.spec, tmp_path, weights=plan.weights,
                 seed=plan.seed, keeping=place,
                 say=lambda _line: None, progress=lambda *_: None, epoch_done=interrupt,
             )  # fmt: skip

@@ -167,6 +167,24 @@ def test_unfreezing_lowered_the_loss(trained: Trained) -> None:
     assert trained.record.warnings == ()
 
 
+def test_the_weight_of_a_class_lies_on_its_logit_and_changes_nothing_else(
+    fine_tune: FineTune, train_plan: Untyped
+) -> None:
+    plan = but(train_plan, strategy="head", unfreeze_from=None, head_epochs=1)
+    alike, weighed = fine_tune(plan), fine_tune(but(plan, class_weights={"red": 50.0}))
+    assert alike.record.class_weights is None
+    assert weighed.record.class_weights == (1.0, 1.0, 50.0)
+    assert weighed.said[0] == (
+        "classes: weighed as asked: a mistake on red counts 50.0 times one on blue"
+    )
+    bias, kernel = "logits/bias", "logits/kernel"
+    # Sums of 1280 products in float32, in training, are what the steps differ by.
+    assert np.allclose(weighed.arrays[kernel], alike.arrays[kernel], atol=1e-4)
+    on_top = np.log([1, 1, 50])
+    assert np.allclose(weighed.arrays[bias] - alike.arrays[bias], on_top, atol=1e-4)
+    assert weighed.record.validation_loss == pytest.approx(alike.record.validation_loss, rel=1e-3)
+
+
 def test_the_same_plan_gives_the_same_bits(
     trained: Trained, fine_tune: FineTune, train_plan: Untyped
 ) -> None:
