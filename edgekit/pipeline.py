@@ -306,19 +306,23 @@ def _publish_file(made: Path, state: _Run, stage: Stage) -> None:
 
     A table in which the user filled in what is to be done stays, and the new one lies beside it.
     """
-    from edgekit.data.corrections import has_actions
-
-    path = state.out / made.name
-    beside = path.with_suffix(f".new{path.suffix}")
-    if path.suffix == ".csv" and path.is_file() and has_actions(path):
-        path = beside
-    else:
-        beside.unlink(missing_ok=True)
+    path, number = state.out / made.name, 1
+    while _is_filled_in(path):
+        number += 1
+        path = (state.out / made.name).with_suffix(f".{number}{made.suffix}")
+    for old in state.out.glob(f"{made.stem}.[0-9]*{made.suffix}"):
+        if not _is_filled_in(old):
+            old.unlink()
+    path.unlink(missing_ok=True)
     if made.is_file():
         write_atomically(path, made.read_bytes())
         state.telling.say(f"{stage}: {path}")
-    else:
-        path.unlink(missing_ok=True)
+
+
+def _is_filled_in(path: Path) -> bool:
+    from edgekit.data.corrections import has_actions
+
+    return path.suffix == ".csv" and path.is_file() and has_actions(path)
 
 
 def _labels(state: _Run, dataset: Stored[DatasetRecord]) -> LabelsRecord | None:

@@ -200,7 +200,16 @@ def test_a_table_of_a_run_is_filled_in_and_given_back(
     assert "two classes" not in said
     assert of_dogs() == 20
     assert '"leave out"' in left_out.read_text()  # what the user wrote stays
-    assert str(out / "left_out.new.csv") in said
+    assert f"data: {out / 'left_out.2.csv'}" in said
+    # Nor is the second table written over once it is filled in.
+    second = out / "left_out.2.csv"
+    second.write_text(left_out.read_text())
+    assert f"data: {out / 'left_out.3.csv'}" in run('corrections = "out/left_out.2.csv"')
+    assert second.read_text() == left_out.read_text()
+    left_out.unlink()
+    second.unlink()
+    run("")
+    assert [path.name for path in out.glob("left_out*")] == ["left_out.csv"]
     # By an option, too; what is unknown is refused.
     other = tmp_path / "other.csv"
     other.write_text("path;action;label\ncat/03.png;relabel;dog\n")
