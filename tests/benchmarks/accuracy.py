@@ -66,6 +66,7 @@ seed = {seed}
 targets = ["host-litert"]
 [data]
 path = {data}
+check_labels = false
 [model]
 alpha = {alpha}
 input_size_px = {size}

@@ -27,6 +27,7 @@ RECIPE = """
 seed = 1
 [data]
 path = "pictures"
+check_labels = false
 [model]
 alpha = {alpha}
 input_size_px = {size}

@@ -58,6 +58,7 @@ RECIPE = """
 seed = {seed}
 [data]
 path = "{data}"
+check_labels = false
 [model]
 alpha = {alpha}
 input_size_px = {size}
