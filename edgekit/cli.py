@@ -114,6 +114,15 @@ FollowLinks = Annotated[
     bool,
     typer.Option("--follow-links", help="Follow symbolic links that lead out of the data folder."),
 ]
+MaxBadFraction = Annotated[
+    float | None,
+    typer.Option(
+        min=0, max=1, help="Largest fraction of pictures that may be left out as unusable."
+    ),
+]
+MaxMegapixels = Annotated[
+    float | None, typer.Option(help="Largest picture that is read, in millions of pixels.")
+]
 Labels = Annotated[
     Path | None,
     typer.Option(
@@ -317,6 +326,8 @@ def run(
             help="Table of pictures to leave out or relabel: suspicious_labels.csv, filled in."
         ),
     ] = None,
+    max_bad_fraction: MaxBadFraction = None,
+    max_megapixels: MaxMegapixels = None,
     target: TargetNames = None,
     weights: Weights = None,
     alpha: Annotated[float | None, typer.Option(help="Width multiplier of MobileNetV2.")] = None,
@@ -354,6 +365,8 @@ def run(
         "data.path": None if data is None else str(data.absolute()),
         **{f"data.{name}": value for name, value in _said(form).items()},
         "data.corrections": None if corrections is None else str(corrections.absolute()),
+        "data.max_bad_fraction": max_bad_fraction,
+        "data.max_megapixels": max_megapixels,
         "model.weights": _absolute_weights(weights),
         "model.alpha": alpha,
         "model.input_size_px": input_size,
@@ -399,7 +412,8 @@ def init(
     """
     from edgekit.console import out as console, show_json, working
     from edgekit.data.contact_sheet import contact_sheet
-    from edgekit.data.overview import counts_of, pictures_table
+    from edgekit.data.decode import look_into
+    from edgekit.data.overview import counts_of, pictures_table, refused
     from edgekit.data.scan import scan
     from edgekit.recipe import default_recipe, recipe_toml
     from edgekit.report.sentences import left_out
@@ -417,12 +431,15 @@ def init(
     recipe = default_recipe(directory.absolute(), **_said(form))
     with working() as work:
         found = scan(directory, lambda done, total: work.progress("reading", done, total), form)
-        lines = left_out(found.skipped)
+        look = look_into(found, recipe.data.max_megapixels)
+        skipped = (*found.skipped, *look.skipped)
+        lines = left_out(skipped)
         page = contact_sheet(
             found, lines, lambda done, total: work.progress("contact sheet", done, total)
         )
     write_atomically(out, recipe_toml(recipe).encode())
     write_atomically(sheet, page.encode())
+    warning = refused(found, look, recipe.data.max_bad_fraction)
     if as_json:
         show_json(
             {
@@ -430,7 +447,10 @@ def init(
                 "sheet": str(sheet),
                 "words": list(found.words),
                 "classes": counts_of(found),
-                "skipped": [item.model_dump(mode="json") for item in found.skipped],
+                "looked_into": look.tried,
+                "notes": list(look.notes),
+                "skipped": [item.model_dump(mode="json") for item in skipped],
+                "refused": warning,
             }
         )
         return
@@ -439,6 +459,10 @@ def init(
     console.print(pictures_table(found))
     for line in lines:
         console.print(line, markup=False)
+    for note in look.notes:
+        console.print(f"note, of {look.tried:,} pictures looked into: {note}", markup=False)
+    if warning:
+        console.print(f"edgekit run will refuse this: {warning}", markup=False)
     said = f"wrote {out} and {sheet}, which shows them; next: {_command_line(('run', str(out)))}"
     console.print(said, markup=False)
 
@@ -457,6 +481,8 @@ def validate(
     split_column: SplitColumn = None,
     ignore: Ignore = None,
     follow_links: FollowLinks = False,
+    max_bad_fraction: MaxBadFraction = None,
+    max_megapixels: MaxMegapixels = None,
     target: TargetNames = None,
     device: DeviceNames = None,
     install: Install = False,
@@ -526,6 +552,7 @@ def validate(
         measurements=measurements,
         form=_form(table, path_column, label_column, split_column, ignore, follow_links),
         answers=answers,
+        **_limits(max_bad_fraction, max_megapixels),
     )
     with working() as work:
         result = judge_file(question, work.say, work.progress)
@@ -567,6 +594,8 @@ def predict(
     channels: Channels = None,
     output: Output = None,
     threshold: Threshold = None,
+    follow_links: FollowLinks = False,
+    max_megapixels: MaxMegapixels = None,
     as_json: Json = False,
 ) -> None:
     """Answer pictures with class and score, as the file answered when it was judged.
@@ -592,7 +621,15 @@ def predict(
     with working() as work:
         chosen = shipped_file(model, file, work.say) if model.is_dir() else model
         plan = answering(chosen, labels, label_offset, options, reading, work.say)
-        answered = answer(plan, pictures, top, work.progress, work.say)
+        answered = answer(
+            plan,
+            pictures,
+            top,
+            work.progress,
+            work.say,
+            follow_links=follow_links,
+            **_limits(max_megapixels=max_megapixels),
+        )
         _print_answers(chosen, answered, work, as_json)
 
 
@@ -895,6 +932,19 @@ def _form(
         ignore=tuple(ignore or ()),
         follow_links=follow_links,
     )
+
+
+def _limits(
+    max_bad_fraction: float | None = None, max_megapixels: float | None = None
+) -> dict[str, Any]:
+    """Returns the limits on pictures that options set, by the names that a recipe has for them."""
+    from edgekit.recipe import DataSpec
+    from edgekit.spec import build
+
+    given = {"max_bad_fraction": max_bad_fraction, "max_megapixels": max_megapixels}
+    said = {name: value for name, value in given.items() if value is not None}
+    spec = build({"path": ".", **said}, DataSpec, "command line")
+    return {name: getattr(spec, name) for name in said}
 
 
 def _said(form: "Form") -> dict[str, Any]:

@@ -129,6 +129,8 @@ class Question:
     latency_budget_ms: float | None = None
     measurements: Path | None = None
     form: Form = field(default_factory=Form)
+    max_bad_fraction: float = 0.01
+    max_megapixels: float = limits.PICTURE_MEGAPIXELS
     answers: Path | None = None
 
 
@@ -271,10 +273,15 @@ def judge_file(
         reference_plan = plan_reference(question.reference, plan, options, recorded, reading)
     reference, drop, no_drop_because = None, None, _NO_REFERENCE
     with scratch_folder() as scratch:
-        images, labels, sources, skipped = read_folder(
-            scanned, plan.preprocess, scratch, lambda d, t: progress("decoding", d, t)
+        images, labels, sources, skipped, notes = read_folder(
+            scanned,
+            plan.preprocess,
+            scratch,
+            lambda d, t: progress("decoding", d, t),
+            max_bad_fraction=question.max_bad_fraction,
+            max_megapixels=question.max_megapixels,
         )
-        for line in left_out(skipped):
+        for line in (*left_out(skipped), *(f"note: {note}" for note in notes)):
             say(line)
         judged = judge_external(
             plan, images, labels, progress=_share(progress, plan), trying=progress
@@ -442,8 +449,12 @@ def _with_the_best(
     refuse_too_much(plan, len(few))
     contracts = usual_contracts(plan.input, options.channels)
     with scratch_folder() as scratch:
-        images, labels, _, _ = read_folder(
-            sample, plan.preprocess, scratch, lambda d, t: progress("decoding", d, t)
+        images, labels, *_ = read_folder(
+            sample,
+            plan.preprocess,
+            scratch,
+            lambda d, t: progress("decoding", d, t),
+            max_bad_fraction=1.0,  # of a few; of all of them it is asked where they are judged
         )
         index = np.array(plan.output_index, dtype=np.int64)
         ranks = rank_contracts(subject(plan, images), contracts, index, labels, progress)

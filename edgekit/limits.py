@@ -96,11 +96,16 @@ MODEL_METADATA_BYTES = 4 * 1024**2
 
 # ---- Data folders ----
 
-# Larger files are left out unread; a photo of 50 megapixels takes about 25 MB as JPEG.
-PICTURE_FILE_BYTES = 64 * 1024 * 1024
+# Telephones take pictures of 16320 x 12240 px; the default of `data.max_megapixels`.
+PICTURE_MEGAPIXELS = 205.0
+# Larger files are left out unread; so many pixels are 615 MB in 8-bit RGB without compression.
+PICTURE_FILE_BYTES = 640 * 1024**2
 # Folders below a class folder. The deepest of published sets are below ten; a path of more names
 # than this is longer than Windows can open, and a folder copied into itself has thousands.
 DATA_FOLDERS_DEEP = 100
+# Names looked at behind a link that leads out of the data folder, to count what is missed there: as
+# many as a listing takes a second for. A link may lead to a whole disk.
+LINKED_ENTRIES = 200_000
 # A report keeps the confusion matrix of each of about eight files, so its size grows with the
 # square: 1,000 classes, as many as ImageNet's, take some 64 MB of JSON, 2,000 four times as much.
 DATA_CLASSES = 2000
@@ -111,6 +116,7 @@ DATA_TABLE_COLUMNS = 4096
 # Pictures packed into shards are unpacked into files of their own. They hardly shrink when they are
 # packed, but for bitmaps of drawings, which some shards hold.
 PACKED_TIMES_LARGER = 20
+PACKED_MORE_BYTES = 64 * 1024**2  # of the smallest shards
 # ImageNet-21k, the largest that people train classifiers on, has 14 million.
 PACKED_PICTURES = 20_000_000
 # Until the next few pictures are unpacked: importing TensorFlow takes 10 s with other work on both

@@ -56,6 +56,7 @@ PACKAGES = (
     "opencv-python-headless",
     "numpy",
     "pillow",
+    "pillow-heif",
 )
 # What the work of each stage begins with; its version follows from the sources from there on.
 # Starting weights are read by a process of their own, which begins at `main`.
@@ -265,7 +266,7 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
         "data",
         {**asked, "preprocess": contract.model_dump(mode="json")},
         {"files": scanned.digest},
-        ("pillow", "numpy"),
+        ("pillow", "pillow-heif", "numpy"),
     )
 
     def make(folder: Path) -> DatasetRecord:

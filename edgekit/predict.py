@@ -15,6 +15,7 @@ from edgekit.data.scan import content_of, pictures_below
 from edgekit.devices import measure
 from edgekit.errors import SpecError
 from edgekit.folders import scratch_folder
+from edgekit.limits import PICTURE_MEGAPIXELS
 from edgekit.pipeline import ARTIFACTS
 from edgekit.processes import apart
 from edgekit.records import Preprocess, Record
@@ -88,6 +89,9 @@ def predict(
     top: int,
     progress: Callable[[str, int, int], None],
     say: Callable[[str], None],
+    *,
+    follow_links: bool = False,
+    max_megapixels: float = PICTURE_MEGAPIXELS,
 ) -> Iterator[Prediction]:
     """Yields one prediction a picture, in the order asked; folders by the names in them.
 
@@ -101,35 +105,42 @@ def predict(
         progress: Called with (what, done, in all).
         say: Called with how a single score was read; of what the file does not tell, the first
             pictures decide.
+        follow_links: Whether symbolic links that lead out of a folder are followed. Defaults to
+            False.
+        max_megapixels: Largest picture that is decoded, in millions of pixels.
 
     Raises:
         DataError: If a folder cannot be listed.
         EdgekitError: As `edgekit.devices.measure.answer`.
     """
-    waiting = [picture for path in asked for picture in _pictures(path)]
+    waiting = [picture for path in asked for picture in _pictures(path, follow_links)]
     side = plan.preprocess.height_px * plan.preprocess.width_px * 3
     step = max(1, min(_PICTURES, _PIXEL_BYTES // side))
     for start in range(0, len(waiting), step):
         progress("answering", start, len(waiting))
-        plan, found = _answered(plan, waiting[start : start + step], top, say)
+        plan, found = _answered(plan, waiting[start : start + step], top, max_megapixels, say)
         yield from found
 
 
-def _pictures(path: Path) -> list[tuple[Path, str]]:
+def _pictures(path: Path, follow_links: bool) -> list[tuple[Path, str]]:
     """Returns pictures with why one is refused unread; nothing for those that can be tried."""
     if not path.is_dir():
         return [(path, "")]
-    found, skipped = pictures_below(path)
-    refused = [(path / item.path, item.reason) for item in skipped if item.kind == "damaged"]
+    found, skipped = pictures_below(path, follow_links)
+    refused = [(path / item.path, item.reason) for item in skipped if item.kind == "unusable"]
     return [*((picture, "") for picture in found), *refused]
 
 
 def _answered(
-    plan: Plan, chunk: Sequence[tuple[Path, str]], top: int, say: Callable[[str], None]
+    plan: Plan,
+    chunk: Sequence[tuple[Path, str]],
+    top: int,
+    max_megapixels: float,
+    say: Callable[[str], None],
 ) -> tuple[Plan, list[Prediction]]:
     """Returns a prediction a picture, and the plan with what the answers decided."""
     paths = [path for path, refused in chunk if not refused]
-    decoded = iter(_decoded(paths, plan.preprocess))
+    decoded = iter(_decoded(paths, plan.preprocess, max_megapixels))
     read = [refused or next(decoded) for _, refused in chunk]
     images = [each for each in read if not isinstance(each, str)]
     answers: Iterator[npt.NDArray[np.float32]] = iter(())
@@ -174,8 +185,10 @@ def _real(plan: Plan, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np
         return measure.scores(found.raw, found.output)
 
 
-def _decoded(paths: Sequence[Path], contract: Preprocess) -> Iterable[npt.NDArray[np.uint8] | str]:
-    work = partial(_decode_some, contract=contract)
+def _decoded(
+    paths: Sequence[Path], contract: Preprocess, max_megapixels: float
+) -> Iterable[npt.NDArray[np.uint8] | str]:
+    work = partial(_decode_some, contract=contract, max_megapixels=max_megapixels)
     some = [paths[i : i + _DECODED] for i in range(0, len(paths), _DECODED)]
     if not some:
         return []
@@ -183,13 +196,18 @@ def _decoded(paths: Sequence[Path], contract: Preprocess) -> Iterable[npt.NDArra
         return [each for chunk in results for each in chunk]
 
 
-def _decode_some(paths: Sequence[Path], contract: Preprocess) -> list[npt.NDArray[np.uint8] | str]:
+def _decode_some(
+    paths: Sequence[Path], contract: Preprocess, max_megapixels: float
+) -> list[npt.NDArray[np.uint8] | str]:
     """Returns the fitted pixels of each picture, or why there are none."""
     results: list[npt.NDArray[np.uint8] | str] = []
     for path in paths:
         content = content_of(path)
+        if isinstance(content, str):
+            results.append(content)
+            continue
         try:
-            results.append(content if isinstance(content, str) else pixels(content, contract))
+            results.append(pixels(content, contract, max_megapixels))
         except UnreadableError as reason:
             results.append(str(reason))
     return results

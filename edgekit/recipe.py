@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from edgekit.errors import SpecError
+from edgekit.limits import PICTURE_MEGAPIXELS
 from edgekit.spec import Spec, conflict, load, render
 
 WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
@@ -89,7 +90,16 @@ class DataSpec(Spec):
         default=0.01,
         ge=0,
         le=1,
-        description="Largest fraction of unreadable files that is skipped; more refuses the data.",
+        description="Largest fraction of pictures that may be left out because they cannot be read "
+        "or are not followed to; more refuses the data.",
+    )
+    # A picture that is no JPEG takes 4 bytes of memory a pixel, and more beside it while it is
+    # converted; a process for each core decodes one.
+    max_megapixels: float = Field(
+        default=PICTURE_MEGAPIXELS,
+        gt=0,
+        le=2000,
+        description="Largest picture that is read, in millions of pixels.",
     )
     max_conflicting_fraction: float = Field(
         default=0.01,

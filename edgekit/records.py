@@ -92,15 +92,17 @@ class SkippedFile(Record):
     Args:
         path: Its path below the data folder, safe to print.
         reason: Why it was left out.
-        kind: "damaged" counts against `data.max_bad_fraction`; "not-a-picture" has the name of some
-            other kind of file; "ignored" lies where no class or no split is; "two-classes" has
-            the pixels of a picture of another class, and counts against
-            `data.max_conflicting_fraction`; "copy" has those of one in a split that is held out.
+        kind: "unusable" is a picture that is missed, by its name or its content, or may be one
+            (damaged, too large, a format that is not read, behind a link that is not followed),
+            and counts against `data.max_bad_fraction`; "not-a-picture" is another kind of file;
+            "ignored" lies where no class or no split is; "two-classes" has the pixels of a picture
+            of another class, and counts against `data.max_conflicting_fraction`; "copy" has those
+            of one in a split that is held out.
     """
 
     path: str
     reason: str
-    kind: Literal["damaged", "not-a-picture", "ignored", "two-classes", "copy"] = "damaged"
+    kind: Literal["unusable", "not-a-picture", "ignored", "two-classes", "copy"] = "unusable"
 
 
 class DatasetRecord(Record):

@@ -514,4 +514,4 @@ def test_unreadable_pictures_are_named_and_refused(tmp_path: Path) -> None:
         path.write_text("no picture")
     error = refusal(question)
     assert isinstance(error, DataError)
-    assert "30 of 30 files" in error.received
+    assert "30 of 30 pictures" in error.received

@@ -58,6 +58,7 @@ RANGES: list[tuple[str, Any, Any]] = [
     ("model.input_size_px", 31, 1025),
     ("model.dropout", -0.1, 1),
     ("train.batch_size", 0, 4097),
+    ("data.max_megapixels", 0, 2001),
     ("train.head_epochs", 0, 1001),
     ("train.head_learning_rate", 0, 1.1),
     ("train.trial_epochs", 0, 1001),

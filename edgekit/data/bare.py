@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from PIL import Image
 
+from edgekit.data.formats import Format
 from edgekit.data.picture import ORIENTATION, UnreadableError, decode, kind_and_orientation
 
 # JPEG. Markers: ITU-T T.81, table B.1. What decoding reads: frames, tables, restart intervals,
@@ -37,7 +38,7 @@ def bare(content: bytes) -> tuple[bytes, str]:
     """Returns a picture without metadata but its orientation, and the suffix of such a file.
 
     Both are decoded, and have the same pixels at full size. Where a format cannot be stripped so
-    (BMP, animated WebP), it becomes a PNG of the upright pixels.
+    (such as BMP, TIFF, HEIC, animated WebP), it becomes a PNG of the upright pixels.
 
     Args:
         content: The bytes of a file that `decode` takes.
@@ -160,10 +161,8 @@ def _encoded(content: bytes, _exif: bytes) -> bytes:
     return file.getvalue()
 
 
-# By Pillow's name of the format. MPO: a JPEG with further pictures behind its end.
-_STRIPPING: dict[str, tuple[tuple[str, Callable[[bytes, bytes], bytes]], ...]] = {
+_STRIPPING: dict[Format, tuple[tuple[str, Callable[[bytes, bytes], bytes]], ...]] = {
     "JPEG": ((".jpg", _jpeg),),
-    "MPO": ((".jpg", _jpeg),),
     "PNG": ((".png", _png),),
     "WEBP": ((".webp", _webp),),
 }

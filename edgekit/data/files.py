@@ -1,16 +1,18 @@
 """Files and folders below a data folder: what is looked at, where links lead, how it is shown."""
 
+import itertools
 import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
+from edgekit.data.formats import HEAD_BYTES, format_of, is_named_picture, other_format
 from edgekit.errors import DataError
-from edgekit.limits import DATA_FOLDERS_DEEP
+from edgekit.limits import DATA_FOLDERS_DEEP, LINKED_ENTRIES
 from edgekit.records import SkippedFile, SplitName
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
 _IGNORED = ("__MACOSX", "Thumbs.db", "desktop.ini", "@eaDir", "$RECYCLE.BIN")
 LEADS_OUT = "symbolic link that leads out of the data folder"
 TO_FOLLOW = "data.follow_links = true or --follow-links follows it"
@@ -91,9 +93,15 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in clean)
 
 
-def is_picture(path: Path) -> bool:
-    """Returns whether a file is taken for a picture."""
-    return path.suffix.lower() in SUFFIXES
+def head_of(path: Path) -> bytes:
+    """Returns the first bytes of a file, as many as tell its format; none of what is no file."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return b""
+        with path.open("rb") as stream:
+            return stream.read(HEAD_BYTES)
+    except OSError:
+        return b""
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -122,6 +130,7 @@ class Tree:
     follow_links: bool = False
     ignore: frozenset[str] = frozenset()
     _holding: dict[Path, bool] = field(default_factory=dict, compare=False)
+    _content: dict[Path, bool] = field(default_factory=dict, compare=False)
 
     def relative(self, path: Path) -> str:
         """Returns a path below the data folder with forward slashes, "." for the folder itself."""
@@ -139,7 +148,7 @@ class Tree:
         self,
         path: Path,
         reason: str,
-        kind: Literal["damaged", "not-a-picture", "ignored"] = "damaged",
+        kind: Literal["unusable", "not-a-picture", "ignored"] = "unusable",
     ) -> SkippedFile:
         """Returns the record of something that is left out; see `SkippedFile` for the kinds."""
         return SkippedFile(path=self.shown(path), reason=reason, kind=kind)
@@ -156,10 +165,21 @@ class Tree:
         """Returns the folders in a folder, links to folders included."""
         return [Path(entry) for entry in self.entries(folder) if is_folder(entry)]
 
+    def is_picture(self, path: Path) -> bool:
+        """Returns whether a file is taken for a picture: by its content, or as its name says so.
+
+        A damaged picture must be missed, so a name says enough; to be read, content does.
+        """
+        if is_named_picture(path):
+            return True
+        if path not in self._content:
+            self._content[path] = format_of(head_of(path)) is not None
+        return self._content[path]
+
     def own_pictures(self, folder: Path) -> list[Path]:
         """Returns the pictures that lie in a folder itself."""
         files = [Path(entry) for entry in self.entries(folder) if not is_folder(entry)]
-        return [path for path in files if is_picture(path)]
+        return [path for path in files if self.is_picture(path)]
 
     def holding(self, folder: Path) -> list[Path]:
         """Returns the folders in a folder that hold pictures, however deep."""
@@ -182,7 +202,7 @@ class Tree:
             if self.leads_out(here) or depth > DATA_FOLDERS_DEEP:
                 return True
             entries = self.entries(here)
-            if any(not is_folder(e) and is_picture(Path(e)) for e in entries):
+            if any(not is_folder(e) and self.is_picture(Path(e)) for e in entries):
                 return True
             for entry in entries:
                 if is_folder(entry):
@@ -277,12 +297,34 @@ class Tree:
                 self._refuse_depth(folder, depth)
                 waiting += [(inner, depth + 1) for inner in reversed(self.entries(path))]
             elif entry.is_symlink() and self.leads_out(path):
-                skipped.append(self.skipped(path, f"{LEADS_OUT}; {TO_FOLLOW}"))
-            elif is_folder(entry) or is_picture(path):
+                skipped += self._passed_over(path)
+            elif is_folder(entry) or self.is_picture(path):
                 yield path
             else:
-                reason = f"not a picture file ({', '.join(SUFFIXES)})"
-                skipped.append(self.skipped(path, reason, "not-a-picture"))
+                skipped.append(self._no_picture(path))
+
+    def _passed_over(self, link: Path) -> list[SkippedFile]:
+        """Returns what is missed behind a link that leads out: each picture, by its name."""
+        reason = f"{LEADS_OUT}; {TO_FOLLOW}"
+        if not _is_folder(link):
+            real = Path(os.path.realpath(link))
+            is_other = real.exists() and not is_named_picture(link) and not is_named_picture(real)
+            return [self.skipped(link, reason, "not-a-picture" if is_other else "unusable")]
+        walk = os.walk(link)
+        names = (Path(here) / name for here, inner, names in walk for name in (*inner, *names))
+        every = list(itertools.islice(names, LINKED_ENTRIES))
+        missed = sorted(path for path in every if is_named_picture(path))
+        return [self.skipped(path, reason) for path in missed] or [self.skipped(link, reason)]
+
+    def _no_picture(self, path: Path) -> SkippedFile:
+        """Returns the record of a file that is no picture, or none that edgekit reads."""
+        if path.is_symlink() and not os.path.exists(path):  # noqa: PTH110 - as in `_is_folder`
+            return self.skipped(path, "symbolic link to nothing")
+        other = other_format(path, head_of(path))
+        if other is None:
+            return self.skipped(path, "not a picture", "not-a-picture")
+        reason = f"{other} file, which edgekit does not read: convert it to JPEG or PNG"
+        return self.skipped(path, reason)
 
     def _refuse_depth(self, folder: Path, depth: int) -> None:
         if depth > DATA_FOLDERS_DEEP:

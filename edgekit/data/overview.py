@@ -5,6 +5,7 @@ from collections import Counter
 from rich.markup import escape
 from rich.table import Table
 
+from edgekit.data.decode import Look, too_many_left_out
 from edgekit.data.files import printable
 from edgekit.data.names import SPLITS
 from edgekit.data.scan import Scan
@@ -23,6 +24,23 @@ def counts_of(found: Scan) -> dict[str, dict[str, int]]:
         }
         for label, name in enumerate(found.class_names)
     }
+
+
+def refused(found: Scan, look: Look, max_bad_fraction: float) -> str:
+    """Returns why a run would refuse a folder for what it has to leave out; "" if it would not.
+
+    Args:
+        found: The folder.
+        look: What some of its pictures are like.
+        max_bad_fraction: Largest share of pictures that may be unusable.
+    """
+    usable = look.tried - len(look.skipped)
+    received = too_many_left_out(len(found.sources), found.skipped, max_bad_fraction)
+    if not received:
+        received = too_many_left_out(usable, look.skipped, max_bad_fraction)
+        received = received and f"of those looked into, {received}"
+    limit = f"at most {max_bad_fraction:.1%} may be (data.max_bad_fraction)"
+    return received and f"{received}, and {limit}"
 
 
 def pictures_table(found: Scan) -> Table:

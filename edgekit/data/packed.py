@@ -29,6 +29,7 @@ from typing import IO, Any, NamedTuple
 
 from edgekit import limits
 from edgekit.data.files import TO_FOLLOW, Form, Listed, Reading, Tree, is_folder, printable
+from edgekit.data.formats import HEAD_BYTES, format_of
 from edgekit.data.names import listed, made_from_train, plain, split_names
 from edgekit.data.tables import LABEL_NAMES
 from edgekit.devices import child
@@ -60,7 +61,6 @@ _PICTURE_NAMES = ("image", "img", "picture", "photo", "image/encoded", "image_ra
 # Features of records that say nothing about themselves, as TF-Slim and Object Detection write them.
 _USUAL_LABELS = ("image/class/text", "label", "image/class/label", "class")
 _LABEL_FILES = ("label.labels.txt", "labels.txt")
-_SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"\x89PNG\r\n\x1a\n": ".png", b"BM": ".bmp"}
 _LFS = b"version https://git-lfs"
 _NAME_COLUMNS = (
     "name them: data.path_column (the pictures) and data.label_column, or --path-column and "
@@ -263,7 +263,7 @@ def _unpack(
         "beside": [tree.relative(file) for file in _beside(shards)],
         "picture": form.path_column,
         "label": form.label_column,
-        "most_bytes": limits.PACKED_TIMES_LARGER * needed + limits.PICTURE_FILE_BYTES,
+        "most_bytes": limits.PACKED_TIMES_LARGER * needed + limits.PACKED_MORE_BYTES,
     }
     try:
         with scratch_folder(beside=folder.parent) as scratch:
@@ -523,9 +523,7 @@ def _entry(shard: int, row: int, picture: _Packed, place: Path) -> _Row:
 
 def _suffix(content: bytes) -> str:
     """Returns the suffix that a picture's bytes ask for; what they really are, decoding tells."""
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return ".webp"
-    return next((s for start, s in _SUFFIXES.items() if content.startswith(start)), ".unknown")
+    return f".{format_of(content[:HEAD_BYTES]) or 'unknown'}".lower()
 
 
 def _refuse_pointer(path: Path, file: str) -> None:

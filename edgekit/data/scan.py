@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgekit.data.files import LAYOUT, Form, Listed, Reading, Tree, printable
+from edgekit.data.formats import HEAD_BYTES, HEIF_EXTRA, format_of, reads_heif
 from edgekit.data.layout import ClassFolder, Layout, find_layout, no_layout
 from edgekit.data.names import SPLITS, are_pieces, plain
 from edgekit.data.packed import find_shards, read_packed
@@ -114,7 +115,7 @@ def _scan(root: Path, progress: Progress, form: Form) -> Scan:
     if not reading.pictures:
         raise DataError(f"no picture in {root}", f"pictures as {LAYOUT}", "check the path")
     skipped = list(reading.skipped)
-    digests: list[str] = []
+    digests: list[tuple[str, str]] = []
     paths = [picture.path for picture in reading.pictures]
     with ThreadPoolExecutor() as pool:
         some = [paths[start : start + _AT_ONCE] for start in range(0, len(paths), _AT_ONCE)]
@@ -123,9 +124,9 @@ def _scan(root: Path, progress: Progress, form: Form) -> Scan:
             progress(len(digests), len(paths))
     label_of = {name: label for label, name in enumerate(names)}
     sources = []
-    for picture, digest in zip(reading.pictures, digests, strict=True):
-        if len(digest) != 64:
-            skipped.append(SkippedFile(path=printable(picture.relative), reason=digest))
+    for picture, (digest, reason) in zip(reading.pictures, digests, strict=True):
+        if reason:
+            skipped.append(SkippedFile(path=printable(picture.relative), reason=reason))
         elif picture.sha256 not in (None, digest):
             raise DataError(
                 f"{printable(str(picture.path))} is not what edgekit unpacked there",
@@ -236,15 +237,21 @@ def _check_names(root: Path, names: Sequence[str]) -> None:
         seen[key] = name
 
 
-def pictures_below(folder: Path) -> tuple[list[Path], tuple[SkippedFile, ...]]:
+def pictures_below(
+    folder: Path, follow_links: bool = False
+) -> tuple[list[Path], tuple[SkippedFile, ...]]:
     """Returns the pictures in a folder and in those below it, by name, and what was left out.
+
+    Args:
+        folder: The folder.
+        follow_links: Whether symbolic links that lead out of it are followed. Defaults to False.
 
     Raises:
         DataError: If a folder cannot be listed, or they lie too deep.
     """
     skipped: list[SkippedFile] = []
     try:
-        return list(Tree(folder).pictures(folder, skipped)), tuple(skipped)
+        return list(Tree(folder, follow_links).pictures(folder, skipped)), tuple(skipped)
     except OSError as error:
         raise DataError(
             f"{printable(str(error.filename or folder))}: {error.strerror}",
@@ -253,26 +260,40 @@ def pictures_below(folder: Path) -> tuple[list[Path], tuple[SkippedFile, ...]]:
         ) from error
 
 
-def _file_digests(paths: Sequence[Path]) -> list[str]:
+def _file_digests(paths: Sequence[Path]) -> list[tuple[str, str]]:
     return [_file_digest(path) for path in paths]
 
 
-def _file_digest(path: Path) -> str:
-    """Returns the sha256 of the bytes, or the reason why the file is not read."""
-    content = content_of(path)
-    return content if isinstance(content, str) else hashlib.sha256(content).hexdigest()
+def _file_digest(path: Path) -> tuple[str, str]:
+    """Returns the sha256 of the bytes, and the reason why the file is not read, or ""."""
+    try:
+        refused = _refused(path)
+        if refused:
+            return "", refused
+        with path.open("rb") as stream:
+            if format_of(stream.read(HEAD_BYTES)) == "HEIF" and not reads_heif():
+                return "", HEIF_EXTRA
+            stream.seek(0)
+            return hashlib.file_digest(stream, "sha256").hexdigest(), ""
+    except OSError as error:
+        return "", f"cannot be read ({error.strerror})"
 
 
 def content_of(path: Path) -> bytes | str:
     """Returns the bytes of a picture file, or the reason in words why they are not read."""
     try:
-        state = path.stat()
-        if not stat.S_ISREG(state.st_mode):
-            return "not a regular file"
-        if state.st_size == 0:
-            return "empty file"
-        if state.st_size > PICTURE_FILE_BYTES:
-            return f"{state.st_size} bytes > {PICTURE_FILE_BYTES}"
-        return path.read_bytes()
+        return _refused(path) or path.read_bytes()
     except OSError as error:
         return f"cannot be read ({error.strerror})"
+
+
+def _refused(path: Path) -> str:
+    """Returns why a file is not read, or ""."""
+    state = path.stat()
+    if not stat.S_ISREG(state.st_mode):
+        return "not a regular file"
+    if state.st_size == 0:
+        return "empty file"
+    if state.st_size > PICTURE_FILE_BYTES:
+        return f"too large: {state.st_size:,} bytes, at most {PICTURE_FILE_BYTES:,}"
+    return ""

@@ -182,7 +182,7 @@ def test_more_bad_files_than_allowed(finished: Finished, tmp_path: Path) -> None
     with pytest.raises(DataError) as caught:
         decoded(finished.root, tmp_path, max_bad_fraction=2.99 / 73)
     assert caught.value.exit_code == 3
-    assert caught.value.received.startswith("3 of 73 files are damaged or unreadable")
+    assert caught.value.received.startswith("3 of 73 pictures (4.1%) cannot be used")
     for name in BAD:
         assert f"{name}: " in caught.value.received
     assert "max_bad_fraction" in caught.value.expected
@@ -194,7 +194,7 @@ def test_files_beside_the_pictures_do_not_hide_damage(tmp_path: Path) -> None:
     (root / "cat" / "bad.png").write_bytes(b"no")
     for index in range(200):
         (root / "cat" / f"{index}.xml").write_text("<annotation/>")
-    with pytest.raises(DataError, match="1 of 21 files"):
+    with pytest.raises(DataError, match="1 of 21 pictures"):
         decoded(root, tmp_path / "out", max_bad_fraction=0.01)
 
 
@@ -260,10 +260,10 @@ def read(root: Path, folder: Path, **limits: float) -> Folder:
 
 
 def test_read_folder_refuses_many_damaged_files(finished: Finished, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="3 of 73 files are damaged or unreadable") as caught:
+    with pytest.raises(DataError, match="3 of 73 pictures") as caught:
         read(finished.root, tmp_path)
     assert "at most 1.0%" in caught.value.expected
-    with pytest.raises(DataError, match="3 of 73 files"):
+    with pytest.raises(DataError, match="3 of 73 pictures"):
         read(finished.root, tmp_path, max_bad_fraction=2.99 / 73)
     read(finished.root, tmp_path, max_bad_fraction=ENOUGH)
 
@@ -277,7 +277,7 @@ def test_read_folder_leaves_out_the_same_picture_under_two_classes(tmp_path: Pat
     with pytest.raises(DataError, match=r"4 of 14 .*: cat/003\.png = dog/copy 3\.bmp"):
         read(root, tmp_path)
     (root / "dog" / "copy 4.bmp").unlink()  # a single one passes
-    path, labels, sources, skipped = read(root, tmp_path)
+    path, labels, sources, skipped, _ = read(root, tmp_path)
     assert [item.path for item in skipped] == ["cat/003.png", "dog/copy 3.bmp"]
     assert [s.relative for s in sources if "3" in s.relative] == ["dog/003.png"]
     assert labels.tolist() == [0] * 5 + [1] * 6
@@ -297,7 +297,7 @@ def test_read_folder_without_a_readable_picture(tmp_path: Path) -> None:
 
 def test_read_folder_keeps_rows_and_labels_together(finished: Finished, tmp_path: Path) -> None:
     scanned = scan(finished.root)
-    path, labels, sources, skipped = read(finished.root, tmp_path, max_bad_fraction=ENOUGH)
+    path, labels, sources, skipped, notes = read(finished.root, tmp_path, max_bad_fraction=ENOUGH)
     images = np.load(path)
     good = [s for s in scanned.sources if s.relative not in BAD]
     assert len(good) == len(images) == len(labels) == 70
@@ -309,6 +309,7 @@ def test_read_folder_keeps_rows_and_labels_together(finished: Finished, tmp_path
     for source, image in zip(good, images, strict=True):
         with Image.open(source.path) as picture:
             assert np.array_equal(image, fit(picture, CONTRACT)), source.relative
+    assert notes == ()
     assert [item.path for item in skipped] == [
         "cat/notes.txt",
         "cat/00-empty.jpg",

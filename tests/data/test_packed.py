@@ -146,7 +146,7 @@ def test_parquet_is_read_as_the_same_pictures_in_folders(tmp_path: Path) -> None
     names = [source.relative for source in found.sources]
     assert names == sorted(names)
     assert "data/train-00001-of-00002.parquet/0000000.png" in names
-    assert {source.path.suffix for source in found.sources} == {".jpg", ".png", ".bmp"}
+    assert {source.path.suffix for source in found.sources} == {".jpeg", ".png", ".bmp"}
 
 
 @pytest.mark.parametrize("about", [True, pytest.param(False, marks=pytest.mark.slow)])
@@ -229,14 +229,14 @@ def test_classes_as_text_or_numbers_need_no_words_of_a_library(tmp_path: Path) -
 
 def test_rows_without_a_picture_or_a_class_are_listed(tmp_path: Path) -> None:
     rows = rows_of("train")
-    rows[2], rows[4], rows[5] = (None, 1), (rows[4][0], -1), (b"GIF89a, a picture it is not", 2)
+    rows[2], rows[4], rows[5] = (None, 1), (rows[4][0], -1), (b"a picture it is not", 2)
     write_parquet(tmp_path / "train.parquet", rows)
     write_parquet(tmp_path / "test.parquet", [(picture(7), -1), (picture(8), -1)])
     found = scan(tmp_path)
     assert len(found.sources) == len(rows) - 2
     assert sorted((item.path, item.reason, item.kind) for item in found.skipped) == [
         ("test.parquet", "shard without classes", "ignored"),
-        ("train.parquet/0000002", "no picture in this row", "damaged"),
+        ("train.parquet/0000002", "no picture in this row", "unusable"),
         ("train.parquet/0000004.png", "no class", "ignored"),
     ]
     assert "left out, as they name no classes: test.parquet" in found.words
@@ -335,7 +335,7 @@ def test_one_picture_repeated_beyond_all_use_fills_no_disk(tmp_path: Path) -> No
     content = picture(1, "BMP") + bytes(4 * 1024**2)
     path = tmp_path / "train.parquet"
     write_parquet(path, [(content, i % 2) for i in range(64)])  # packed once, by a dictionary
-    most = limits.PACKED_TIMES_LARGER * path.stat().st_size + limits.PICTURE_FILE_BYTES
+    most = limits.PACKED_TIMES_LARGER * path.stat().st_size + limits.PACKED_MORE_BYTES
     assert most < 64 * len(content)
     with pytest.raises(DataError, match=r"pictures of .* bytes in what was read so far"):
         scan(tmp_path)

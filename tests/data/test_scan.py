@@ -234,10 +234,14 @@ def test_hidden_and_system_files_are_ignored(two_classes: Path) -> None:
 
 
 def test_other_files_are_listed(two_classes: Path) -> None:
-    write(two_classes, "cat/notes.txt", "cat/deep/scan.tiff", "dog/none")
-    found = reasons(scan(two_classes))
-    assert found.keys() == {"cat/notes.txt", "cat/deep/scan.tiff", "dog/none"}
-    assert all(reason.startswith("not a picture file (.jpg") for reason in found.values())
+    write(two_classes, "cat/notes.txt", "cat/deep/labels.json", "dog/none", "dog/film.mp4")
+    found = scan(two_classes)
+    assert reasons(found).keys() == {
+        "cat/notes.txt", "cat/deep/labels.json", "dog/none", "dog/film.mp4"
+    }  # fmt: skip
+    assert {(item.reason, item.kind) for item in found.skipped} == {
+        ("not a picture", "not-a-picture")
+    }
 
 
 def test_pictures_beside_the_class_folders_are_listed(two_classes: Path) -> None:
@@ -272,8 +276,8 @@ def test_the_kind_says_what_counts_as_damage(two_classes: Path, tmp_path: Path) 
     assert {item.path: item.kind for item in scan(two_classes).skipped} == {
         "loose.jpg": "ignored",
         "cat/notes.txt": "not-a-picture",
-        "cat/empty.jpg": "damaged",
-        "dog/out.jpg": "damaged",
+        "cat/empty.jpg": "unusable",
+        "dog/out.jpg": "unusable",
     }
 
 
@@ -299,7 +303,9 @@ def test_an_empty_file_is_listed(two_classes: Path) -> None:
 def test_a_huge_file_is_not_read(two_classes: Path) -> None:
     with (two_classes / "cat" / "big.jpg").open("wb") as stream:
         stream.truncate(1 << 40)  # a hole: takes no space
-    assert reasons(scan(two_classes)) == {"cat/big.jpg": "1099511627776 bytes > 67108864"}
+    assert reasons(scan(two_classes)) == {
+        "cat/big.jpg": "too large: 1,099,511,627,776 bytes, at most 671,088,640"
+    }
 
 
 def test_a_pipe_does_not_hang(two_classes: Path) -> None:
@@ -338,7 +344,7 @@ def test_links(two_classes: Path, tmp_path: Path) -> None:
     assert reasons(found) == {
         "cat/out.jpg": out,
         "cat/near.jpg": out,
-        "cat/folder": out,
+        "cat/folder/1.jpg": out,
         "cat/round": "symbolic link to a folder that holds it",
         "cat/loop.jpg": "cannot be read (Too many levels of symbolic links)",
         "cat/gone.jpg": "cannot be read (No such file or directory)",
