@@ -103,8 +103,8 @@ PICTURE_FILE_BYTES = 640 * 1024**2
 # Folders below a class folder. The deepest of published sets are below ten; a path of more names
 # than this is longer than Windows can open, and a folder copied into itself has thousands.
 DATA_FOLDERS_DEEP = 100
-# Names looked at behind a link that leads out of the data folder, to count what is missed there: as
-# many as a listing takes a second for. A link may lead to a whole disk.
+# Names looked at behind a link that leads out of the data folder, to count what is missed there: a
+# link may lead to a whole disk. So many, in folders of a thousand, were listed in 0.4 s.
 LINKED_ENTRIES = 200_000
 # A report keeps the confusion matrix of each of about eight files, so its size grows with the
 # square: 1,000 classes, as many as ImageNet's, take some 64 MB of JSON, 2,000 four times as much.

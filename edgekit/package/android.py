@@ -10,7 +10,7 @@ import string
 from importlib import resources
 
 from edgekit.errors import SpecError
-from edgekit.package.contents import TOLERANCE_STEPS, Contents
+from edgekit.package.contents import DECODED_PIXELS_OF_A_PHONE, TOLERANCE_STEPS, Contents
 from edgekit.package.goldens import golden_files, tolerance_share
 from edgekit.records import input_codes
 from edgekit.target import RuntimeName
@@ -55,6 +55,8 @@ def files(contents: Contents) -> dict[str, bytes]:
         "NAME": contents.name,
         "EXTENSION": contents.artifact.format,
         "DEPENDENCY": _LITERT if is_tflite else _ONNXRUNTIME,
+        "MOST_PIXELS": str(contents.max_pixels),
+        "MOST_DECODED": str(DECODED_PIXELS_OF_A_PHONE),
         "THREADS": str(contents.target.runtime.threads),
         "MOST_STEPS": repr(float(TOLERANCE_STEPS)),
         "MOST_SHARE": repr(tolerance_share(contents)),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from edgekit.limits import PICTURE_MEGAPIXELS
 from edgekit.records import Artifact, Preprocess, TensorInfo, Verdict
 from edgekit.target import Target
 
@@ -21,6 +22,9 @@ TOLERANCE_STEPS = 1
 # what goldens are to find, moved outputs by 6 to 20 %.
 TOLERANCE_SHARE = 1e-4
 TOLERANCE_SHARE_INTEGER = 0.05
+# What the code of a phone decodes at once: 200 MB at 4 bytes a pixel. Android decodes a JPEG at a
+# fraction of its size, so a larger one is read there.
+DECODED_PIXELS_OF_A_PHONE = 50_000_000
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,8 @@ class Contents:
         arena_bytes: For microcontrollers: arena measured by TensorFlow Lite Micro's recorder on the
             host; None where it is not known.
         facts: Further strings that the card and the manifest name: versions and digests, by key.
+        max_pixels: Largest picture that the package's own code reads, in pixels, as the run did.
+            Defaults to that of a recipe.
     """
 
     name: str
@@ -90,3 +96,4 @@ class Contents:
     verdict: Verdict
     arena_bytes: int | None
     facts: dict[str, str]
+    max_pixels: int = int(PICTURE_MEGAPIXELS * 1e6)

@@ -11,7 +11,7 @@ from edgekit.package.android import (
     refuse_other,
     rendered,
 )
-from edgekit.package.contents import TOLERANCE_STEPS, Contents
+from edgekit.package.contents import DECODED_PIXELS_OF_A_PHONE, TOLERANCE_STEPS, Contents
 from edgekit.package.goldens import golden_files, tolerance_share
 
 FOLDER = "ios"
@@ -48,6 +48,7 @@ def files(contents: Contents) -> dict[str, bytes]:
         "MODEL": contents.model_name,
         "FOLDER": FOLDER,
         "VERSION": _TENSORFLOW_LITE if is_tflite else _ONNXRUNTIME,
+        "MOST_PIXELS": str(min(contents.max_pixels, DECODED_PIXELS_OF_A_PHONE)),
         "THREADS": str(contents.target.runtime.threads),
         "MOST_STEPS": repr(float(TOLERANCE_STEPS)),
         "MOST_SHARE": repr(tolerance_share(contents)),

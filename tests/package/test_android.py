@@ -337,6 +337,15 @@ def package(app: App, tmp_path: Path) -> Any:
     return contents, tmp_path / "android/src/androidTest/assets/fun_days/goldens"
 
 
+def test_the_largest_picture_is_that_of_the_run(tmp_path: Path) -> None:
+    contents = contents_of(tmp_path)
+    code = b"".join(android.files(contents).values())
+    assert b"MOST_PIXELS = 205000000L" in code
+    assert b"MOST_DECODED = 50000000L" in code
+    code = b"".join(android.files(replace(contents, max_pixels=4_000_000)).values())
+    assert b"MOST_PIXELS = 4000000L" in code
+
+
 def test_layout(tmp_path: Path) -> None:
     contents = contents_of(tmp_path)
     files = android.files(contents)

@@ -347,6 +347,13 @@ def ask_for(app: App, contract: Preprocess, folder: Path) -> None:
     set_contract(app, ios.files(replace(contents, preprocess=contract, input=info)), RESOURCES)
 
 
+@pytest.mark.parametrize(("asked", "most"), [(205_000_000, 50_000_000), (4_000_000, 4_000_000)])
+def test_the_largest_picture_is_that_of_the_run(tmp_path: Path, asked: int, most: int) -> None:
+    """A phone decodes it whole, so there is a limit of its own."""
+    code = b"".join(ios.files(replace(contents_of(tmp_path), max_pixels=asked)).values())
+    assert b"mostPixels = %d\n" % most in code
+
+
 def test_layout(tmp_path: Path) -> None:
     contents = contents_of(tmp_path)
     files = ios.files(contents)

@@ -339,12 +339,14 @@ def every_picture() -> dict[str, bytes]:
     clear = noise.convert("RGBA")
     clear.putalpha(Image.fromarray(rng.integers(0, 256, (75, 50), dtype=np.uint8)))
     wide = Image.fromarray(rng.integers(0, 65536, (40, 60), dtype=np.uint16))
-    webp, bmp = io.BytesIO(), io.BytesIO()
+    webp, bmp, mpo = io.BytesIO(), io.BytesIO(), io.BytesIO()
+    rough.save(mpo, "MPO", save_all=True, append_images=[rough.rotate(90)], quality=95)
     noise.save(webp, "WEBP", lossless=True)
     noise.save(bmp, "BMP")
     found = {f"exif {n}": jpeg(noise, n) for n in range(1, 9)}
     found |= {f"large, exif {n}": jpeg(rough, n) for n in (1, 6)}
     return found | {
+        "large, with another one behind": mpo.getvalue(),
         "cmyk": jpeg(noise.convert("CMYK")),
         "grey": jpeg(noise.convert("L")),
         "rgba": png(clear),
@@ -398,6 +400,24 @@ def test_the_twin_other_ways_make_other_pixels(tmp_path: Path) -> None:
     assert not np.array_equal(
         shipped.pixels(pictures["exif 1"]), shipped.pixels(pictures["exif 6"])
     )
+
+
+def test_the_largest_picture_is_that_of_the_run(tmp_path: Path) -> None:
+    """By the recipe's field, also beyond the limit at which Pillow itself refuses."""
+    contents = Contents(**{**vars(made(tmp_path)), "max_pixels": 30 * 40})
+    shipped = module_of(contents, tmp_path / "bundle")
+    with pytest.raises(shipped.PictureError, match=r"too large: 40 x 60 px, at most 0\.0012 mega"):
+        shipped.pixels(png(photo(0, 1, (40, 60))))
+    assert shipped.pixels(png(photo(0, 1, (40, 30)))).dtype == np.uint8
+    shipped.CONTRACT["max_pixels"] = 10**9
+    kept = shipped.Image.MAX_IMAGE_PIXELS
+    try:
+        shipped.Image.MAX_IMAGE_PIXELS = 100  # Pillow refuses what has twice as many
+        assert shipped.pixels(png(photo(0, 1, (40, 60)))).dtype == np.uint8
+        with pytest.raises(shipped.PictureError, match="too large for Pillow"):
+            shipped.decode(png(photo(0, 1, (40, 60))))
+    finally:
+        shipped.Image.MAX_IMAGE_PIXELS = kept
 
 
 @pytest.mark.parametrize("content", ["GIF89a", "", "cut", "small"])
@@ -757,6 +777,8 @@ def test_cpp_is_right_and_says_which_level_failed(
 
     (ppm / "golden_0.ppm").write_bytes(b"P6\n9 9\n255\nshort")
     assert "golden_0.ppm: cut short" in native(selfcheck, bundle, "--ppm", ppm).stdout
+    (ppm / "golden_0.ppm").write_bytes(b"P6\n20000 20000\n255\n")
+    assert "at most 205000000 pixels" in native(selfcheck, bundle, "--ppm", ppm).stdout
 
     outputs = bundle / "goldens" / "outputs.bin"
     moved(outputs, 4, 2)

@@ -212,7 +212,7 @@ def make_bundle(bundle: Path, model: Path, runtime: str, dtype: str, scaled: boo
     names: list[str | None] = [None, None, None]
     for name, content in pictures().items():
         (bundle / "goldens" / "images" / name).write_bytes(content)
-        image, _ = reference.read(
+        image, *_ = reference.read(
             bundle / "goldens" / "images" / name, contract, hashlib.sha256(content).hexdigest()
         )
         inputs.append(codes[image, np.arange(3)][None])
@@ -912,7 +912,7 @@ def test_pictures_are_prepared_to_the_bit(
     path = tmp_path / "picture"
     path.write_bytes(PICTURES[name])
     digest = hashlib.sha256(PICTURES[name]).hexdigest()
-    wanted, _ = reference.read(path, contract, digest)
+    wanted, *_ = reference.read(path, contract, digest)
     found = script.prepared(PICTURES[name], contract.model_dump(mode="json"))
     np.testing.assert_array_equal(found, wanted)
     # The twin: the comparison tells another filter from the right one.

@@ -62,6 +62,9 @@ class Classifier(assets: AssetManager, threads: Int = THREADS) : Closeable {
         } else {
             1
         }
+        if ((options.outWidth / sample).toLong() * (options.outHeight / sample) > MOST_DECODED) {
+            throw IOException("more than $MOST_DECODED pixels to decode")
+        }
         options.inJustDecodeBounds = false
         options.inScaled = false
         options.inPremultiplied = false
@@ -91,7 +94,8 @@ class Classifier(assets: AssetManager, threads: Int = THREADS) : Closeable {
         const val DELEGATE = Engine.DELEGATE
         val runtimeVersion: String get() = Engine.version
         private const val FOLDER = "@@NAME@@"
-        private const val MOST_PIXELS = 50_000_000L
+        private const val MOST_PIXELS = @@MOST_PIXELS@@L
+        private const val MOST_DECODED = @@MOST_DECODED@@L
 
         private fun text(assets: AssetManager, name: String): String =
             assets.open("$FOLDER/$name").use { String(it.readBytes(), Charsets.UTF_8) }

@@ -100,7 +100,8 @@ public final class Classifier {
         return contract.tensor(picture.fit(contract.preprocess))
     }
 
-    private static let mostPixels = 50_000_000
+    // The whole picture is decoded.
+    private static let mostPixels = @@MOST_PIXELS@@
 
     private static func file(_ name: String) throws -> URL {
         #if SWIFT_PACKAGE

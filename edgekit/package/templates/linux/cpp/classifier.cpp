@@ -173,10 +173,12 @@ Picture read_ppm(const std::string& path) {
   const long height = binary ? number() : 0;
   const long depth = binary ? number() : 0;
   ++at;  // one white space
-  if (width < 1 || height < 1 || width * height > 50'000'000 || depth != 255) {
-    throw Error(path + ": not a binary PPM picture (P6) of 8 bits and at most 50 megapixels");
+  const long long pixels = static_cast<long long>(width) * height;
+  if (width < 1 || height < 1 || pixels > contract::kMaxPixels || depth != 255) {
+    throw Error(path + ": not a binary PPM picture (P6) of 8 bits and at most " +
+                std::to_string(contract::kMaxPixels) + " pixels");
   }
-  const std::size_t size = static_cast<std::size_t>(3 * width * height);
+  const std::size_t size = static_cast<std::size_t>(3 * pixels);
   if (content.size() < at + size) throw Error(path + ": cut short");
   return {static_cast<int>(width), static_cast<int>(height),
           std::vector<std::uint8_t>(content.begin() + static_cast<std::ptrdiff_t>(at),

@@ -12,11 +12,12 @@ for beside this file and at the top of the bundle.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ CONTRACT: dict[str, Any] = {}  # @@CONTRACT@@
 
 HERE = Path(__file__).resolve().parent
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP")
-MAX_PIXELS = 50_000_000
 MIN_SIDE_PX = 16
 _FILTERS = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -187,9 +187,21 @@ def pixels(content: bytes) -> Array:
     Raises:
         PictureError: If it is not a usable picture.
     """
-    picture = decode(content, least_px())
-    shrunk = max(picture.size) < max(Image.open(io.BytesIO(content)).size)
-    return fit(picture, shrunk)
+    with _own_limit():
+        picture = decode(content, least_px())
+        shrunk = max(picture.size) < max(Image.open(io.BytesIO(content)).size)
+        return fit(picture, shrunk)
+
+
+@contextlib.contextmanager
+def _own_limit() -> Iterator[None]:
+    """Takes Pillow's limit of pixels out of the way, in whose place `_check_size` stands."""
+    kept = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = kept
 
 
 def decode(content: bytes, least_px: int | None = None) -> Image.Image:
@@ -212,7 +224,8 @@ def decode(content: bytes, least_px: int | None = None) -> Image.Image:
             _check_size(*picture.size)
             # Decoding a PNG leaves some of its checksums out.
             Image.open(io.BytesIO(content), formats=FORMATS).verify()
-            if least_px is not None and picture.format == "JPEG":
+            # MPO: a JPEG of a camera with more pictures behind the first.
+            if least_px is not None and picture.format in ("JPEG", "MPO"):
                 picture.draft(None, (least_px, least_px))  # type: ignore[arg-type,unused-ignore]
             picture.load()
             turn = _TURNS.get(picture.getexif().get(_ORIENTATION, 1))
@@ -222,7 +235,7 @@ def decode(content: bytes, least_px: int | None = None) -> Image.Image:
     except UnidentifiedImageError:
         raise PictureError(f"not a {', '.join(FORMATS)} picture, or damaged") from None
     except Image.DecompressionBombError:
-        raise PictureError(f"more than {MAX_PIXELS // 1_000_000} megapixels") from None
+        raise PictureError("too large for Pillow") from None
     except _PARSER_ERRORS as error:
         reason = str(error).splitlines()[0] if str(error) else error.__class__.__name__
         raise PictureError(f"truncated or damaged ({reason})") from None
@@ -230,8 +243,9 @@ def decode(content: bytes, least_px: int | None = None) -> Image.Image:
 
 
 def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise PictureError(f"{width} x {height} px, more than {MAX_PIXELS // 1_000_000} megapixels")
+    if width * height > CONTRACT["max_pixels"]:
+        most = CONTRACT["max_pixels"] / 1e6
+        raise PictureError(f"too large: {width} x {height} px, at most {most:g} megapixels")
     if min(width, height) < MIN_SIDE_PX:
         raise PictureError(f"{width} x {height} px, smaller than {MIN_SIDE_PX} px")
 

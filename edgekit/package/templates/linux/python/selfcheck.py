@@ -52,7 +52,7 @@ LOAD_ALLOWANCE = 0.25
 # Mean distance of a preprocessed picture from its golden, in steps of 8-bit pixels. Another JPEG
 # decoder differs by some tenths; another resize filter or channel order by more than this.
 MAX_DISTANCE = 1.0
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".webp")
 PERCENTILES = (50, 90, 95, 99)
 _CPU = Path("/sys/devices/system/cpu")
 _ORIENTATION = 0x0112
