@@ -13,11 +13,12 @@ from random import Random
 from campaign.alter import FILES, ways
 from campaign.attack import Attack, Outcome, trouble
 from campaign.base import DONE, TARGETS, Base, difference, package, published
+from edgekit.data.findings import TABLES
 from edgekit.store import file_digest
 
 RUN, PACKAGE, FOLDER = "store, then run", "store, then package", "run folder, then package"
 # Names that a finished run folder and its store hold.
-_OWN = {"artifacts", "report.json", "report.md", "answers.csv", ".store"}
+_OWN = {"artifacts", "report.json", "report.md", "answers.csv", ".store", *TABLES}
 # Of the files of a run folder; a report that does not come from this run is another matter.
 _FOLDER_WAYS = ("flip", "truncate", "empty", "delete", "noise", "directory", "fifo", "link")
 Change = Callable[[Path, Random, Path], None]
