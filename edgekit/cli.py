@@ -139,7 +139,14 @@ InputScale = Annotated[
 ]
 InputOffset = Annotated[list[float] | None, typer.Option(help="See --input-scale.")]
 Resize = Annotated[str | None, typer.Option(help="bilinear (default), bicubic or nearest.")]
-Crop = Annotated[str | None, typer.Option(help="none (stretch, default) or center.")]
+Crop = Annotated[str | None, typer.Option(help="none (stretch, default), center or letterbox.")]
+Fill = Annotated[
+    list[int] | None,
+    typer.Option(
+        help="What a letterbox is filled with, 0 to 255: once, or for red, green and blue; 114 "
+        "without it."
+    ),
+]
 Channels = Annotated[str | None, typer.Option(help="rgb (default) or bgr.")]
 Output = Annotated[
     str | None,
@@ -498,6 +505,7 @@ def validate(
     input_offset: InputOffset = None,
     resize: Resize = None,
     crop: Crop = None,
+    fill: Fill = None,
     channels: Channels = None,
     output: Output = None,
     threshold: Threshold = None,
@@ -543,6 +551,7 @@ def validate(
         label_offset=label_offset,
         input_scale=tuple(input_scale) if input_scale else None,
         input_offset=tuple(input_offset) if input_offset else None,
+        fill=tuple(fill) if fill else None,
         **_choices(resize, crop, channels),
         output=output,
         threshold=threshold,
@@ -591,6 +600,7 @@ def predict(
     input_offset: InputOffset = None,
     resize: Resize = None,
     crop: Crop = None,
+    fill: Fill = None,
     channels: Channels = None,
     output: Output = None,
     threshold: Threshold = None,
@@ -607,7 +617,7 @@ def predict(
     from edgekit.console import working
     from edgekit.foreign import answering
     from edgekit.predict import predict as answer, shipped_file
-    from edgekit.validate.contracts import InputOptions, per_channel
+    from edgekit.validate.contracts import InputOptions, filling, per_channel
     from edgekit.validate.outputs import OutputOptions
 
     if file is not None and not model.is_dir():
@@ -615,6 +625,7 @@ def predict(
     options = InputOptions(
         scale=per_channel(input_scale, "--input-scale"),
         offset=per_channel(input_offset, "--input-offset"),
+        fill=filling(fill),
         **_choices(resize, crop, channels),
     )
     reading = OutputOptions(name=output, threshold=threshold)
@@ -976,7 +987,7 @@ def _choices(resize: str | None, crop: str | None, channels: str | None) -> dict
     """Returns how an input is prepared, as far as an option chooses among names."""
     return {
         "resize": _one_of(resize, ("bilinear", "bicubic", "nearest"), "--resize"),
-        "crop": _one_of(crop, ("none", "center"), "--crop"),
+        "crop": _one_of(crop, ("none", "center", "letterbox"), "--crop"),
         "channels": _one_of(channels, ("rgb", "bgr"), "--channels"),
     }
 

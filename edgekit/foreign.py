@@ -23,6 +23,7 @@ from edgekit.folders import scratch_folder
 from edgekit.records import (
     Accuracy,
     Check,
+    Crop,
     DeviceEvaluation,
     ExportRecord,
     Latency,
@@ -51,6 +52,7 @@ from edgekit.validate.contracts import (
     InputOptions,
     Recorded,
     UnsaidScalingError,
+    filling,
     per_channel,
     usual_contracts,
 )
@@ -107,8 +109,8 @@ _SHOWN_PERCENTILE = 90
 class Question:
     """What the user asks about a file; see the options of `edgekit validate`.
 
-    `resize`, `crop`, `channels`, `input_scale` and `input_offset` go before what the file or the
-    record beside it says; None leaves it to them, and without them to the defaults of
+    `resize`, `crop`, `fill`, `channels`, `input_scale` and `input_offset` go before what the file
+    or the record beside it says; None leaves it to them, and without them to the defaults of
     `edgekit.records.Preprocess`.
     """
 
@@ -120,7 +122,8 @@ class Question:
     input_scale: tuple[float, ...] | None = None
     input_offset: tuple[float, ...] | None = None
     resize: Literal["bilinear", "bicubic", "nearest"] | None = None
-    crop: Literal["none", "center"] | None = None
+    crop: Crop | None = None
+    fill: tuple[int, ...] | None = None
     channels: Literal["rgb", "bgr"] | None = None
     output: str | None = None
     threshold: float | None = None
@@ -471,6 +474,7 @@ def _options(question: Question) -> InputOptions:
         offset=per_channel(question.input_offset, "--input-offset"),
         resize=question.resize,
         crop=question.crop,
+        fill=filling(question.fill),
         channels=question.channels,
     )
 

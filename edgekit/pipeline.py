@@ -239,8 +239,9 @@ def _refuse_beforehand(
 
 def _preprocess(recipe: Recipe) -> Preprocess:
     size = recipe.model.input_size_px
+    data = recipe.data
     return Preprocess(
-        height_px=size, width_px=size, resize=recipe.data.resize, crop=recipe.data.crop
+        height_px=size, width_px=size, resize=data.resize, crop=data.crop, fill=data.fill_rgb
     )
 
 
@@ -260,7 +261,7 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
     for sentence in scanned.words:
         state.telling.say(f"data: {sentence}")
     # The files count by their digest, and what becomes of a picture by the contract.
-    beside = {"path", "corrections", "crop", "resize", "check_labels"}
+    beside = {"path", "corrections", "crop", "fill", "resize", "check_labels"}
     asked = spec.model_dump(mode="json", exclude={*beside, *FORM})
     key = state.key(
         "data",

@@ -7,6 +7,7 @@ from pydantic import Field, field_validator, model_validator
 
 from edgekit.errors import SpecError
 from edgekit.limits import PICTURE_MEGAPIXELS
+from edgekit.records import Crop, Level
 from edgekit.spec import Spec, conflict, load, render
 
 WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
@@ -60,10 +61,17 @@ class DataSpec(Spec):
         default=False,
         description="Whether symbolic links that lead out of the data folder are followed.",
     )
-    crop: Literal["none", "center"] = Field(
+    crop: Crop = Field(
         default="none",
         description='"none" stretches the whole picture, "center" takes its largest centred part '
-        "with the shape of the input.",
+        'with the shape of the input, "letterbox" scales all of it to fit inside and fills the '
+        "rest.",
+    )
+    fill: Level | Annotated[tuple[Level, Level, Level], Field(strict=False)] = Field(
+        default=114,
+        description='What "letterbox" fills with: one number for all channels, or red, green and '
+        "blue.",
+        json_schema_extra={"x-accepted": "a whole number from 0 to 255, or a list of three"},
     )
     resize: Literal["bilinear", "bicubic", "nearest"] = Field(
         default="bilinear", description="Antialiased filter that scales a picture to the input."
@@ -123,6 +131,17 @@ class DataSpec(Spec):
             msg = "empty path"
             raise ValueError(msg)
         return value
+
+    @model_validator(mode="after")
+    def _only_a_letterbox_is_filled(self) -> Self:
+        if self.crop != "letterbox" and self.fill != type(self).model_fields["fill"].default:
+            raise conflict(f'fill with crop "{self.crop}"', 'crop = "letterbox", or no fill')
+        return self
+
+    @property
+    def fill_rgb(self) -> tuple[int, int, int]:
+        """Red, green and blue that a letterbox is filled with."""
+        return self.fill if isinstance(self.fill, tuple) else (self.fill,) * 3
 
     @model_validator(mode="after")
     def _something_is_left_to_train_on(self) -> Self:

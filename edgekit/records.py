@@ -5,7 +5,7 @@ Units stand in field names; accuracies are fractions from 0 to 1 unless a name s
 """
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -40,6 +40,8 @@ Delegate = Literal["default", "none", "xnnpack", "coreml", "nnapi", "qnn"]
 Bits = Literal[8, 16]
 CalibrationMethod = Literal["min-max", "percentile", "mse"]
 Candidate = Literal["ptq", "qat"]
+Crop = Literal["none", "center", "letterbox"]
+Level = Annotated[int, Field(ge=0, le=255)]
 
 
 class Preprocess(Record):
@@ -48,6 +50,19 @@ class Preprocess(Record):
     EXIF orientation is applied, the picture is converted to RGB, cropped as `crop` says, resized to
     `(height_px, width_px)` with an antialiased `resize` filter, and each uint8 channel value `p`
     becomes the real number `p * scale + offset`.
+
+    With `crop = "letterbox"` the whole picture is scaled to fit inside the input, centred, and the
+    rest filled. Of an upright picture of w x h pixels (those of its file, also where fewer were
+    decoded) it takes, in whole numbers, so that no device rounds otherwise,
+
+        if w * height_px >= h * width_px:
+            width = width_px, height = max(1, (2 * h * width_px + w) // (2 * w))
+        else:
+            width = max(1, (2 * w * height_px + h) // (2 * h)), height = height_px
+        left = (width_px - width) // 2, top = (height_px - height) // 2
+
+    which is the real size rounded to the next pixel, a half upwards. The products need up to 33
+    bits.
 
     The default `scale = 1/128, offset = -1` differs from the usual 1/127.5 by 0.4 % and makes the
     quantized input exact: with quantization scale 1/128 the uint8 code is the pixel itself and the
@@ -58,7 +73,12 @@ class Preprocess(Record):
         width_px: Width of the network input in pixels.
         resize: Resampling filter. Defaults to "bilinear".
         crop: "none" stretches the whole picture, "center" takes the largest centred part that has
-            the aspect ratio of the input. Defaults to "none".
+            the aspect ratio of the input, "letterbox" keeps all of it and its shape. Defaults to
+            "none".
+        fill: Red, green and blue around a letterboxed picture, as pixels from 0 to 255, whatever
+            the order of `channels`; "grey" takes its luma. Defaults to 114 for each, the grey of
+            YOLO tools (`LetterBox` in
+            https://github.com/ultralytics/ultralytics/blob/main/ultralytics/data/augment.py).
         scale: Multiplier per channel. Defaults to 1/128 for each.
         offset: Addend per channel. Defaults to -1 for each.
         channels: Channel order in the tensor; "grey" is the luma of the picture (ITU-R 601-2, as
@@ -68,10 +88,24 @@ class Preprocess(Record):
     height_px: int = Field(ge=1)
     width_px: int = Field(ge=1)
     resize: Literal["bilinear", "bicubic", "nearest"] = "bilinear"
-    crop: Literal["none", "center"] = "none"
+    crop: Crop = "none"
+    fill: tuple[Level, Level, Level] = (114, 114, 114)
     scale: tuple[float, float, float] = (1 / 128, 1 / 128, 1 / 128)
     offset: tuple[float, float, float] = (-1.0, -1.0, -1.0)
     channels: Literal["rgb", "bgr", "grey"] = "rgb"
+
+    def letterbox(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """Returns left, top, width and height of a letterboxed picture inside the input.
+
+        Args:
+            width: Of the upright picture in its file, in pixels.
+            height: Likewise.
+        """
+        if width * self.height_px >= height * self.width_px:
+            kept = self.width_px, max(1, (2 * height * self.width_px + width) // (2 * width))
+        else:
+            kept = max(1, (2 * width * self.height_px + height) // (2 * height)), self.height_px
+        return (self.width_px - kept[0]) // 2, (self.height_px - kept[1]) // 2, *kept
 
 
 class SplitRecord(Record):

@@ -131,9 +131,7 @@ def goldens_of(values: dict[str, Any]) -> list[Golden]:
 
 def training_pixels(file: bytes, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
     """Returns what the training side makes of a picture file."""
-    picture = pictures.decode(file, pictures._least_px(preprocess))
-    shrunk = max(picture.size) < max(Image.open(io.BytesIO(file)).size)
-    return pictures.fit(picture, preprocess, shrunk)
+    return pictures.pixels(file, preprocess)
 
 
 def source_pictures() -> list[tuple[str, int, bytes]]:
@@ -280,6 +278,7 @@ def fits(resize: str, crop: str) -> Iterator[tuple[Preprocess, npt.NDArray[np.ui
             resize=resize,  # type: ignore[arg-type]
             crop=crop,  # type: ignore[arg-type]
             channels="bgr" if number % 2 else "rgb",
+            fill=(7, 130, 250),
         )
         yield contract, random.integers(0, 256, (height, width, 4), dtype=np.uint8)
 

@@ -54,6 +54,7 @@ RANGES: list[tuple[str, Any, Any]] = [
     ("data.min_images_per_class", 0, 1_000_001),
     ("data.max_bad_fraction", -0.1, 1.1),
     ("data.max_conflicting_fraction", -0.1, 1.1),
+    ("data.fill", -1, 256),
     ("model.alpha", 0.34, 1.41),
     ("model.input_size_px", 31, 1025),
     ("model.dropout", -0.1, 1),
@@ -281,6 +282,18 @@ TRAININGS = (
 )
 
 
+def test_a_fill_is_one_level_or_three_and_of_a_letterbox_only() -> None:
+    boxed = "data.path = 'images'\ndata.crop = 'letterbox'\n"
+    for fill, colour in (("7", (7, 7, 7)), ("[1, 2, 255]", (1, 2, 255)), (None, (114,) * 3)):
+        text = boxed if fill is None else f"{boxed}data.fill = {fill}\n"
+        assert parse(text, Recipe, "recipe.toml").data.fill_rgb == colour
+    for fill in ("[1, 2]", "[1, 2, 256]", "7.0"):
+        error = refused(f"{boxed}data.fill = {fill}\n")
+        assert "data.fill: a whole number from 0 to 255, or a list of three" in error.expected
+    error = refused("data.path = 'images'\ndata.fill = 7\n")
+    assert 'fill with crop "none"' in error.received
+
+
 def test_the_commented_recipe_reads_back_as_the_same_recipe(tmp_path: Path) -> None:
     images = tmp_path / "images"
     for recipe in (
@@ -288,7 +301,7 @@ def test_the_commented_recipe_reads_back_as_the_same_recipe(tmp_path: Path) -> N
         Recipe(
             seed=7,
             targets=("pixel-8",),
-            data=DataSpec(path=images, crop="center"),
+            data=DataSpec(path=images, crop="letterbox", fill=(0, 10, 255)),
             model=ModelSpec(alpha=0.35, weights="none"),
             train=TrainSpec(unfreeze_from=154, augment=AugmentSpec(flip=False, shift=0.0)),
         ),

@@ -51,8 +51,8 @@ def appearance(size: tuple[int, int], pixels: npt.NDArray[np.uint8], order: str)
     with the resizing harms nothing.
 
     Args:
-        size: Width and height of the file's picture.
-        pixels: uint8 of shape (h, w, 3), as the network gets it.
+        size: Width and height of the file's picture, upright.
+        pixels: uint8 of shape (h, w, 3), as the network gets it, but for what fills a letterbox.
         order: "rgb" or "bgr".
     """
     # Weights of ITU-R BT.601, as Pillow makes grey.
@@ -61,7 +61,8 @@ def appearance(size: tuple[int, int], pixels: npt.NDArray[np.uint8], order: str)
     variance = float(grey.var())
     inner = grey[1:-1, 1:-1]
     laplacian = 4 * inner - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
-    sharpness = float(laplacian.var()) / variance if variance > 0 else 0.0
+    # A letterboxed strip may be too thin for it.
+    sharpness = float(laplacian.var()) / variance if variance > 0 and laplacian.size else 0.0
     return Appearance(*size, float(grey.mean()), variance, sharpness)
 
 

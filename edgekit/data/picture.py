@@ -66,6 +66,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)  # those that exchange width and height
 
 
 class UnreadableError(ValueError):
@@ -101,11 +102,10 @@ class Traits(NamedTuple):
 
 
 class _Decoded(NamedTuple):
-    """An upright RGB picture, its size in the file, and whether it was decoded below that."""
+    """An upright RGB picture, perhaps decoded below its full size, and that full size, upright."""
 
     picture: Image.Image
     size_px: tuple[int, int]
-    is_shrunk: bool
     traits: Traits
 
 
@@ -150,13 +150,14 @@ def _decode(content: bytes, least_px: int | None, max_megapixels: float) -> _Dec
             full = picture.size
             if least_px is not None and kind == "JPEG":
                 picture.draft(None, (least_px, least_px))
-            is_shrunk = picture.size != full
             _check_values(picture, kind)
             picture.load()
-            turn = _TURNS.get(picture.getexif().get(ORIENTATION, 1))
+            orientation = picture.getexif().get(ORIENTATION, 1)
+            turn = _TURNS.get(orientation)
             upright: Image.Image = picture if turn is None else picture.transpose(turn)
             rgb, grey_bits = _rgb(upright, *_grey_range(picture, kind))
-            return _Decoded(rgb, full, is_shrunk, Traits(_is_first(content, kind), grey_bits))
+            size = full[::-1] if orientation in _SIDEWAYS else full
+            return _Decoded(rgb, size, Traits(_is_first(content, kind), grey_bits))
     except UnreadableError:
         raise
     except UnidentifiedImageError:
@@ -287,15 +288,16 @@ def _on_white(picture: Image.Image) -> Image.Image:
 
 
 def fit(
-    picture: Image.Image, preprocess: Preprocess, shrunk: bool = False
+    picture: Image.Image, preprocess: Preprocess, size: tuple[int, int] | None = None
 ) -> npt.NDArray[np.uint8]:
     """Returns the picture cropped and resized as the contract says.
 
     Args:
         picture: Upright RGB picture.
         preprocess: The contract.
-        shrunk: Whether it was decoded below its full size, where a whole pixel is too coarse a
-            step for the edge of a crop. Defaults to False.
+        size: Width and height of the upright picture in its file. Where it was decoded below
+            that, a whole pixel is too coarse a step for the edge of a crop. Defaults to None: the
+            picture has its full size.
 
     Returns:
         uint8 array of shape (height_px, width_px, 3) in the contract's channel order; three times
@@ -304,6 +306,7 @@ def fit(
     if preprocess.channels == "grey":
         picture = picture.convert("L").convert("RGB")
     width, height = preprocess.width_px, preprocess.height_px
+    shrunk = size not in (None, picture.size)
     box: tuple[float, float, float, float] | None = None
     if preprocess.crop == "center":
         ratio = min(picture.width / width, picture.height / height)
@@ -321,9 +324,22 @@ def fit(
             corner = int(left), int(top)
             with _decoding():
                 picture = picture.crop((*corner, corner[0] + kept_width, corner[1] + kept_height))
-    resized = picture.resize((width, height), _FILTERS[preprocess.resize], box)
+    if preprocess.crop == "letterbox":
+        left, top, *kept = preprocess.letterbox(*(size or picture.size))
+        resized = Image.new("RGB", (width, height), _fill(preprocess))
+        resized.paste(picture.resize(kept, _FILTERS[preprocess.resize]), (left, top))
+    else:
+        resized = picture.resize((width, height), _FILTERS[preprocess.resize], box)
     pixels = np.asarray(resized, dtype=np.uint8)
     return pixels[..., ::-1] if preprocess.channels == "bgr" else pixels
+
+
+def _fill(preprocess: Preprocess) -> tuple[int, int, int]:
+    if preprocess.channels != "grey":
+        return preprocess.fill
+    colour = Image.new("RGB", (1, 1), preprocess.fill).convert("L").convert("RGB")
+    red, green, blue = colour.tobytes()
+    return red, green, blue
 
 
 def pixel_digest(picture: Image.Image) -> str:
@@ -400,8 +416,12 @@ def read(
         )
     found = _decode(content, _least_px(preprocess), max_megapixels)
     del content
-    pixels = fit(found.picture, preprocess, found.is_shrunk)
-    seen = appearance(found.size_px, pixels, preprocess.channels)
+    pixels = fit(found.picture, preprocess, found.size_px)
+    shown = pixels
+    if preprocess.crop == "letterbox":  # what surrounds a picture says nothing about it
+        left, top, width, height = preprocess.letterbox(*found.size_px)
+        shown = pixels[top : top + height, left : left + width]
+    seen = appearance(found.size_px, shown, preprocess.channels)
     return Seen(pixels, fingerprint(found.picture), seen, found.traits)
 
 
@@ -419,7 +439,7 @@ def pixels(
         UnreadableError: If it is not a usable picture.
     """
     found = _decode(content, _least_px(preprocess), max_megapixels)
-    return fit(found.picture, preprocess, found.is_shrunk)
+    return fit(found.picture, preprocess, found.size_px)
 
 
 def _least_px(preprocess: Preprocess) -> int | None:

@@ -175,7 +175,11 @@ def _head(report: RunReport, contents: Contents) -> str:
 
 def _intended(contents: Contents) -> str:
     into, preprocess = contents.input, contents.preprocess
-    crop = "its largest centred part of that shape" if preprocess.crop == "center" else "stretched"
+    fitted = {
+        "none": "stretched, resized to",
+        "center": "its largest centred part of that shape, resized to",
+        "letterbox": f"the whole of it, on {preprocess.fill}, scaled to fit inside",
+    }[preprocess.crop]
     coded = (
         ""
         if into.scale is None
@@ -189,7 +193,7 @@ def _intended(contents: Contents) -> str:
         "Not for: pictures of anything else (it always answers one of its classes), several "
         "objects in one picture, finding where something is, identifying people, or decisions "
         "about people's health, safety or rights.\n\n"
-        f"Input: RGB picture, EXIF orientation applied, {crop}, resized to {preprocess.width_px} x "
+        f"Input: RGB picture, EXIF orientation applied, {fitted} {preprocess.width_px} x "
         f"{preprocess.height_px} px ({preprocess.resize}, antialiased), channels in "
         f"{preprocess.channels} order, pixel p becomes p * scale + offset with scale "
         f"{_numbers(preprocess.scale)} and offset {_numbers(preprocess.offset)}, as {into.dtype}"

@@ -158,6 +158,11 @@ def mediapipe_notes(preprocess: Preprocess, operators: Mapping[str, int]) -> tup
             "MediaPipe stretches the whole picture; give the centred part that has the input's "
             "aspect ratio as region of interest."
         )
+    if preprocess.crop == "letterbox":
+        notes.append(
+            "MediaPipe stretches the whole picture; give one that the app has scaled to fit inside "
+            f"the input and filled with {preprocess.fill} around it."
+        )
     if not _has_probabilities(operators):
         notes.append(LOGITS)
     return tuple(notes)

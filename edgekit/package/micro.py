@@ -345,7 +345,12 @@ def _preprocessing(contents: Contents, codes: npt.NDArray[np.generic]) -> dict[s
         ]
         words = "a table of 256 x 3 values, no arithmetic"
     resize = f"{preprocess.resize}, antialiased" if preprocess.resize != "nearest" else "nearest"
-    crop = "the largest centred part" if preprocess.crop == "center" else "the whole picture"
+    crop = {
+        "none": "the whole picture",
+        "center": "the largest centred part",
+        "letterbox": "the whole picture to fit inside, centred, the rest red, green and blue "
+        f"{preprocess.fill}",
+    }[preprocess.crop]
     reverse = preprocess.channels == "bgr"
     return {
         "INPUT_TYPE": kind,

@@ -151,6 +151,7 @@ def _contract(contents: Contents, runtime: _Runtime) -> dict[str, Any]:
         "height": preprocess.height_px,
         "width": preprocess.width_px,
         "crop": preprocess.crop,
+        "fill": preprocess.fill,
         "resize": preprocess.resize,
         "channels": preprocess.channels,
         "scale": preprocess.scale,

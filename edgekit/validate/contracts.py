@@ -7,7 +7,15 @@ import numpy as np
 from pydantic import ValidationError
 
 from edgekit.errors import IntegrityError, SpecError
-from edgekit.records import Preprocess, Record, TensorInfo, Variant, input_codes
+from edgekit.records import (
+    Crop,
+    Level,
+    Preprocess,
+    Record,
+    TensorInfo,
+    Variant,
+    input_codes,
+)
 from edgekit.runtimes.base import PREPROCESS_KEY
 from edgekit.runtimes.ends import feed_of
 from edgekit.runtimes.tflite_metadata import Metadata
@@ -96,14 +104,16 @@ class InputOptions(Record):
         scale: Multiplier per channel of `pixel * scale + offset`. Defaults to None: from the file.
         offset: Addend per channel. Defaults to None: from the file.
         resize: Resampling filter. Defaults to None: from the file, else "bilinear".
-        crop: "none" or "center". Defaults to None: from the file, else "none".
+        crop: "none", "center" or "letterbox". Defaults to None: from the file, else "none".
+        fill: What a letterbox is filled with. Defaults to None: from the file, else 114 for each.
         channels: "rgb" or "bgr". Defaults to None: from the file, else "rgb".
     """
 
     scale: tuple[float, float, float] | None = None
     offset: tuple[float, float, float] | None = None
     resize: Literal["bilinear", "bicubic", "nearest"] | None = None
-    crop: Literal["none", "center"] | None = None
+    crop: Crop | None = None
+    fill: tuple[Level, Level, Level] | None = None
     channels: Literal["rgb", "bgr"] | None = None
 
 
@@ -131,6 +141,22 @@ def per_channel(value: PerChannel | None, option: str) -> tuple[float, float, fl
     return first, second, third
 
 
+def filling(levels: Sequence[int] | None) -> tuple[int, int, int] | None:
+    """Returns one level of `--fill` or three as red, green and blue.
+
+    Raises:
+        SpecError: If there are neither one nor three, or one is not from 0 to 255.
+    """
+    if levels is None:
+        return None
+    if len(levels) not in (1, 3) or not all(0 <= level <= 255 for level in levels):
+        found = f"--fill {' '.join(map(str, levels[:4]))}"
+        expected = "one whole number from 0 to 255, or three"
+        raise SpecError(found, expected, "give one, or --fill for red, for green and for blue")
+    red, green, blue = tuple(levels) * (3 // len(levels))
+    return red, green, blue
+
+
 def external_preprocess(
     model_input: TensorInfo,
     metadata: Mapping[str, str],
@@ -155,7 +181,7 @@ def external_preprocess(
     Raises:
         UnsaidScalingError: If neither the user nor the file says how the input is scaled.
         SpecError: If scale or offset is given alone, or an order of channels or a number for each
-            of them for an input that has one channel.
+            of them for an input that has one channel, or a fill without a letterbox.
         IntegrityError: If the contract in the file is broken or contradicts its input.
     """
     if (options.scale is None) != (options.offset is None):
@@ -171,6 +197,9 @@ def external_preprocess(
     else:
         known = _plain_contract(model_input)
     known = known.model_copy(update=options.model_dump(exclude_none=True))
+    if options.fill is not None and known.crop != "letterbox":
+        found = f"--fill with crop {known.crop}"
+        raise SpecError(found, "--crop letterbox, which fills", "give both, or leave out --fill")
     return known if feed_of(model_input).channels == 3 else _grey(known, options)
 
 

@@ -466,7 +466,7 @@ def _check_contracts(model: Path, own: Preprocess, judged: Plan) -> None:
     other = judged.preprocess
     differing = [
         f"{name} {getattr(own, name)}"
-        for name in ("resize", "crop", "channels")
+        for name in ("resize", "crop", "fill", "channels")
         if getattr(own, name) != getattr(other, name)
     ]
     if not same_values(own, other):
@@ -476,7 +476,7 @@ def _check_contracts(model: Path, own: Preprocess, judged: Plan) -> None:
             f"--reference {model}: says that its input is prepared with {', '.join(differing)}",
             f"the contract of {judged.model.name}: {other!r}",
             "give the float file of the same network, or say with --input-scale, --input-offset, "
-            "--resize, --crop and --channels what holds for both",
+            "--resize, --crop, --fill and --channels what holds for both",
         )
 
 

@@ -579,7 +579,8 @@ def _prepared_otherwise(preprocess: Preprocess, share: float) -> str:
         return "kernels or resizing that round otherwise"
     return (
         f"preprocessing: it must rotate by EXIF, resize {preprocess.resize} to "
-        f"{preprocess.width_px} x {preprocess.height_px}, crop {preprocess.crop}, order "
+        f"{preprocess.width_px} x {preprocess.height_px}, crop {preprocess.crop}"
+        f"{f', fill {preprocess.fill}' if preprocess.crop == 'letterbox' else ''}, order "
         f"{preprocess.channels}, and take pixel * {preprocess.scale[0]:g} "
         f"+ {preprocess.offset[0]:g}"
     )

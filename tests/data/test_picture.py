@@ -2,9 +2,11 @@
 
 import hashlib
 import io
+import math
 import struct
 import tracemalloc
 import zlib
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from edgekit.data.picture import (
     fit,
     miniature,
     pixel_digest,
+    pixels as fitted_pixels,
     read,
 )
 from edgekit.errors import DataError
@@ -363,6 +366,79 @@ def test_center_crop_is_a_crop_and_then_a_resize(
         assert np.array_equal(seen, by_hand) == (name == resize)
 
 
+# Upright size of a picture, size of the input, and where the picture then lies in it: left, top,
+# width, height.
+LETTERBOXES = [
+    ((64, 32), (32, 32), (0, 8, 32, 16)),
+    ((32, 64), (32, 32), (8, 0, 16, 32)),
+    ((48, 48), (32, 24), (4, 0, 24, 24)),
+    ((100, 75), (32, 24), (0, 0, 32, 24)),
+    ((64, 33), (32, 32), (0, 7, 32, 17)),  # 16.5, and the odd row below
+    ((64, 31), (32, 32), (0, 8, 32, 16)),  # 15.5
+    ((2000, 16), (32, 32), (0, 15, 32, 1)),  # 0.256
+    ((16, 17), (160, 160), (4, 0, 151, 160)),
+    ((50_000_000 // 16, 16), (1024, 1024), (0, 511, 1024, 1)),
+]
+
+
+@pytest.mark.parametrize(("size", "into", "place"), LETTERBOXES)
+def test_a_letterbox_lies_where_the_contract_says(
+    size: tuple[int, int], into: tuple[int, int], place: tuple[int, int, int, int]
+) -> None:
+    contract = Preprocess(height_px=into[1], width_px=into[0], crop="letterbox")
+    assert contract.letterbox(*size) == place
+    # The twin: the exact size, whose nearest pixel it is, is no whole number in most cases.
+    ratio = min(Fraction(into[0], size[0]), Fraction(into[1], size[1]))
+    for kept, side in zip(place[2:], size, strict=True):
+        assert kept == max(1, math.floor(side * ratio + Fraction(1, 2)))
+
+
+@pytest.mark.parametrize("channels", ["rgb", "bgr", "grey"])
+@pytest.mark.parametrize("resize", ["bilinear", "bicubic", "nearest"])
+def test_a_letterbox_keeps_the_shape_on_ground_of_one_colour(resize: str, channels: str) -> None:
+    contract = Preprocess.model_validate(
+        {"height_px": 24, "width_px": 31, "crop": "letterbox", "resize": resize,
+         "channels": channels, "fill": (7, 130, 250)}
+    )  # fmt: skip
+    picture = texture(3, 40, 50)
+    left, top, width, height = contract.letterbox(40, 50)
+    assert (left, top, width, height) == (6, 0, 19, 24)
+    sampling = Image.Resampling[resize.upper()]
+    shown = picture.convert("L").convert("RGB") if channels == "grey" else picture
+    inside = np.asarray(shown.resize((width, height), sampling))
+    # ITU-R 601-2: 0.299 * 7 + 0.587 * 130 + 0.114 * 250 = 106.9
+    ground = (107, 107, 107) if channels == "grey" else contract.fill
+    wanted = np.full((24, 31, 3), ground, np.uint8)
+    wanted[:, left : left + width] = inside
+    seen = fit(picture, contract)
+    assert np.array_equal(seen, wanted[..., ::-1] if channels == "bgr" else wanted)
+    stretched = fit(picture, contract.model_copy(update={"crop": "none"}))
+    assert not np.array_equal(seen, stretched)
+
+
+def test_a_letterbox_is_placed_by_the_size_in_the_file_however_it_was_decoded() -> None:
+    contract = Preprocess(height_px=40, width_px=40, crop="letterbox", fill=(0, 0, 255))
+    # Decoded at a quarter, 247 x 100 px: 16.19 rows of 40, of which half a row is more than 16.
+    size = (985, 400)
+    content = saved(Image.new("RGB", size, (255, 255, 0)), "JPEG", exif=oriented(6))
+    assert decode(content, 80).size == (100, 247)
+    seen = fitted_pixels(content, contract)
+    filled = np.flatnonzero((seen == (0, 0, 255)).all(axis=(0, 2)))
+    left, _, width, _ = contract.letterbox(400, 985)
+    assert list(filled) == [*range(left), *range(left + width, 40)]
+    assert np.array_equal(seen, fit(decode(content), contract))
+
+
+def test_what_fills_a_letterbox_does_not_make_a_picture_look_otherwise(tmp_path: Path) -> None:
+    content = saved(Image.new("RGB", (200, 40), (3, 3, 3)), "PNG")
+    path = tmp_path / "dark.png"
+    path.write_bytes(content)
+    contract = Preprocess(height_px=32, width_px=32, crop="letterbox")
+    seen, _, looks = read(path, contract, hashlib.sha256(content).hexdigest())
+    assert looks.brightness == pytest.approx(3)
+    assert seen.mean() > 50
+
+
 def test_height_is_height_and_bgr_is_reversed() -> None:
     rgb = fit(texture(), CONTRACT)
     assert (rgb.shape, rgb.dtype) == ((24, 32, 3), np.dtype(np.uint8))
@@ -482,4 +558,4 @@ def test_a_crop_that_rounding_puts_outside_is_cut_to_the_picture() -> None:
     """424 x 425 pixels for an input of 97 x 96 (height, width): the crop is 425 and a hair high."""
     contract = Preprocess(height_px=97, width_px=96, crop="center")
     picture = Image.new("RGB", (424, 425), (9, 8, 7))
-    assert (fit(picture, contract, shrunk=True) == (9, 8, 7)).all()
+    assert (fit(picture, contract, (3392, 3400)) == (9, 8, 7)).all()

@@ -77,7 +77,9 @@ private fun prepare(file: ByteArray, fault: String): ByteArray {
         val box = doubleArrayOf(0.0, 0.0, upright.width.toDouble(), upright.height.toDouble())
         upright.resized(to.width, to.height, "nearest", box).rgb
     } else {
-        upright.fit(to, sample > 1)
+        val turned = exifOrientation(file) >= 5
+        val (width, height) = size.getInt("width") to size.getInt("height")
+        upright.fit(to, if (turned) height else width, if (turned) width else height)
     }
     if (fault == "bgr") {
         for (i in pixels.indices step 3) {
@@ -123,7 +125,10 @@ fun main() {
                     asked.optBoolean("premultiplied"),
                 )
                 val upright = picture.upright(asked.optInt("orientation", 1))
-                val pixels = upright.fit(contract.preprocess, asked.optBoolean("shrunk"))
+                val pixels = upright.fit(
+                    contract.preprocess, asked.optInt("fullWidth", upright.width),
+                    asked.optInt("fullHeight", upright.height),
+                )
                 text(if (asked.optBoolean("tensor")) contract.tensor(pixels) else pixels)
             }
             "said" -> {
@@ -412,15 +417,16 @@ def test_refuses_ort_for_litert_and_delegates(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resize", ["bilinear", "bicubic", "nearest"])
-@pytest.mark.parametrize("crop", ["none", "center"])
+@pytest.mark.parametrize("crop", ["none", "center", "letterbox"])
 def test_resizes_as_the_training_side(app: App, tmp_path: Path, resize: str, crop: str) -> None:
     for contract, pixels in fits(resize, crop):
         ask_for(app, contract, tmp_path)
         pixels[..., 3] = 255
         picture = Image.fromarray(pixels[..., :3].copy())
-        for shrunk in (False, True):
-            wanted = pictures.fit(picture, contract, shrunk).ravel()
-            assert np.array_equal(fitted(app, pixels, shrunk=shrunk), wanted)
+        for size in (picture.size, (2 * picture.width - 1, 2 * picture.height)):
+            wanted = pictures.fit(picture, contract, size).ravel()
+            got = fitted(app, pixels, fullWidth=size[0], fullHeight=size[1])
+            assert np.array_equal(got, wanted)
         if contract.height_px < picture.height // 2 and resize != "nearest":
             size = (contract.width_px, contract.height_px)
             plain = picture.resize(size, Image.Resampling.NEAREST)
@@ -563,10 +569,11 @@ def test_prepares_the_goldens_as_the_training_side(app: App, package: Any) -> No
         least = pictures._least_px(CONTRACT)
         if image.format == "JPEG":
             image.draft(None, (least, least))
-        shrunk = image.size != Image.open(io.BytesIO(file)).size
         rgba = np.asarray(image.convert("RGBA"))
         orientation = app.ask("exif", file=file)
-        got = fitted(app, rgba, orientation=orientation, shrunk=shrunk)
+        width, height = Image.open(io.BytesIO(file)).size
+        full = (height, width) if orientation >= 5 else (width, height)
+        got = fitted(app, rgba, orientation=orientation, fullWidth=full[0], fullHeight=full[1])
         assert np.array_equal(got, training_pixels(file, contents.preprocess).ravel())
 
 

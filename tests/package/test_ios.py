@@ -407,7 +407,7 @@ def test_refuses_what_ios_cannot_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("resize", ["bilinear", "bicubic", "nearest"])
-@pytest.mark.parametrize("crop", ["none", "center"])
+@pytest.mark.parametrize("crop", ["none", "center", "letterbox"])
 def test_resizes_as_the_training_side(app: App, tmp_path: Path, resize: str, crop: str) -> None:
     for contract, pixels in fits(resize, crop):
         ask_for(app, contract, tmp_path)

@@ -538,6 +538,25 @@ CASES: dict[str, tuple[Preprocess, bytes]] = {
     ),
     "center": (WIDE.model_copy(update={"crop": "center"}), saved(picture("red", 5, (90, 131)))),
     "half": (WIDE.model_copy(update={"crop": "center"}), saved(picture("red", 5, (85, 45)))),
+    **{
+        f"letterbox_{name}": (
+            WIDE.model_copy(
+                update={
+                    "crop": "letterbox",
+                    "resize": resize,
+                    "channels": order,
+                    "fill": (7, 130, 250),
+                }
+            ),
+            saved(picture("red", 5, size)),
+        )
+        for name, resize, order, size in (
+            ("wide", "bilinear", "rgb", (131, 61)),
+            ("tall", "bicubic", "bgr", (61, 131)),
+            ("strip", "bilinear", "rgb", (16, 530)),
+            ("single", "nearest", "rgb", (90, 131)),
+        )
+    },
     "bgr": (
         WIDE.model_copy(update={"channels": "bgr", "scale": (1 / 57, 1 / 58, 1 / 59)}),
         saved(picture("red", 6)),

@@ -90,6 +90,7 @@ TURNS = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
+SIDEWAYS = ("TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")  # width and height change
 ORIENTATION = 0x0112
 # On x86 without VNNI onnxruntime's default multiplies 8 bits in a way that overflows, unless this
 # option is on; with VNNI the default is exact, and the option makes it slow.
@@ -929,7 +930,8 @@ def prepared(content: bytes, preprocess: dict[str, Any]) -> Any:
     from PIL import Image
 
     width, height = preprocess["width_px"], preprocess["height_px"]
-    picture, shrunk = decoded(content, preprocess)
+    picture, size = decoded(content, preprocess)
+    shrunk = picture.size != size
     box: tuple[float, float, float, float] | None = None
     if preprocess["crop"] == "center":
         ratio = min(picture.width / width, picture.height / height)
@@ -942,19 +944,34 @@ def prepared(content: bytes, preprocess: dict[str, Any]) -> Any:
         else:
             corner = int(left), int(top)
             picture = picture.crop((*corner, corner[0] + kept_width, corner[1] + kept_height))
-    elif preprocess["crop"] != "none":
+    elif preprocess["crop"] not in ("none", "letterbox"):
         raise ValueError(f"crop {preprocess['crop']!r} is unknown")
     filters = {name.lower(): getattr(Image.Resampling, name)
                for name in ("BILINEAR", "BICUBIC", "NEAREST")}  # fmt: skip
     if preprocess["resize"] not in filters:
         raise ValueError(f"resize {preprocess['resize']!r} is unknown")
-    resized = picture.resize((width, height), filters[preprocess["resize"]], box)
+    if preprocess["crop"] == "letterbox":
+        place, kept = letterbox(size, (width, height))
+        resized = Image.new("RGB", (width, height), tuple(preprocess["fill"]))
+        resized.paste(picture.resize(kept, filters[preprocess["resize"]]), place)
+    else:
+        resized = picture.resize((width, height), filters[preprocess["resize"]], box)
     pixels = np.asarray(resized, dtype=np.uint8)
     return pixels[..., ::-1] if preprocess["channels"] == "bgr" else pixels
 
 
-def decoded(content: bytes, preprocess: dict[str, Any]) -> tuple[Any, bool]:
-    """Returns an upright RGB picture, and whether it was decoded below its full size."""
+def letterbox(size: tuple[int, int], into: tuple[int, int]) -> tuple[Any, tuple[int, int]]:
+    """Returns where a whole picture lies in the input, and its size there, in whole numbers."""
+    (width, height), (right, bottom) = size, into
+    if width * bottom >= height * right:
+        kept = right, max(1, (2 * height * right + width) // (2 * width))
+    else:
+        kept = max(1, (2 * width * bottom + height) // (2 * height)), bottom
+    return ((right - kept[0]) // 2, (bottom - kept[1]) // 2), kept
+
+
+def decoded(content: bytes, preprocess: dict[str, Any]) -> tuple[Any, tuple[int, int]]:
+    """Returns an upright RGB picture, perhaps decoded below its full size, and that size."""
     from PIL import Image
 
     with warnings.catch_warnings():
@@ -971,8 +988,9 @@ def decoded(content: bytes, preprocess: dict[str, Any]) -> tuple[Any, bool]:
         turn = TURNS.get(picture.getexif().get(ORIENTATION, 1))
         if turn is not None:
             picture = picture.transpose(getattr(Image.Transpose, turn))
-    picture = rgb(picture)
-    return picture, max(picture.size) < max(size)
+            if turn in SIDEWAYS:
+                size = size[::-1]
+    return rgb(picture), size
 
 
 def rgb(picture: Any) -> Any:

@@ -74,8 +74,13 @@ class Classifier(assets: AssetManager, threads: Int = THREADS) : Closeable {
             ?: throw IOException("not a picture, or damaged")
         val picture = pixels(bitmap)
         bitmap.recycle()
-        val upright = picture.upright(exifOrientation(file))
-        return contract.tensor(upright.fit(contract.preprocess, shrunk = sample > 1))
+        val orientation = exifOrientation(file)
+        val upright = picture.upright(orientation)
+        if (sample == 1) return contract.tensor(upright.fit(contract.preprocess))
+        val turned = orientation >= 5
+        val width = if (turned) options.outHeight else options.outWidth
+        val height = if (turned) options.outWidth else options.outHeight
+        return contract.tensor(upright.fit(contract.preprocess, width, height))
     }
 
     /** Returns the raw output of the network for an input tensor, both little-endian. */

@@ -15,6 +15,11 @@ class Preprocess internal constructor(json: JSONObject) {
     val width: Int = json.getInt("width_px")
     val resize: String = json.getString("resize")
     val crop: String = json.getString("crop")
+
+    /** Red, green and blue around a letterboxed picture. */
+    val fill: ByteArray = json.getJSONArray("fill").let { levels ->
+        ByteArray(3) { levels.getInt(it).toByte() }
+    }
     val channels: String = json.getString("channels")
 
     /**

@@ -47,10 +47,11 @@ class Picture(val width: Int, val height: Int, val rgb: ByteArray) {
      * Returns the picture cropped and resized as the contract says: 3 bytes a pixel in the channel
      * order of the tensor.
      *
-     * [shrunk] says that it was decoded below its full size, where a whole pixel is too coarse a
-     * step for the edge of a crop.
+     * [fullWidth] and [fullHeight] are those of the upright picture in its file. Where it was
+     * decoded below them, a whole pixel is too coarse a step for the edge of a crop.
      */
-    fun fit(to: Preprocess, shrunk: Boolean = false): ByteArray {
+    fun fit(to: Preprocess, fullWidth: Int = width, fullHeight: Int = height): ByteArray {
+        val shrunk = fullWidth != width || fullHeight != height
         var picture = this
         var box = doubleArrayOf(0.0, 0.0, width.toDouble(), height.toDouble())
         if (to.crop == "center") {
@@ -67,7 +68,11 @@ class Picture(val width: Int, val height: Int, val rgb: ByteArray) {
                 box = doubleArrayOf(0.0, 0.0, picture.width.toDouble(), picture.height.toDouble())
             }
         }
-        val pixels = picture.resized(to.width, to.height, to.resize, box).rgb
+        val pixels = if (to.crop == "letterbox") {
+            letterboxed(to, fullWidth.toLong(), fullHeight.toLong())
+        } else {
+            picture.resized(to.width, to.height, to.resize, box).rgb
+        }
         if (to.channels == "bgr") {
             for (i in pixels.indices step 3) {
                 val red = pixels[i]
@@ -76,6 +81,29 @@ class Picture(val width: Int, val height: Int, val rgb: ByteArray) {
             }
         }
         return pixels
+    }
+
+    // In whole numbers, so that every device rounds alike; they do not fit into 32 bits.
+    private fun letterboxed(to: Preprocess, fullWidth: Long, fullHeight: Long): ByteArray {
+        var newWidth = to.width
+        var newHeight = to.height
+        if (fullWidth * to.height >= fullHeight * to.width) {
+            val scaled = (2 * fullHeight * to.width + fullWidth) / (2 * fullWidth)
+            newHeight = max(1, scaled.toInt())
+        } else {
+            val scaled = (2 * fullWidth * to.height + fullHeight) / (2 * fullHeight)
+            newWidth = max(1, scaled.toInt())
+        }
+        val box = doubleArrayOf(0.0, 0.0, width.toDouble(), height.toDouble())
+        val small = resized(newWidth, newHeight, to.resize, box).rgb
+        val result = ByteArray(to.width * to.height * 3) { to.fill[it % 3] }
+        val left = (to.width - newWidth) / 2
+        val top = (to.height - newHeight) / 2
+        for (y in 0 until newHeight) {
+            val at = ((top + y) * to.width + left) * 3
+            small.copyInto(result, at, y * newWidth * 3, (y + 1) * newWidth * 3)
+        }
+        return result
     }
 
     private fun cropped(newWidth: Int, newHeight: Int): Picture {

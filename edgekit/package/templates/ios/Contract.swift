@@ -6,6 +6,8 @@ public struct Preprocess: Decodable {
     public let widthPx: Int
     public let resize: String
     public let crop: String
+    /// Red, green and blue around a letterboxed picture.
+    public let fill: [UInt8]
     public let channels: String
 }
 

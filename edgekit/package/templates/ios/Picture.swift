@@ -55,11 +55,32 @@ public struct Picture {
                 Int((Double(to.widthPx) * ratio).rounded(.toNearestOrEven)),
                 Int((Double(to.heightPx) * ratio).rounded(.toNearestOrEven)))
         }
-        var pixels = picture.resized(width: to.widthPx, height: to.heightPx, filter: to.resize).rgb
+        var pixels = to.crop == "letterbox" ? letterboxed(to)
+            : picture.resized(width: to.widthPx, height: to.heightPx, filter: to.resize).rgb
         if to.channels == "bgr" {
             for i in stride(from: 0, to: pixels.count, by: 3) { pixels.swapAt(i, i + 2) }
         }
         return pixels
+    }
+
+    // In whole numbers, so that every device rounds alike.
+    private func letterboxed(_ to: Preprocess) -> [UInt8] {
+        var (newWidth, newHeight) = (to.widthPx, to.heightPx)
+        if width * to.heightPx >= height * to.widthPx {
+            newHeight = max(1, (2 * height * to.widthPx + width) / (2 * width))
+        } else {
+            newWidth = max(1, (2 * width * to.heightPx + height) / (2 * height))
+        }
+        let small = resized(width: newWidth, height: newHeight, filter: to.resize).rgb
+        var result = (0..<to.widthPx * to.heightPx * 3).map { to.fill[$0 % 3] }
+        let left = (to.widthPx - newWidth) / 2
+        let top = (to.heightPx - newHeight) / 2
+        for y in 0..<newHeight {
+            let at = ((top + y) * to.widthPx + left) * 3
+            let row = small[y * newWidth * 3..<(y + 1) * newWidth * 3]
+            result.replaceSubrange(at..<at + newWidth * 3, with: row)
+        }
+        return result
     }
 
     private func cropped(_ newWidth: Int, _ newHeight: Int) -> Picture {

@@ -154,12 +154,14 @@ function codesOf({ scale, offset }) {
 async function pixelsOf(source, contract) {
   const picture = await decode(source);
   try {
-    const { width, height } = contract;
+    const place = contract.crop === "letterbox" ? letterbox(picture, contract) : null;
+    const { width, height } = place ?? contract;
     const box = cropped(picture, contract);
-    const resized =
+    const pixels =
       contract.resize === "nearest"
         ? nearest(picture, box, width, height)
         : resample(picture, box, width, height, FILTERS[contract.resize]);
+    const resized = place ? filled(pixels, place, contract) : pixels;
     return contract.channels === "bgr" ? swapped(resized) : resized;
   } finally {
     picture.close();
@@ -183,7 +185,7 @@ async function decode(source) {
 
 /** Returns the part of a picture that is used, in whole pixels. */
 function cropped(picture, { crop, width, height }) {
-  if (crop === "none") {
+  if (crop !== "center") {
     return { left: 0, top: 0, width: picture.width, height: picture.height };
   }
   const ratio = Math.min(picture.width / width, picture.height / height);
@@ -194,6 +196,31 @@ function cropped(picture, { crop, width, height }) {
     width: keptWidth,
     height: keptHeight,
   };
+}
+
+/** Returns where a whole picture lies in the input, in whole numbers: no device rounds otherwise. */
+function letterbox(picture, contract) {
+  let { width, height } = contract;
+  if (picture.width * height >= picture.height * width) {
+    const doubled = 2 * picture.height * width + picture.width;
+    height = Math.max(1, Math.floor(doubled / (2 * picture.width)));
+  } else {
+    const doubled = 2 * picture.width * height + picture.height;
+    width = Math.max(1, Math.floor(doubled / (2 * picture.height)));
+  }
+  const left = Math.floor((contract.width - width) / 2);
+  return { left, top: Math.floor((contract.height - height) / 2), width, height };
+}
+
+/** Returns the pixels of the whole input around those of a picture that lies in it. */
+function filled(pixels, { left, top, width }, contract) {
+  const size = contract.height * contract.width * 3;
+  const all = Uint8ClampedArray.from({ length: size }, (_, i) => contract.fill[i % 3]);
+  for (let from = 0; from < pixels.length; from += width * 3) {
+    const row = top + from / (width * 3);
+    all.set(pixels.subarray(from, from + width * 3), (row * contract.width + left) * 3);
+  }
+  return all;
 }
 
 function roundHalfEven(value) {

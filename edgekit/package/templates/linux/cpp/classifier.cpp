@@ -147,6 +147,36 @@ Picture center_crop(const Picture& from) {
   return to;
 }
 
+// Returns the whole picture, scaled to fit inside the input, on ground of one colour. In whole
+// numbers, so that every device rounds alike; they do not fit into 32 bits.
+Picture letterbox(const Picture& from) {
+  const std::int64_t w = from.width, h = from.height;
+  std::int64_t width = contract::kWidth, height = contract::kHeight;
+  if (w * height >= h * width) {
+    height = std::max<std::int64_t>(1, (2 * h * width + w) / (2 * w));
+  } else {
+    width = std::max<std::int64_t>(1, (2 * w * height + h) / (2 * h));
+  }
+  const Picture small = resize(from, static_cast<int>(width), static_cast<int>(height));
+  const std::ptrdiff_t left = (contract::kWidth - small.width) / 2;
+  const std::ptrdiff_t top = (contract::kHeight - small.height) / 2;
+  Picture to{contract::kWidth, contract::kHeight, std::vector<std::uint8_t>(kValues)};
+  for (std::size_t at = 0; at < kValues; ++at) to.rgb[at] = contract::kFill[at % 3];
+  for (std::ptrdiff_t row = 0; row < small.height; ++row) {
+    const auto start = small.rgb.begin() + 3 * row * small.width;
+    std::copy(start, start + std::ptrdiff_t{3} * small.width,
+              to.rgb.begin() + 3 * ((top + row) * contract::kWidth + left));
+  }
+  return to;
+}
+
+// Returns the picture in the size of the input, as the contract says.
+Picture fit(const Picture& from) {
+  if (contract::kCrop == contract::Crop::letterbox) return letterbox(from);
+  return resize(contract::kCrop == contract::Crop::center ? center_crop(from) : from,
+                contract::kWidth, contract::kHeight);
+}
+
 std::uint32_t rotated(std::uint32_t value, int bits) {
   return value >> bits | value << (32 - bits);
 }
@@ -190,8 +220,7 @@ std::vector<Input> preprocess(const Picture& picture) {
   if (pixels == 0 || picture.rgb.size() != 3 * pixels) {
     throw Error("a picture needs width * height * 3 values");
   }
-  const Picture small = resize(contract::kCenterCrop ? center_crop(picture) : picture,
-                               contract::kWidth, contract::kHeight);
+  const Picture small = fit(picture);
   std::vector<Input> tensor(kValues);
   for (std::size_t at = 0; at < kValues; ++at) {
     const std::size_t channel = at % 3;

@@ -35,7 +35,7 @@ struct Picture {
 // fill a Picture.
 Picture read_ppm(const std::string& path);
 
-// Returns the input tensor of a picture of any size: cropped, resized, encoded.
+// Returns the input tensor of a picture of any size: cropped or letterboxed, resized, encoded.
 std::vector<Input> preprocess(const Picture& picture);
 
 class Classifier {

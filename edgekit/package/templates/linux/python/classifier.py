@@ -58,6 +58,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)  # those that exchange width and height
 
 Array = npt.NDArray[Any]
 
@@ -189,8 +190,12 @@ def pixels(content: bytes) -> Array:
     """
     with _own_limit():
         picture = decode(content, least_px())
-        shrunk = max(picture.size) < max(Image.open(io.BytesIO(content)).size)
-        return fit(picture, shrunk)
+        opened = Image.open(io.BytesIO(content))
+        # Only a JPEG comes out smaller, and its orientation is known before its pixels.
+        if max(picture.size) == max(opened.size):
+            return fit(picture)
+        turned = opened.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
+        return fit(picture, opened.size[::-1] if turned else opened.size)
 
 
 @contextlib.contextmanager
@@ -262,18 +267,20 @@ def _rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def fit(picture: Image.Image, shrunk: bool = False) -> Array:
-    """Returns an upright RGB picture cropped and resized for the model.
+def fit(picture: Image.Image, size: tuple[int, int] | None = None) -> Array:
+    """Returns an upright RGB picture cropped, or letterboxed, and resized for the model.
 
     Args:
         picture: The picture.
-        shrunk: Whether it was decoded below its full size, where a whole pixel is too coarse a
-            step for the edge of a crop. Defaults to False.
+        size: Width and height of the upright picture in its file. Where it was decoded below
+            that, a whole pixel is too coarse a step for the edge of a crop. Defaults to None: the
+            picture has its full size.
 
     Returns:
         uint8 of shape `(height, width, 3)` in the model's channel order.
     """
     width, height = CONTRACT["width_px"], CONTRACT["height_px"]
+    shrunk = size is not None and size != picture.size
     box: tuple[float, float, float, float] | None = None
     if CONTRACT["crop"] == "center":
         ratio = min(picture.width / width, picture.height / height)
@@ -286,9 +293,30 @@ def fit(picture: Image.Image, shrunk: bool = False) -> Array:
         else:
             corner = int(left), int(top)
             picture = picture.crop((*corner, corner[0] + kept_width, corner[1] + kept_height))
-    resized = picture.resize((width, height), _FILTERS[CONTRACT["resize"]], box)
+    if CONTRACT["crop"] == "letterbox":
+        place, kept = letterbox(*(size or picture.size))
+        resized = Image.new("RGB", (width, height), CONTRACT["fill"])
+        resized.paste(picture.resize(kept, _FILTERS[CONTRACT["resize"]]), place)
+    else:
+        resized = picture.resize((width, height), _FILTERS[CONTRACT["resize"]], box)
     rgb = np.asarray(resized, dtype=np.uint8)
     return rgb[..., ::-1] if CONTRACT["channels"] == "bgr" else rgb
+
+
+def letterbox(width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns where a whole upright picture of this size lies in the input, and how large.
+
+    In whole numbers, so that no device rounds otherwise.
+
+    Returns:
+        (left, top) and (width, height).
+    """
+    into = CONTRACT["width_px"], CONTRACT["height_px"]
+    if width * into[1] >= height * into[0]:
+        kept = into[0], max(1, (2 * height * into[0] + width) // (2 * width))
+    else:
+        kept = max(1, (2 * width * into[1] + height) // (2 * height)), into[1]
+    return ((into[0] - kept[0]) // 2, (into[1] - kept[1]) // 2), kept
 
 
 def least_px() -> int | None:
