@@ -339,7 +339,11 @@ def run(
     weights: Weights = None,
     alpha: Annotated[float | None, typer.Option(help="Width multiplier of MobileNetV2.")] = None,
     input_size: Annotated[
-        int | None, typer.Option(help="Side of the square input in pixels.")
+        str | None,
+        typer.Option(
+            metavar="PX|HxW",
+            help="Side of the square input in pixels, or its height and width: 160x224.",
+        ),
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of every random choice.")] = None,
     strategy: Annotated[
@@ -376,7 +380,7 @@ def run(
         "data.max_megapixels": max_megapixels,
         "model.weights": _absolute_weights(weights),
         "model.alpha": alpha,
-        "model.input_size_px": input_size,
+        "model.input_size_px": _input_size(input_size),
         "train.strategy": strategy or ("fixed" if unfreeze_from else None),
         "train.unfreeze_from": _cut(unfreeze_from),
     }
@@ -974,6 +978,20 @@ def _absolute_weights(weights: str | None) -> str | None:
 def _cut(text: str | None) -> int | str | None:
     # Not str.isdigit: it takes a superscript for a digit, and int() does not.
     return int(text) if text is not None and re.fullmatch("-?[0-9]{1,18}", text) else text
+
+
+def _input_size(text: str | None) -> int | tuple[int, int] | None:
+    if text is None:
+        return None
+    sides = re.fullmatch("([0-9]{1,9})(?:[xX]([0-9]{1,9}))?", text)
+    if sides is None:
+        raise SpecError(
+            f"--input-size {text}",
+            "a number of pixels, or height and width as in 160x224",
+            "correct the option",
+        )
+    height, width = sides.groups()
+    return int(height) if width is None else (int(height), int(width))
 
 
 def _stage(text: str) -> "Stage":

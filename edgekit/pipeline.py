@@ -238,10 +238,14 @@ def _refuse_beforehand(
 
 
 def _preprocess(recipe: Recipe) -> Preprocess:
-    size = recipe.model.input_size_px
+    height, width = recipe.model.size_px
     data = recipe.data
     return Preprocess(
-        height_px=size, width_px=size, resize=data.resize, crop=data.crop, fill=data.fill_rgb
+        height_px=height,
+        width_px=width,
+        resize=data.resize,
+        crop=data.crop,
+        fill=data.fill_rgb,
     )
 
 
@@ -376,7 +380,8 @@ def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelReco
     key = state.key(
         "train",
         {
-            "model": model.model_dump(mode="json", exclude={"weights"}),
+            # The input has the size of the pictures.
+            "model": model.model_dump(mode="json", exclude={"weights", "input_size_px"}),
             # Where activations are stored changes no result.
             "train": spec.model_dump(mode="json", exclude={"activations_budget_bytes"}),
         },
@@ -411,7 +416,7 @@ def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelReco
 
 def _starting_weights(recipe: Recipe, *, download: bool = True) -> StartingWeights | None:
     model = recipe.model
-    return starting_weights(model.weights, model.alpha, model.input_size_px, download=download)
+    return starting_weights(model.weights, model.alpha, model.size_px, download=download)
 
 
 def _shelf(state: _Run, dataset: Stored[DatasetRecord]) -> Any:

@@ -13,6 +13,8 @@ from edgekit.spec import Spec, conflict, load, render
 WIDTHS = (0.35, 0.5, 0.75, 1.0, 1.3, 1.4)
 
 NonEmpty = Annotated[str, Field(min_length=1)]
+# Below it the last blocks of MobileNetV2, which halves five times, would see less than one pixel.
+Side = Annotated[int, Field(ge=32, le=1024)]
 
 
 class DataSpec(Spec):
@@ -162,8 +164,12 @@ class ModelSpec(Spec):
         description="Width of MobileNetV2: channels per layer relative to the published network.",
         json_schema_extra={"enum": list(WIDTHS)},
     )
-    input_size_px: int = Field(
-        default=160, ge=32, le=1024, description="Side of the square input in pixels."
+    input_size_px: Side | Annotated[tuple[Side, Side], Field(strict=False)] = Field(
+        default=160,
+        description="Side of the square input in pixels, or its height and its width.",
+        json_schema_extra={
+            "x-accepted": "a whole number from 32 to 1024, or a list of two: height and width"
+        },
     )
     weights: str = Field(
         default="imagenet",
@@ -179,6 +185,12 @@ class ModelSpec(Spec):
         lt=1,
         description="Fraction of the features before the classifier that a training step drops.",
     )
+
+    @property
+    def size_px(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        side = self.input_size_px
+        return side if isinstance(side, tuple) else (side, side)
 
     @field_validator("alpha")
     @classmethod

@@ -339,7 +339,7 @@ class FloatModelRecord(Record):
 
     Args:
         alpha: Width multiplier of MobileNetV2.
-        input_size_px: Side of the square input.
+        input_size_px: Height and width of the input.
         class_count: Number of classes.
         cut: Name of the first unfrozen layer of the phase that ships.
         unfrozen_layers: Names of the layers that carry weights and were trained in it.
@@ -360,7 +360,7 @@ class FloatModelRecord(Record):
     """
 
     alpha: float
-    input_size_px: int
+    input_size_px: tuple[int, int]
     class_count: int
     cut: str
     unfrozen_layers: tuple[str, ...]
@@ -376,6 +376,12 @@ class FloatModelRecord(Record):
     validation_loss: float
     stopped_because: str
     weights_sha256: str | None = None
+
+    @property
+    def size_in_words(self) -> str:
+        """The side of a square input; else its height and width, as `--input-size` takes them."""
+        height, width = self.input_size_px
+        return f"{height} px" if height == width else f"{height}x{width} px (height, width)"
 
 
 class TensorRange(Record):

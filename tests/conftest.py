@@ -123,7 +123,7 @@ def network() -> Network:
         if (alpha, size_px) not in built:
             model = keras_model.build(
                 alpha=alpha,
-                input_size_px=size_px,
+                input_size_px=(size_px, size_px),
                 class_count=len(CLASSES),
                 weights=None,
                 seed=3,

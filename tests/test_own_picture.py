@@ -1,4 +1,4 @@
-"""Pictures that are not square, from the recipe to the package, as a user gets it."""
+"""A network for pictures that are not square, from the recipe to the package, as a user gets it."""
 
 import json
 import re
@@ -77,7 +77,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # The head alone, in more steps: it must tell the colours apart for a wrong input to show.
     text = text.replace("head_epochs = 3", "head_epochs = 30\nhead_learning_rate = 0.02")
     recipe.write_text(text.replace('unfreeze_from = "block_16_expand"', 'strategy = "head"'))
-    done = run(recipe, folder / "out", "--latency-budget-ms", "5000")
+    done = run(recipe, folder / "out", "--input-size", "48x64", "--latency-budget-ms", "5000")
     assert done.returncode in (0, 4, 5), done.stderr
     return folder / "out"
 
@@ -87,6 +87,8 @@ def test_a_run_and_its_files_say_how_they_are_fed(
 ) -> None:
     contract = json.loads((finished / "report.json").read_text())["export"]["preprocess"]
     assert (contract["crop"], contract["fill"]) == ("letterbox", [20, 0, 60])
+    assert (contract["height_px"], contract["width_px"]) == (48, 64)
+    assert "at 48x64 px (height, width)" in (finished / "report.md").read_text()
     for name in ("model_float32.tflite", "model_float32.onnx"):
         # A file alone, without the record beside it: its own metadata say it.
         alone = finished.parent / name
@@ -97,6 +99,28 @@ def test_a_run_and_its_files_say_how_they_are_fed(
         assert share_right(found) > 0.5  # by luck a third, four standard errors below
         # The twin: other pixels give other scores.
         assert found != answers(capsys, alone, finished.parent / "pictures", "--crop", "none")
+
+
+def test_files_of_both_formats_take_it_and_agree(finished: Path) -> None:
+    exported = json.loads((finished / "report.json").read_text())["export"]
+    shapes = {
+        artifact["path"]: artifact["inputs"][0]["shape"] for artifact in exported["artifacts"]
+    }
+    assert set(map(tuple, shapes.values())) == {(1, 48, 64, 3)}
+    assert {"onnx", "tflite"} == {Path(path).suffix[1:] for path in shapes}
+    assert {parity["status"] for parity in exported["parity"]} <= {"PASS", "UNMEASURED"}
+    assert exported["formats"]["top1_agreement"] > 0.95
+
+
+@pytest.mark.parametrize("size", ["48x", "x48", "48x64x3", "31x64", "64x2000", "-48", "48.0"])
+def test_other_sizes_are_refused_before_anything_is_done(
+    size: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    asked = ("run", "--data", str(tmp_path), "--out", str(out), f"--input-size={size}")
+    assert execute(asked) == 2
+    assert re.search("input[-_]size", capsys.readouterr().err)
+    assert not out.exists()
 
 
 def test_the_package_letterboxes_as_training_did(finished: Path) -> None:

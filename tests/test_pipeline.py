@@ -623,7 +623,7 @@ def test_the_smallest_pictures_and_random_weights_run_to_the_end(
     done = run(recipe, tmp_path / "out", "--weights", "none", "--target", "host-litert", "--json")
     assert done.returncode in (0, 4, 5), done.stderr
     report = RunReport.model_validate_json(done.stdout)
-    assert report.float_model.input_size_px == 32
+    assert report.float_model.input_size_px == (32, 32)
     assert report.export.formats is not None
     assert len(report.export.formats.layers) == 64
     found = {parity.status for parity in report.export.parity}

@@ -282,6 +282,15 @@ TRAININGS = (
 )
 
 
+def test_an_input_is_square_or_height_and_width() -> None:
+    for size, sides in (("96", (96, 96)), ("[48, 1024]", (48, 1024)), ("[64, 64]", (64, 64))):
+        text = wrong("model.input_size_px", size)
+        assert parse(text, Recipe, "recipe.toml").model.size_px == sides
+    for size in ("[48]", "[48, 64, 3]", "[31, 64]", "[64, 1025]", "96.0", "'96x96'"):
+        error = refused(wrong("model.input_size_px", size))
+        assert "a list of two: height and width" in error.expected
+
+
 def test_a_fill_is_one_level_or_three_and_of_a_letterbox_only() -> None:
     boxed = "data.path = 'images'\ndata.crop = 'letterbox'\n"
     for fill, colour in (("7", (7, 7, 7)), ("[1, 2, 255]", (1, 2, 255)), (None, (114,) * 3)):

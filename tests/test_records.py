@@ -190,7 +190,7 @@ ROUND_TRIPS = [
     ),
     FloatModelRecord(
         alpha=0.35,
-        input_size_px=96,
+        input_size_px=(96, 128),
         class_count=3,
         cut="head",
         unfrozen_layers=("logits",),

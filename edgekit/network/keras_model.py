@@ -23,26 +23,31 @@ def make_deterministic(seed: int) -> None:
 
 
 def build(
-    *, alpha: float, input_size_px: int, class_count: int, weights: Arrays | None, seed: int
+    *,
+    alpha: float,
+    input_size_px: tuple[int, int],
+    class_count: int,
+    weights: Arrays | None,
+    seed: int,
 ) -> tf_keras.Model:
     """Returns MobileNetV2 with a new head of global average pooling and dense logits.
 
     Args:
         alpha: Width multiplier.
-        input_size_px: Side of the square input, at least 32.
+        input_size_px: Height and width of the input, each at least 32.
         class_count: Number of logits.
         weights: Arrays of the backbone, as `network.starting_weights` reads them; None for random
             ones.
         seed: Seed of the head's initial weights.
 
     Returns:
-        Flat functional model from float32 (n, s, s, 3) to float32 logits (n, class_count).
+        Flat functional model from float32 (n, h, w, 3) to float32 logits (n, class_count).
 
     Raises:
         ValueError: If an array of the backbone is missing or has another shape.
     """
     backbone = tf_keras.applications.MobileNetV2(
-        input_shape=(input_size_px, input_size_px, 3), alpha=alpha, include_top=False, weights=None
+        input_shape=(*input_size_px, 3), alpha=alpha, include_top=False, weights=None
     )
     if weights is not None:
         assign(backbone, weights)

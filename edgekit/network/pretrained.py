@@ -22,14 +22,15 @@ _PUBLISHED_SHA256 = {
 
 
 def weight_file(
-    weights: str, alpha: float, input_size_px: int, *, download: bool = True
+    weights: str, alpha: float, input_size_px: tuple[int, int], *, download: bool = True
 ) -> Path | None:
     """Returns the file that holds the starting weights, or None for "none".
 
     Args:
         weights: "imagenet" for Keras's own download and cache, "none", or a path.
         alpha: Width multiplier.
-        input_size_px: Side of the square input.
+        input_size_px: Height and width of the input; "imagenet" has weights of their own for some
+            squares, and those of 224 px serve all others.
         download: Whether "imagenet" may be downloaded; if not, and it is not in the cache, None is
             returned. Defaults to True.
 
@@ -51,7 +52,8 @@ def weight_file(
                 else "give a file; a SavedModel is loaded where it was made and saved as .keras",
             )
         return path
-    size = input_size_px if input_size_px in _PUBLISHED_SIZES_PX else 224
+    height, width = input_size_px
+    size = height if height == width and height in _PUBLISHED_SIZES_PX else 224
     name = _NAME.format(alpha, size)
     folder = Path(os.environ.get("KERAS_HOME", Path.home() / ".keras")) / "models"
     cached = folder / name

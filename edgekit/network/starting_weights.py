@@ -123,7 +123,7 @@ class _Refused(Exception):  # noqa: N818 - it becomes an error of edgekit's own
 def starting_weights(
     weights: str,
     alpha: float,
-    input_size_px: int,
+    input_size_px: tuple[int, int],
     *,
     download: bool = True,
     timeout_seconds: float = limits.WEIGHT_SECONDS,
@@ -136,7 +136,7 @@ def starting_weights(
             it (`save_weights`, `save`, `.weights.h5`), also of a whole model with the backbone
             inside, or an `.npz` with arrays named `layer/variable`; further arrays are ignored.
         alpha: Width multiplier.
-        input_size_px: Side of the square input.
+        input_size_px: Height and width of the input.
         download: Whether "imagenet" may be downloaded; if not, and it was not before, None is
             returned. Defaults to True.
         timeout_seconds: Wall time for reading the file. Defaults to a minute.

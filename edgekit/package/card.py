@@ -145,7 +145,8 @@ def _base_model(report: RunReport) -> str | None:
     model = report.float_model
     if report.recipe.get("model", {}).get("weights") != "imagenet":
         return None
-    return _HUB_MODELS.get((model.alpha, model.input_size_px))
+    height, width = model.input_size_px
+    return _HUB_MODELS.get((model.alpha, height)) if height == width else None
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -164,7 +165,7 @@ def _head(report: RunReport, contents: Contents) -> str:
     )
     return (
         f"# {escaped(contents.title)}\n\n"
-        f"MobileNetV2 (width {model.alpha:g}, {model.input_size_px} px) that tells "
+        f"MobileNetV2 (width {model.alpha:g}, {model.size_in_words}) that tells "
         f"{len(contents.class_names)} classes of pictures apart. This bundle holds "
         f"`{contents.model_name}`: {artifact.format}, {artifact.variant}, {artifact.io} input and "
         f"output, {len(contents.model):,} bytes, SHA-256 `{shipped}`{judged}.\n\n"

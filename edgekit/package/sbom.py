@@ -110,7 +110,7 @@ def _card(report: RunReport, contents: Contents) -> dict[str, Any]:
             "task": "image classification",
             "architectureFamily": "convolutional neural network",
             "modelArchitecture": f"MobileNetV2, width {report.float_model.alpha:g}, "
-            f"{report.float_model.input_size_px} px",
+            f"{report.float_model.size_in_words}",
             "datasets": [{"ref": _DATA}],
             "inputs": [{"format": f"image, {into.dtype} tensor of {shape}"}],
             "outputs": [

@@ -56,7 +56,7 @@ def _summary(report: RunReport) -> str:
     lines = [
         "# edgekit report",
         "",
-        f"MobileNetV2 {model.alpha} at {model.input_size_px} px, {model.class_count} classes, "
+        f"MobileNetV2 {model.alpha} at {model.size_in_words}, {model.class_count} classes, "
         f"{counts} images. Fine-tuned from `{model.cut}` on; {model.stopped_because}.",
     ]
     lines += [f"\n> {note}" for note in (*report.notes, *parity_sentences(report.export))]

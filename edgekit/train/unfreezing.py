@@ -210,10 +210,10 @@ def train(
     counts = np.bincount(train_pictures.labels, minlength=len(class_names))
     of_classes, weighed_because = class_weights(spec.class_weights, counts, class_names)
     say(f"classes: {weighed_because}")
-    size = int(train_pictures.images.shape[1])
+    height, width = (int(side) for side in train_pictures.images.shape[1:3])
     network = keras_model.build(
         alpha=model.alpha,
-        input_size_px=size,
+        input_size_px=(height, width),
         class_count=len(class_names),
         weights=weights,
         seed=seed,
@@ -238,7 +238,7 @@ def train(
     unfrozen = run.cut_named(record.cut).unfrozen
     return FloatModelRecord(
         alpha=model.alpha,
-        input_size_px=size,
+        input_size_px=(height, width),
         class_count=len(class_names),
         cut=record.cut,
         unfrozen_layers=tuple(sorted(unfrozen, key=run.layers.index)),

@@ -308,7 +308,7 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
     contract = _contract(options)
     (x, y), (vx, vy), (tx, ty) = _splits(options, case["times"])
     classes = int(y.max()) + 1
-    start = starting_weights(options.weights, options.alpha, options.input_size)
+    start = starting_weights(options.weights, options.alpha, (options.input_size,) * 2)
     model = ModelSpec(alpha=options.alpha)
     spec = TrainSpec(
         batch_size=BATCH,
@@ -360,7 +360,7 @@ def with_edgekit(options: argparse.Namespace, case: dict[str, Any], seed: int) -
             arrays = {name: stored[name] for name in stored.files}
     model = keras_model.build(
         alpha=options.alpha,
-        input_size_px=options.input_size,
+        input_size_px=(options.input_size, options.input_size),
         class_count=classes,
         weights=None,
         seed=seed,

@@ -338,7 +338,7 @@ def _keras(options: argparse.Namespace, folder: Path) -> Any:
         arrays = {name: stored[name] for name in stored.files}
     model = keras_model.build(
         alpha=options.alpha,
-        input_size_px=options.input_size,
+        input_size_px=(options.input_size, options.input_size),
         class_count=int(_split(folder, "train").labels.max()) + 1,
         weights=None,
         seed=0,

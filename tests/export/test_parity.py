@@ -225,7 +225,7 @@ def test_the_float_files_answer_as_keras(
     exported: Exported, trained: Trained, pictures: Untyped, name: str, runtime: Untyped
 ) -> None:
     model = keras_model.build(
-        alpha=ALPHA, input_size_px=SIZE_PX, class_count=3, weights=None, seed=0
+        alpha=ALPHA, input_size_px=(SIZE_PX, SIZE_PX), class_count=3, weights=None, seed=0
     )
     keras_model.assign(model, trained.arrays)
     images = pictures[1].normalize(pictures[1].images.astype(np.float32))

@@ -24,7 +24,7 @@ FLOAT_ROUNDING = 1e-4
 def build(weights: Arrays | None, seed: int = 1) -> tf_keras.Model:
     return keras_model.build(
         alpha=ALPHA,
-        input_size_px=SIZE_PX,
+        input_size_px=(SIZE_PX, SIZE_PX),
         class_count=3,
         weights=weights,
         seed=seed,
@@ -84,7 +84,7 @@ def test_what_keras_saves_is_read_as_keras_reads_it(tmp_path: Path, name: str) -
             source.save(path)
     else:
         source.save_weights(path)
-    read = starting_weights(str(path), ALPHA, SIZE_PX)
+    read = starting_weights(str(path), ALPHA, (SIZE_PX, SIZE_PX))
     assert read is not None
     for key, expected in keras_model.arrays_of(source).items():
         assert read.arrays[key].tobytes() == expected.tobytes(), key
@@ -157,7 +157,7 @@ def test_statistics_of_a_batch_keep_the_signal_of_a_random_network_alive() -> No
 )
 def test_real_weights_are_read_as_keras_reads_them(name: str, alpha: float) -> None:
     path = shared_file("weights", name)
-    read, keras = starting_weights(str(path), alpha, SIZE_PX), backbone(alpha)
+    read, keras = starting_weights(str(path), alpha, (SIZE_PX, SIZE_PX)), backbone(alpha)
     assert read is not None
     keras.load_weights(path)
     expected = keras_model.arrays_of(keras)
@@ -168,7 +168,7 @@ def test_real_weights_are_read_as_keras_reads_them(name: str, alpha: float) -> N
 @pytest.mark.parametrize("alpha", [0.35, 1.0, 1.4])
 def test_the_names_of_its_layers_are_known_without_it(alpha: float) -> None:
     built = keras_model.build(
-        alpha=alpha, input_size_px=SIZE_PX, class_count=3, weights=None, seed=0
+        alpha=alpha, input_size_px=(SIZE_PX, SIZE_PX), class_count=3, weights=None, seed=0
     )
     _, *names = layer_names(mobilenet_v2(alpha))  # Keras numbers its input layers
     assert names == [layer.name for layer in built.layers][1:]

@@ -27,7 +27,7 @@ print("tensorflow" in sys.modules, "tf_keras" in sys.modules)
 """
 
 
-def run(environment: dict[str, str], size: int = 64) -> list[str]:
+def run(environment: dict[str, str], size: tuple[int, int] = (64, 64)) -> list[str]:
     kept = {key: value for key, value in os.environ.items() if key != "KERAS_HOME"}
     offline = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), NOWHERE)
     finished = subprocess.run(
@@ -55,9 +55,11 @@ def test_offline_it_says_which_file_to_put_where(tmp_path: Path, variable: str) 
 
 
 @pytest.mark.parametrize("variable", ["HOME", "KERAS_HOME"])
-@pytest.mark.parametrize(("size", "published"), [(64, 224), (224, 224), (96, 96)])
+@pytest.mark.parametrize(
+    ("size", "published"), [((64, 64), 224), ((224, 224), 224), ((96, 96), 96), ((96, 160), 224)]
+)
 def test_a_cached_file_is_found_without_tensorflow(
-    tmp_path: Path, variable: str, size: int, published: int
+    tmp_path: Path, variable: str, size: tuple[int, int], published: int
 ) -> None:
     folder = tmp_path / (".keras/models" if variable == "HOME" else "models")
     folder.mkdir(parents=True)
@@ -69,16 +71,16 @@ def test_a_cached_file_is_found_without_tensorflow(
 def test_a_path_is_used_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "mine.npz"
     path.write_bytes(b"weights")
-    assert weight_file(str(path), 1.0, 160) == path
+    assert weight_file(str(path), 1.0, (160, 160)) == path
 
 
 def test_none_needs_no_file() -> None:
-    assert weight_file("none", 1.0, 160) is None
+    assert weight_file("none", 1.0, (160, 160)) is None
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "absent.h5"
     with pytest.raises(SpecError, match="there is no such file") as caught:
-        weight_file(str(path), 1.0, 160)
+        weight_file(str(path), 1.0, (160, 160))
     assert caught.value.exit_code == 2
     assert str(path) in caught.value.received

@@ -146,7 +146,7 @@ def test_the_twin_a_whole_file_is_accepted(build: Builder, pictures: Path, tmp_p
 @pytest.mark.parametrize("build", [build for _, build in WHOLE], ids=[name for name, _ in WHOLE])
 def test_a_good_file_gives_its_arrays(build: Builder, tmp_path: Path) -> None:
     path = build(tmp_path)
-    read = starting_weights(str(path), ALPHA, 32)
+    read = starting_weights(str(path), ALPHA, (32, 32))
     assert read is not None
     assert read.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert read.note is None
@@ -158,7 +158,7 @@ def test_a_good_file_gives_its_arrays(build: Builder, tmp_path: Path) -> None:
 
 
 def test_the_weights_of_the_demo_are_read_and_widened() -> None:
-    read = starting_weights(str(WEIGHTS), ALPHA, 96)
+    read = starting_weights(str(WEIGHTS), ALPHA, (96, 96))
     assert read is not None
     with np.load(WEIGHTS, allow_pickle=False) as stored:
         assert {stored[name].dtype for name in stored.files} == {np.dtype(np.float16)}
@@ -167,7 +167,7 @@ def test_the_weights_of_the_demo_are_read_and_widened() -> None:
 
 
 def test_none_needs_no_file() -> None:
-    assert starting_weights("none", 1.0, 160) is None
+    assert starting_weights("none", 1.0, (160, 160)) is None
 
 
 def survives(path: Path, places: Sequence[int], seed: int) -> str:
@@ -175,7 +175,7 @@ def survives(path: Path, places: Sequence[int], seed: int) -> str:
     content, chance = path.read_bytes(), random.Random(seed)
     flipped(path, places[chance.randrange(len(places))], 1 << chance.randrange(8))
     try:
-        read = starting_weights(str(path), ALPHA, 32)
+        read = starting_weights(str(path), ALPHA, (32, 32))
     except EdgekitError as error:
         return {2: "refused", 6: "refused"}[error.exit_code]
     finally:
@@ -225,7 +225,7 @@ def test_flips_in_the_structure_of_hdf5_are_refused_or_harmless(tmp_path: Path) 
 def test_reading_that_does_not_end_is_ended(tmp_path: Path) -> None:
     path = str(crafted_weights.whole_npz(tmp_path))
     with pytest.raises(IntegrityError, match=r"did not end within 0\.01 s"):
-        starting_weights(path, ALPHA, 32, timeout_seconds=0.01)
+        starting_weights(path, ALPHA, (32, 32), timeout_seconds=0.01)
 
 
 def test_reading_that_takes_too_much_memory_is_refused(tmp_path: Path) -> None:
@@ -234,10 +234,10 @@ def test_reading_that_takes_too_much_memory_is_refused(tmp_path: Path) -> None:
     path = entry(KERNEL, content)(tmp_path)
     assert path.stat().st_size < size_bytes / 50
     with pytest.raises(IntegrityError, match="takes more memory than a weight file does"):
-        starting_weights(str(path), ALPHA, 32, memory_limit_bytes=448 * 1024**2)
+        starting_weights(str(path), ALPHA, (32, 32), memory_limit_bytes=448 * 1024**2)
     # The twin: with the usual limit this much can be held, and is found to be no header.
     with pytest.raises(IntegrityError, match="damaged"):
-        starting_weights(str(path), ALPHA, 32)
+        starting_weights(str(path), ALPHA, (32, 32))
 
 
 def test_a_published_file_that_is_another_is_refused(
@@ -266,11 +266,11 @@ def test_a_published_file_whose_digest_is_not_known_is_used_and_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    assert starting_weights("imagenet", ALPHA, 96, download=False) is None
+    assert starting_weights("imagenet", ALPHA, (96, 96), download=False) is None
     (tmp_path / "models").mkdir()
     path = tmp_path / "models" / NAME.format(ALPHA, 96)
     crafted_weights.whole_h5(tmp_path).rename(path)
-    read = starting_weights("imagenet", ALPHA, 96, download=False)
+    read = starting_weights("imagenet", ALPHA, (96, 96), download=False)
     assert read is not None
     assert read.note is not None
     assert path.name in read.note
@@ -282,5 +282,5 @@ def test_a_file_that_may_not_be_read_is_refused(tmp_path: Path) -> None:
     path = crafted_weights.whole_npz(tmp_path)
     path.chmod(0)
     with pytest.raises(EdgekitError, match="Permission denied") as caught:
-        starting_weights(str(path), ALPHA, 32)
+        starting_weights(str(path), ALPHA, (32, 32))
     assert caught.value.exit_code == 2

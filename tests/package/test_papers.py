@@ -163,7 +163,7 @@ def made(
             images_per_second=1.0,
         ),
         float_model=FloatModelRecord(
-            alpha=0.35, input_size_px=96, class_count=count, cut="head", unfrozen_layers=(),
+            alpha=0.35, input_size_px=(96, 96), class_count=count, cut="head", unfrozen_layers=(),
             phases=(phase,), shipped_phase=0, curve=(), strategy="auto",
             chosen_because="lowest loss", warnings=(), class_weights=None,
             weighed_because="all count alike", validation_accuracy=0.7,

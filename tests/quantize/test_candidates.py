@@ -188,7 +188,12 @@ def test_every_width_size_and_cut_trains_and_ships(
     names = [node.name for node in weighted(nodes)]
     unfrozen = tuple(names[names.index(cut) :])
     record = trained.record.model_copy(
-        update={"alpha": alpha, "input_size_px": size_px, "cut": cut, "unfrozen_layers": unfrozen}
+        update={
+            "alpha": alpha,
+            "input_size_px": (size_px,) * 2,
+            "cut": cut,
+            "unfrozen_layers": unfrozen,
+        }
     )
     contract = Preprocess(height_px=size_px, width_px=size_px)
     splits = [Pictures(*coloured(n, n, size_px), contract) for n in (24, 12)]

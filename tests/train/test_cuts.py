@@ -20,7 +20,9 @@ def layers() -> tuple[str, ...]:
     tf_keras = pytest.importorskip("tf_keras")
     from edgekit.network import keras_model
 
-    model = keras_model.build(alpha=1.0, input_size_px=32, class_count=3, weights=None, seed=0)
+    model = keras_model.build(
+        alpha=1.0, input_size_px=(32, 32), class_count=3, weights=None, seed=0
+    )
     assert isinstance(model, tf_keras.Model)
     return tuple(layer.name for layer in model.layers)
 

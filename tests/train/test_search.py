@@ -443,7 +443,7 @@ def test_the_gradient_norm_is_that_of_the_loss(
     )
     result = fine_tune(plan)
     model = keras_model.build(
-        alpha=ALPHA, input_size_px=SIZE_PX, class_count=3, weights=None, seed=9
+        alpha=ALPHA, input_size_px=(SIZE_PX, SIZE_PX), class_count=3, weights=None, seed=9
     )
     keras_model.assign(model, result.arrays)
     split = pictures[0]

@@ -135,10 +135,14 @@ def test_the_record_is_of_the_weights_that_were_written(
 ) -> None:
     result: Trained = request.getfixturevalue(name)
     record, validation = result.record, pictures[1]
-    assert (record.alpha, record.input_size_px, record.class_count) == (ALPHA, SIZE_PX, 3)
+    assert (record.alpha, record.input_size_px, record.class_count) == (
+        ALPHA,
+        (SIZE_PX, SIZE_PX),
+        3,
+    )
     model = keras_model.build(
         alpha=ALPHA,
-        input_size_px=SIZE_PX,
+        input_size_px=(SIZE_PX, SIZE_PX),
         class_count=len(CLASSES),
         weights=None,
         seed=99,
