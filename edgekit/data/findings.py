@@ -122,7 +122,7 @@ def near_notes(
     counts = Counter((splits[held], splits[seen]) for held, seen in found.across_splits.items())
     if counts:
         shares = " and ".join(
-            f"{count} pictures of {held} are near-identical to pictures of {seen}"
+            f"{_are(count, f' of {held}')} near-identical to pictures of {seen}"
             for (held, seen), count in sorted(counts.items())
         )
         pairs = list(found.across_splits.items())
@@ -132,7 +132,7 @@ def near_notes(
     if found.across_classes:
         pairs = list(found.across_classes.items())
         notes.append(
-            f"{len(pairs)} pictures are near-identical to one of another class, {example(pairs)}: "
+            f"{_are(len(pairs))} near-identical to one of another class, {example(pairs)}: "
             f"one label of each pair may be wrong; {NEAR_IDENTICAL} lists them"
         )
     return tuple(notes)
@@ -147,9 +147,13 @@ def unusual_notes(
         shown = ", ".join(_path(pictures[index]) for index, _ in members[:_SHOWN])
         more = f" and {len(members) - _SHOWN} more" if len(members) > _SHOWN else ""
         notes.append(
-            f"{len(members)} pictures are {in_words(finding)}: {shown}{more}; {UNUSUAL} lists them"
+            f"{_are(len(members))} {in_words(finding)}: {shown}{more}; {UNUSUAL} lists them"
         )
     return tuple(notes)
+
+
+def _are(count: int, which: str = "") -> str:
+    return f"1 picture{which} is" if count == 1 else f"{count:,} pictures{which} are"
 
 
 def _path(picture: Decoded) -> str:

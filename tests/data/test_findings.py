@@ -251,7 +251,5 @@ def test_pictures_that_look_unlike_the_others_are_counted_and_listed(
         "4 pictures are tiny (short side below 0.5 of the input's): cat/tiny 0.png, "
         "cat/tiny 1.png, cat/tiny 2.png and 1 more; unusual_pictures.csv lists them"
     ) in run.said
-    assert (
-        "1 pictures are blurred (sharpness below 0.05 of the median): dog/blurred.png" in run.said
-    )
+    assert "1 picture is blurred (sharpness below 0.05 of the median): dog/blurred.png" in run.said
     assert {f"dog/{name}.png" for name in odd} <= run.used  # said, not left out
