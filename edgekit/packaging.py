@@ -34,7 +34,7 @@ from edgekit.pipeline import ARTIFACTS, STORE
 from edgekit.records import Artifact, DatasetRecord, RunReport, Status, Verdict, input_codes
 from edgekit.report import read_report
 from edgekit.store import file_digest, finished, write_atomically
-from edgekit.target import PackageKind, Target
+from edgekit.target import PackageKind, Target, package_kind, refuse_grey
 
 PACKAGES = "packages"
 # 16 to 32 pictures; one of every class where there are so many.
@@ -122,6 +122,8 @@ def package(wanted: Wanted, say: Say) -> Packaged:
     report = read_report(wanted.run, wanted.run / ARTIFACTS)
     target, verdict = _judged(report, wanted)
     kind = kind_of(target)  # before the model runs: it may be refused
+    if report.export.preprocess.channels == "grey":
+        refuse_grey([target])
     contents = _contents(report, target, verdict, kind, wanted, say)
     files = _every_file(contents, kind, report)
     folder = (wanted.out or wanted.run / PACKAGES) / target.name
@@ -145,22 +147,13 @@ def kind_of(target: Target) -> PackageKind:
     Raises:
         SpecError: If its file does not say and nothing follows from its runtime.
     """
-    if target.package is not None:
-        return target.package
-    by_runtime: dict[str, PackageKind] = {
-        "tflite-micro": "micro",
-        "litert-js": "web",
-        "onnxruntime-web": "web",
-    }
-    by_transport: dict[str, PackageKind] = {"adb": "android", "ssh": "linux", "local": "linux",
-                                            "emulated": "linux"}  # fmt: skip
-    if target.runtime.name == "ethos-u":
+    if target.package is None and target.runtime.name == "ethos-u":
         raise SpecError(
             f"target {target.name}, whose file still has to go through Arm's compiler",
             "a target whose runtime takes the exported file as it is",
             "compile artifacts/*.tflite with vela yourself; edgekit only estimates for it",
         )
-    found = by_runtime.get(target.runtime.name) or by_transport.get(target.device.transport)
+    found = package_kind(target)
     if found is None:
         raise SpecError(
             f"target {target.name} does not say which package it wants",
@@ -378,7 +371,8 @@ def _goldens(
         _check_same(report, artifact, model, images, raw)
     asked = artifact.inputs[0]
     table = input_codes(contract, asked.dtype, asked.scale, asked.zero_point)
-    tensors = [table[image, np.arange(3)][None] for image in images]
+    channels = np.arange(contract.input_channels)
+    tensors = [table[image[..., channels], channels][None] for image in images]
     chosen: list[Golden] = []
     seen = {tensor.tobytes() for tensor in tensors[len(usable) :]}
     for index, picture in enumerate(usable):

@@ -38,7 +38,13 @@ from edgekit.records import (
 from edgekit.report import ANSWERS_NAME, JSON_NAME, describes, discard_report, write_report
 from edgekit.report.sentences import labels_sentences, left_out, parity_sentences
 from edgekit.store import StageKey, Store, Stored, canonical, tool_version, write_atomically
-from edgekit.target import Target, refuse_float_layers, refuse_granularity, refuse_same_names
+from edgekit.target import (
+    Target,
+    refuse_float_layers,
+    refuse_granularity,
+    refuse_grey,
+    refuse_same_names,
+)
 from edgekit.train.cuts import fixed
 from edgekit.train.suspicion import PAGE, TABLE
 
@@ -235,6 +241,8 @@ def _refuse_beforehand(
     refuse_float_layers(options, targets)
     refuse_granularity(asked.granularity, targets)
     refuse_same_names(targets)
+    if recipe.model.channels == "grey":
+        refuse_grey(targets)
 
 
 def _preprocess(recipe: Recipe) -> Preprocess:
@@ -246,6 +254,7 @@ def _preprocess(recipe: Recipe) -> Preprocess:
         resize=data.resize,
         crop=data.crop,
         fill=data.fill_rgb,
+        channels=recipe.model.channels,
     )
 
 

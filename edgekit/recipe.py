@@ -171,6 +171,12 @@ class ModelSpec(Spec):
             "x-accepted": "a whole number from 32 to 1024, or a list of two: height and width"
         },
     )
+    channels: Literal["rgb", "grey"] = Field(
+        default="rgb",
+        description='"grey" is for devices with a grey camera: the input has one channel, the luma '
+        "of each picture, and the first kernel is that of the weights summed over red, green and "
+        "blue.",
+    )
     weights: str = Field(
         default="imagenet",
         description='Where training starts: "imagenet" downloads the published weights, "none" '

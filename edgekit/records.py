@@ -94,6 +94,22 @@ class Preprocess(Record):
     offset: tuple[float, float, float] = (-1.0, -1.0, -1.0)
     channels: Literal["rgb", "bgr", "grey"] = "rgb"
 
+    @property
+    def input_channels(self) -> Literal[1, 3]:
+        """Channels of the input of a network that is trained under this contract."""
+        return 1 if self.channels == "grey" else 3
+
+    @property
+    def ground(self) -> tuple[int, int, int]:
+        """`fill` as the network sees it: its luma in each channel where `channels` is "grey".
+
+        ITU-R 601-2 in 16 bits behind the point, as Pillow's `L24` in src/libImaging/Convert.c.
+        """
+        if self.channels != "grey":
+            return self.fill
+        red, green, blue = self.fill
+        return ((19595 * red + 38470 * green + 7471 * blue + 0x8000) >> 16,) * 3
+
     def letterbox(self, width: int, height: int) -> tuple[int, int, int, int]:
         """Returns left, top, width and height of a letterboxed picture inside the input.
 
@@ -142,7 +158,8 @@ class SkippedFile(Record):
 class DatasetRecord(Record):
     """The decoded data set. Blobs beside it: `<split>.images.npy` and `<split>.labels.npy`.
 
-    Images are uint8 of shape `(count, height_px, width_px, 3)` in the contract's channel order,
+    Images are uint8 of shape `(count, height_px, width_px, 3)` in the contract's channel order, of
+    which a network that sees luma takes the first channel,
     labels int32 of shape `(count,)`; `<split>.files.json` lists the source of each row. What
     is to be said about single pictures stands in the tables that `data.findings` names.
     `images_per_second` counts pictures read, decoded, resized and fingerprinted, by all cores.
@@ -983,8 +1000,9 @@ def input_codes(
         zero_point: Quantization zero point in `dtype`; required for the integer dtypes.
 
     Returns:
-        Array of shape (256, 3) and dtype `dtype`; row p holds the values of a pixel p. Integer
-        values are rounded half away from zero, as TFLite's QUANTIZE does, and saturated.
+        Array of shape (256, 3) and dtype `dtype`; row p holds the values of a pixel p, the first of
+        them for an input of one channel. Integer values are rounded half away from zero, as
+        TFLite's QUANTIZE does, and saturated.
 
     Raises:
         ValueError: If `dtype` is none of the three or an integer dtype comes without `scale`.

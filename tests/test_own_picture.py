@@ -67,16 +67,18 @@ def test_pictures_of_foreign_files_are_letterboxed(
         assert words in capsys.readouterr().err
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+# Plain tests have time for one; in a grey one all that both have in common is tested.
+@pytest.fixture(scope="module", params=["grey", pytest.param("rgb", marks=pytest.mark.slow)])
+def finished(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     pytest.importorskip("tensorflow")
-    folder = tmp_path_factory.mktemp("wide")
+    folder = tmp_path_factory.mktemp(request.param)
     recipe = write_recipe(folder / "recipe.toml", draw(folder / "pictures", 40), qat_epochs=0)
     text = recipe.read_text().replace("[model]", 'crop = "letterbox"\nfill = [20, 0, 60]\n[model]')
     text = re.sub("targets = .*", 'targets = ["host-litert"]', text)
     # The head alone, in more steps: it must tell the colours apart for a wrong input to show.
     text = text.replace("head_epochs = 3", "head_epochs = 30\nhead_learning_rate = 0.02")
-    recipe.write_text(text.replace('unfreeze_from = "block_16_expand"', 'strategy = "head"'))
+    text = text.replace('unfreeze_from = "block_16_expand"', 'strategy = "head"')
+    recipe.write_text(text.replace("[train]", f'channels = "{request.param}"\n[train]'))
     done = run(recipe, folder / "out", "--input-size", "48x64", "--latency-budget-ms", "5000")
     assert done.returncode in (0, 4, 5), done.stderr
     return folder / "out"
@@ -106,7 +108,8 @@ def test_files_of_both_formats_take_it_and_agree(finished: Path) -> None:
     shapes = {
         artifact["path"]: artifact["inputs"][0]["shape"] for artifact in exported["artifacts"]
     }
-    assert set(map(tuple, shapes.values())) == {(1, 48, 64, 3)}
+    channels = 1 if exported["preprocess"]["channels"] == "grey" else 3
+    assert set(map(tuple, shapes.values())) == {(1, 48, 64, channels)}
     assert {"onnx", "tflite"} == {Path(path).suffix[1:] for path in shapes}
     assert {parity["status"] for parity in exported["parity"]} <= {"PASS", "UNMEASURED"}
     assert exported["formats"]["top1_agreement"] > 0.95
@@ -138,3 +141,21 @@ def test_the_package_letterboxes_as_training_did(finished: Path) -> None:
     module.write_text(module.read_text().replace('"crop": "letterbox"', '"crop": "none"'))
     wrong = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert "FAIL  picture level" in wrong.stdout
+
+
+def test_grey_is_refused_before_training_where_the_package_cannot_feed_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path / "recipe.toml", tmp_path / "pictures")
+    text = recipe.read_text().replace("[train]", 'channels = "grey"\n[train]')
+    recipe.write_text(
+        re.sub("targets = .*", 'targets = ["host-litert", "pixel-8", "cortex-m7"]', text)
+    )
+    asked = ["run", str(recipe), "--out", str(tmp_path / "out")]
+    assert execute(asked) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert 'model.channels "grey" for pixel-8 (android), cortex-m7 (micro), whose package' in said
+    assert not (tmp_path / "out").exists()
+    # The twin: without these targets it goes on, to the missing pictures.
+    assert execute([*asked, "--target", "host-litert"]) == 3
+    assert "model.channels" not in capsys.readouterr().err

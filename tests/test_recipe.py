@@ -92,6 +92,7 @@ RANGES: list[tuple[str, Any, Any]] = [
 TEXTS = [
     "data.crop",
     "data.resize",
+    "model.channels",
     "model.weights",
     "quantize.calibration",
     "quantize.granularity",

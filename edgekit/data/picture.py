@@ -326,20 +326,12 @@ def fit(
                 picture = picture.crop((*corner, corner[0] + kept_width, corner[1] + kept_height))
     if preprocess.crop == "letterbox":
         left, top, *kept = preprocess.letterbox(*(size or picture.size))
-        resized = Image.new("RGB", (width, height), _fill(preprocess))
+        resized = Image.new("RGB", (width, height), preprocess.ground)
         resized.paste(picture.resize(kept, _FILTERS[preprocess.resize]), (left, top))
     else:
         resized = picture.resize((width, height), _FILTERS[preprocess.resize], box)
     pixels = np.asarray(resized, dtype=np.uint8)
     return pixels[..., ::-1] if preprocess.channels == "bgr" else pixels
-
-
-def _fill(preprocess: Preprocess) -> tuple[int, int, int]:
-    if preprocess.channels != "grey":
-        return preprocess.fill
-    colour = Image.new("RGB", (1, 1), preprocess.fill).convert("L").convert("RGB")
-    red, green, blue = colour.tobytes()
-    return red, green, blue
 
 
 def pixel_digest(picture: Image.Image) -> str:

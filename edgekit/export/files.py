@@ -168,7 +168,9 @@ def export_files(
     (folder / "labels.txt").write_text("".join(f"{name}\n" for name in class_names))
     with scratch_folder() as scratch:
         images = scratch / "images.npy"
-        np.save(images, _parity_images(train, validation))
+        # As the data stage has them, with luma three times, which is how any file is fed.
+        chosen = _parity_images(train, validation)
+        np.save(images, np.broadcast_to(chosen, (*chosen.shape[:3], 3)))
         wide = any(request.variant == "int16x8" for request in requests)
         known = _references(float_model, nodes, sources, validation, images, wide)
         answers = []
@@ -324,12 +326,14 @@ def _references(
     model = keras_model.build(
         alpha=float_model.alpha,
         input_size_px=float_model.input_size_px,
+        channels=validation.preprocess.input_channels,
         class_count=float_model.class_count,
         weights=None,
         seed=0,
     )
     keras_model.assign(model, sources.arrays)
-    pictures = Pictures(np.load(images), np.zeros(0, np.int32), validation.preprocess)
+    shown = np.load(images)[..., : validation.preprocess.input_channels]
+    pictures = Pictures(shown, np.zeros(0, np.int32), validation.preprocess)
     trained = compiled(lambda x: model(x, training=False), pictures)()
     weights = sources.float_weights
     halves = {name: value.astype(np.float16).astype(np.float32) for name, value in weights.items()}

@@ -24,9 +24,9 @@ def write(path: Path, float_model: FloatModelRecord, arrays: Arrays, contract: P
     """Writes the float32 network as it was trained, before anything was folded or rounded.
 
     `keras.saving.load_model` (Keras 3, which TensorFlow has been using from 2.16 on) reads it. It
-    takes RGB pixels as float32 (n, height, width, 3) from 0 to 255, fitted as the contract says,
-    since its first layer applies the contract's scale and offset, and answers with logits (n,
-    classes). The same network gives the same bytes.
+    takes pixels, RGB or luma, as float32 (n, height, width, channels) from 0 to 255, fitted as the
+    contract says, since its first layer applies the contract's scale and offset, and answers with
+    logits (n, classes). The same network gives the same bytes.
 
     Args:
         path: Where to.
@@ -41,10 +41,12 @@ def write(path: Path, float_model: FloatModelRecord, arrays: Arrays, contract: P
     os.environ["KERAS_BACKEND"] = "tensorflow"
     import keras
 
-    size = (contract.height_px, contract.width_px, 3)
+    channels = contract.input_channels
+    size = (contract.height_px, contract.width_px, channels)
     pixels = keras.Input(size, name="pixels")
     layers = keras.layers
-    real = layers.Rescaling(list(contract.scale), list(contract.offset), name="contract")(pixels)
+    scale, offset = (list(each[:channels]) for each in (contract.scale, contract.offset))
+    real = layers.Rescaling(scale, offset, name="contract")(pixels)
     backbone = keras.applications.MobileNetV2(
         input_tensor=real, alpha=float_model.alpha, include_top=False, weights=None
     )

@@ -46,7 +46,7 @@ def compare_layers(
         nodes: The network that both files were made from.
         tflite: The int8 file with integer input and a static batch of one.
         onnx_file: The int8 file with a static batch of one.
-        images: uint8 (n, h, w, 3).
+        images: uint8 (n, h, w, channels).
         preprocess: The contract that turns a pixel into a tensor value.
         kept_float: Nodes that compute in float32. Defaults to none.
 
@@ -160,8 +160,8 @@ def onnx_codes(
 def _entering(
     table: npt.NDArray[np.generic], picture: npt.NDArray[np.uint8]
 ) -> npt.NDArray[np.generic]:
-    """Returns one picture as the network takes it, (1, h, w, 3)."""
-    return np.asarray(table[picture, np.arange(3)])[None]
+    """Returns one picture as the network takes it, (1, h, w, channels)."""
+    return np.asarray(table[picture, np.arange(picture.shape[2])])[None]
 
 
 def _check_count(path: Path, found: int, expected: int) -> None:

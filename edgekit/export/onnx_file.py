@@ -25,6 +25,7 @@ from edgekit.network.graph import (
     Node,
     bias_codes,
     bias_steps,
+    input_channels,
     kernel_codes,
     weighted,
 )
@@ -61,14 +62,15 @@ def float_model(
         batch: Pictures of one call: a static one, or a free dimension. Defaults to "one".
 
     Returns:
-        `onnx.ModelProto`: input "image" float32 (batch, h, w, 3), output "logits" float32 (batch,
+        `onnx.ModelProto`: input "image" float32 (batch, h, w, c), output "logits" float32 (batch,
         classes).
 
     Raises:
         ConversionError: If tf2onnx refuses the graph.
     """
     rows = 1 if batch == "one" else None
-    signature = [tf.TensorSpec((rows, *size_px, 3), tf.float32, name="image")]
+    shape = (rows, *size_px, input_channels(nodes, weights))
+    signature = [tf.TensorSpec(shape, tf.float32, name="image")]
     function = tf.function(
         logits_function(nodes, weights), input_signature=signature, autograph=False
     )
@@ -140,7 +142,8 @@ class _Rewriter:
                     f"only {', '.join(_FROM_TF2ONNX)}",
                     "use the tested tf2onnx version; report this with its version",
                 )
-            if operation.op_type == "Transpose":
+            # Of one channel, the first step from channels last to first is a Reshape.
+            if operation.op_type == "Transpose" or operation.input[0] == graph.input[0].name:
                 self._copy(operation, INPUT)
             elif operation.op_type == "Conv":
                 self._convolve(operation, next(convolutions))

@@ -7,7 +7,7 @@ import tensorflow as tf
 from edgekit.errors import ConversionError
 from edgekit.export import tflite_mixed
 from edgekit.network.forward import logits_function
-from edgekit.network.graph import Arrays, Node, output_shapes
+from edgekit.network.graph import Arrays, Node, input_channels, output_shapes
 from edgekit.network.native_log import muted
 from edgekit.records import Bits, IoType, RangeTable, Variant
 
@@ -51,7 +51,9 @@ def convert(
         return tflite_mixed.rewritten(plain, nodes, weights, table, io=io, bits=bits)
     function = tf.function(
         logits_function(nodes, weights, table if variant == "int8" else None),
-        input_signature=[tf.TensorSpec((1, *size_px, 3), tf.float32, name="image")],
+        input_signature=[
+            tf.TensorSpec((1, *size_px, input_channels(nodes, weights)), tf.float32, name="image")
+        ],
         autograph=False,
     )
     holder = tf.Module()

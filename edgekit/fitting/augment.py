@@ -63,7 +63,7 @@ def changed(
     row: int,
     normalize: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]],
 ) -> npt.NDArray[np.float32]:
-    """Returns a changed picture as it enters the network: float32 (h, w, 3).
+    """Returns a changed picture as it enters the network: float32 (h, w, channels).
 
     The window is cut out, with the picture's edges reflected, and scaled bilinearly to the
     picture's size, in whole pixel values; light and normalization are one look-up behind that. All
@@ -71,10 +71,11 @@ def changed(
     57 and 151 by itself.
 
     Args:
-        image: uint8 (h, w, 3).
+        image: uint8 (h, w, channels), 3 of them or 1.
         draws: The random parameters of a view.
         row: Which of them to use.
-        normalize: From float32 pixel values 0..255 of shape (..., 3) to what enters the network.
+        normalize: From float32 pixel values 0..255 of shape (..., channels) to what enters the
+            network.
     """
     height, width = image.shape[:2]
     left, top, columns, rows = (int(value) for value in draws.windows[row])
@@ -92,5 +93,7 @@ def changed(
     if draws.mirrored[row]:
         shown = cv2.flip(shown, 1)
     lit = np.clip((_VALUES - 127.5) * draws.gain[row] + 127.5 + draws.lift[row], 0.0, 255.0)
-    table = normalize(np.repeat(lit[None, :, None], 3, axis=2))
-    return np.asarray(cv2.LUT(np.ascontiguousarray(shown), np.ascontiguousarray(table)), np.float32)
+    table = normalize(np.repeat(lit[None, :, None], image.shape[2], axis=2))
+    entering = cv2.LUT(np.ascontiguousarray(shown), np.ascontiguousarray(table))
+    # OpenCV drops a single channel.
+    return np.asarray(entering, np.float32).reshape(image.shape)

@@ -21,7 +21,8 @@ class Pictures:
     """One decoded split.
 
     Args:
-        images: uint8 (n, h, w, 3), usually memory-mapped.
+        images: uint8 (n, h, w, channels), usually memory-mapped; 3 channels, or 1 under a contract
+            of luma.
         labels: int32 (n,).
         preprocess: The contract that turns pixels into real values.
     """
@@ -32,15 +33,16 @@ class Pictures:
 
     @staticmethod
     def load(folder: Path, split: SplitName, preprocess: Preprocess) -> "Pictures":
-        """Opens a split that the data stage wrote."""
+        """Opens a split that the data stage wrote, which has luma three times."""
+        images = np.load(folder / f"{split}.images.npy", mmap_mode="r")
         return Pictures(
-            np.load(folder / f"{split}.images.npy", mmap_mode="r"),
+            images[..., : preprocess.input_channels],
             np.load(folder / f"{split}.labels.npy"),
             preprocess,
         )
 
     def normalize(self, pixels: Any) -> Any:
-        """Returns the real values of float32 pixels (..., 3) under the contract, float32.
+        """Returns the real values of float32 pixels (..., channels) under the contract, float32.
 
         Args:
             pixels: A NumPy array or a tensor; the result is of the same kind.
@@ -53,7 +55,8 @@ class Pictures:
         """Returns the answers to all pictures, in order.
 
         Args:
-            answer: Called by all cores with 16 pictures, uint8 (n, h, w, 3); see `cores.each`.
+            answer: Called by all cores with 16 pictures, uint8 (n, h, w, channels); see
+                `cores.each`.
         """
 
         def part(start: int) -> npt.NDArray[Any]:

@@ -243,7 +243,7 @@ def output_shapes(
         weights: Its kernels as `fold` returns them.
         size_px: (height, width) of the input.
     """
-    shapes: dict[str, tuple[int, int, int]] = {INPUT: (*size_px, 3)}
+    shapes: dict[str, tuple[int, int, int]] = {INPUT: (*size_px, input_channels(nodes, weights))}
     for node in nodes:
         height, width, channels = shapes[node.inputs[0]]
         if node.op == "pool":
@@ -253,6 +253,23 @@ def output_shapes(
         # "SAME" padding gives the ceiling of the quotient.
         shapes[node.name] = (-(-height // node.stride), -(-width // node.stride), channels)
     return shapes
+
+
+def for_channels(arrays: Arrays, channels: int) -> Arrays:
+    """Returns the arrays of a backbone of three channels for an input of 3 or 1.
+
+    For one channel the first kernel is summed over red, green and blue: a grey picture gives what
+    it gave in three equal channels.
+    """
+    if channels == 3:
+        return arrays
+    name = f"{mobilenet_v2(1.0)[0].name}/kernel"
+    return {**arrays, name: arrays[name].sum(axis=2, keepdims=True)}
+
+
+def input_channels(nodes: tuple[Node, ...], weights: Arrays) -> int:
+    """Returns how many channels a network takes that begins with a convolution."""
+    return int(weights[f"{nodes[0].name}/kernel"].shape[2])
 
 
 def fold(nodes: tuple[Node, ...], arrays: Arrays) -> dict[str, npt.NDArray[np.float32]]:

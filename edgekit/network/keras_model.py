@@ -9,7 +9,7 @@ import numpy.typing as npt
 import tensorflow as tf
 import tf_keras
 
-from edgekit.network.graph import FLATTEN, INPUT, LOGITS, Arrays, Node, relu_name
+from edgekit.network.graph import FLATTEN, INPUT, LOGITS, Arrays, Node, for_channels, relu_name
 
 _BATCH_NORM = tf_keras.layers.BatchNormalization
 # TensorFlow warns about newly traced functions; each cut needs its own.
@@ -26,6 +26,7 @@ def build(
     *,
     alpha: float,
     input_size_px: tuple[int, int],
+    channels: int = 3,
     class_count: int,
     weights: Arrays | None,
     seed: int,
@@ -35,22 +36,23 @@ def build(
     Args:
         alpha: Width multiplier.
         input_size_px: Height and width of the input, each at least 32.
+        channels: 3, or 1 for luma. Defaults to 3.
         class_count: Number of logits.
         weights: Arrays of the backbone, as `network.starting_weights` reads them; None for random
-            ones.
+            ones. They have three channels, see `network.graph.for_channels`.
         seed: Seed of the head's initial weights.
 
     Returns:
-        Flat functional model from float32 (n, h, w, 3) to float32 logits (n, class_count).
+        Flat functional model from float32 (n, h, w, channels) to float32 logits (n, class_count).
 
     Raises:
         ValueError: If an array of the backbone is missing or has another shape.
     """
     backbone = tf_keras.applications.MobileNetV2(
-        input_shape=(*input_size_px, 3), alpha=alpha, include_top=False, weights=None
+        input_shape=(*input_size_px, channels), alpha=alpha, include_top=False, weights=None
     )
     if weights is not None:
-        assign(backbone, weights)
+        assign(backbone, for_channels(weights, channels))
     layers = tf_keras.layers
     pooled = layers.GlobalAveragePooling2D(keepdims=True, name="global_average_pool")(
         backbone.output

@@ -181,6 +181,9 @@ def _intended(contents: Contents) -> str:
         "center": "its largest centred part of that shape, resized to",
         "letterbox": f"the whole of it, on {preprocess.fill}, scaled to fit inside",
     }[preprocess.crop]
+    channels = f"channels in {preprocess.channels} order"
+    if preprocess.channels == "grey":
+        channels = "its luma (ITU-R 601-2, taken before resizing) in the only channel"
     coded = (
         ""
         if into.scale is None
@@ -195,9 +198,9 @@ def _intended(contents: Contents) -> str:
         "objects in one picture, finding where something is, identifying people, or decisions "
         "about people's health, safety or rights.\n\n"
         f"Input: RGB picture, EXIF orientation applied, {fitted} {preprocess.width_px} x "
-        f"{preprocess.height_px} px ({preprocess.resize}, antialiased), channels in "
-        f"{preprocess.channels} order, pixel p becomes p * scale + offset with scale "
-        f"{_numbers(preprocess.scale)} and offset {_numbers(preprocess.offset)}, as {into.dtype}"
+        f"{preprocess.height_px} px ({preprocess.resize}, antialiased), {channels}, pixel p "
+        f"becomes p * scale + offset with scale {_numbers(preprocess.scale)} and offset "
+        f"{_numbers(preprocess.offset)}, as {into.dtype}"
         f"{coded}. Output: one score for each line of `labels.txt`, in that order."
     )
 

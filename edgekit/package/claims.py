@@ -14,7 +14,7 @@ import numpy as np
 from edgekit.errors import IntegrityError
 from edgekit.package.card import escaped, verdict_table
 from edgekit.package.manifest import NAME, Manifest
-from edgekit.package.metadata import normalization_of
+from edgekit.package.metadata import color_space_of, normalization_of
 from edgekit.runtimes.base import ModelFacts, printable
 from edgekit.runtimes.ends import classifier_io, feed_of
 from edgekit.runtimes.inspect import inspect_content, model_format
@@ -73,7 +73,7 @@ def _check_tflite(manifest: Manifest, model: bytes) -> None:
         "recipe_sha256": (manifest.facts.get("recipe_sha256", "")[:12], said.version),
         "version of edgekit": (f"edgekit {manifest.edgekit_version}", said.author),
         "colours": (
-            "RGB" if manifest.preprocess.channels == "rgb" else "UNKNOWN",
+            color_space_of(manifest.preprocess),
             None if image is None else image.color_space,
         ),
         "mean": (mean, None if image is None else list(image.mean)),

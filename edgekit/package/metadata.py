@@ -202,27 +202,31 @@ def _check_class_names(class_names: Sequence[str], classes: int) -> None:
 
 
 def normalization_of(preprocess: Preprocess) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Returns mean and standard deviation: `p * scale + offset = (p - mean) / std`."""
+    """Returns mean and standard deviation per channel: `p * scale + offset = (p - mean) / std`."""
     if 0 in preprocess.scale:
         raise SpecError(
             f"preprocessing with scale {preprocess.scale}",
             "a scale other than 0 for every channel",
             "correct the preprocessing",
         )
-    pairs = list(zip(preprocess.scale, preprocess.offset, strict=True))
+    pairs = list(zip(preprocess.scale, preprocess.offset, strict=True))[: preprocess.input_channels]
     mean = tuple(0.0 - offset / scale for scale, offset in pairs)
     return mean, tuple(1 / scale for scale, _ in pairs)
+
+
+def color_space_of(preprocess: Preprocess) -> str:
+    """Returns how metadata name the channels; "UNKNOWN" for BGR, which has no name there."""
+    return {"rgb": "RGB", "grey": "GRAYSCALE"}.get(preprocess.channels, "UNKNOWN")
 
 
 def _input(info: TensorInfo, preprocess: Preprocess) -> dict[str, Any]:
     mean, std = normalization_of(preprocess)
     codes = input_codes(preprocess, info.dtype, info.scale, info.zero_point).astype(np.float64)
+    codes = codes[:, : preprocess.input_channels]
     order = preprocess.channels.upper()
     # Quantized inputs share the normalization of the float model, as the schema has it.
     then = "" if info.dtype == "float32" else ", quantized as the tensor says"
     height_px, width_px = info.shape[1:3]
-    # The schema has no name for BGR, and MediaPipe refuses "UNKNOWN".
-    color_space = tables.COLOR_SPACES.index(order) if order == "RGB" else 0
     return {
         "name": "image",
         "description": f"{order} picture of {width_px} x {height_px} pixels: "
@@ -231,7 +235,7 @@ def _input(info: TensorInfo, preprocess: Preprocess) -> dict[str, Any]:
             "content_properties": (
                 "ImageProperties",
                 {
-                    "color_space": color_space,
+                    "color_space": tables.COLOR_SPACES.index(color_space_of(preprocess)),
                     "default_size": {"width": width_px, "height": height_px},
                 },
             )

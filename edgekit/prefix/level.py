@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgekit.errors import ConversionError, SpecError
-from edgekit.network.graph import INPUT, Arrays, Node, boundary, weighted
+from edgekit.network.graph import INPUT, Arrays, Node, boundary, input_channels, weighted
 from edgekit.prefix.inference import BATCH_ROWS, Inference
 
 Tensors = Mapping[str, npt.NDArray[np.float32]]
@@ -56,7 +56,7 @@ def level_to(
         return None
     made = tuple(node.name for node in nodes if node.name in wanted)
     part = nodes[: 1 + max(i for i, node in enumerate(nodes) if node.name in wanted)]
-    run = Inference(part, weights, {INPUT: (*size_px, 3)}, made)
+    run = Inference(part, weights, {INPUT: (*size_px, input_channels(part, weights))}, made)
     return Level(part[-1].name, run.shapes, run, level_digest(part, weights, made, ""))
 
 

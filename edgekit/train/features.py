@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from edgekit.fitting import cores
 from edgekit.fitting.pictures import Pictures
-from edgekit.network.graph import LOGITS, Arrays, fold, mobilenet_v2
+from edgekit.network.graph import LOGITS, Arrays, fold, for_channels, mobilenet_v2
 from edgekit.prefix.level import Compute, entering, level_to
 from edgekit.train.folds import Rows
 
@@ -37,8 +37,9 @@ def features(
     """
     nodes = mobilenet_v2(alpha)
     backbone = nodes[: [node.name for node in nodes].index(LOGITS)]
-    height, width = splits[0].images.shape[1:3]
-    level = level_to(nodes, fold(backbone, weights), (LOGITS,), (height, width))
+    height, width, channels = splits[0].images.shape[1:]
+    folded = fold(backbone, for_channels(weights, channels))
+    level = level_to(nodes, folded, (LOGITS,), (height, width))
     if level is None:
         msg = f"nothing enters {LOGITS} but {entering(nodes, LOGITS)}"
         raise AssertionError(msg)

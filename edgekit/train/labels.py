@@ -150,7 +150,8 @@ def _page(
 
 
 def _jpeg(image: npt.NDArray[np.uint8], channels: str) -> str:
-    pixels = image if channels == "rgb" else image[..., ::-1]
+    ordered = image[..., ::-1] if channels == "bgr" else image
+    pixels = np.broadcast_to(ordered, (*ordered.shape[:2], 3))
     stream = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(pixels)).save(stream, "JPEG", quality=85)
     return base64.b64encode(stream.getvalue()).decode()

@@ -210,10 +210,11 @@ def train(
     counts = np.bincount(train_pictures.labels, minlength=len(class_names))
     of_classes, weighed_because = class_weights(spec.class_weights, counts, class_names)
     say(f"classes: {weighed_because}")
-    height, width = (int(side) for side in train_pictures.images.shape[1:3])
+    height, width, channels = (int(side) for side in train_pictures.images.shape[1:])
     network = keras_model.build(
         alpha=model.alpha,
         input_size_px=(height, width),
+        channels=channels,
         class_count=len(class_names),
         weights=weights,
         seed=seed,

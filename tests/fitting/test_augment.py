@@ -97,6 +97,14 @@ def test_no_parameter_leaves_its_range(seed: int) -> None:
     assert np.abs(given.gain - 1).max() > 0.9 * LIVELY.contrast
 
 
+def test_one_channel_is_changed_as_each_of_three_equal_ones() -> None:
+    images = np.repeat(some(8)[..., :1], 3, axis=3)
+    given = draws(LIVELY, 8)
+    three, one = (pixels_of(shown, given) for shown in (images, images[..., :1]))
+    assert one.shape == (*images.shape[:3], 1)
+    assert np.array_equal(np.repeat(one, 3, axis=3), three)
+
+
 def test_values_stay_in_the_range_of_a_pixel() -> None:
     glaring = AugmentSpec(flip=True, shift=0.5, zoom=0.9, brightness=1, contrast=1)
     result = pixels_of(some(64), draws(glaring, 64))

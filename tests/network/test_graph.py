@@ -218,11 +218,13 @@ def test_shapes_are_those_of_keras(network: Network, alpha: float, size: int) ->
     assert found == {INPUT: (size, size, 3), **expected}
 
 
-def test_shapes_follow_height_and_width_apart() -> None:
+@pytest.mark.parametrize("channels", [1, 3])
+def test_shapes_follow_height_width_and_channels(channels: int) -> None:
     nodes = mobilenet_v2(0.35)[:3]
     weights = {f"{node.name}/kernel": np.zeros((1, 1, 8, 8), np.float32) for node in nodes}
+    weights["Conv1/kernel"] = np.zeros((1, 1, channels, 8), np.float32)
     assert output_shapes(nodes, weights, (5, 8)) == {
-        INPUT: (5, 8, 3),
+        INPUT: (5, 8, channels),
         "Conv1": (3, 4, 8),
         "expanded_conv_depthwise": (3, 4, 8),
         "expanded_conv_project": (3, 4, 8),

@@ -98,6 +98,28 @@ def test_weights_of_the_same_width_are_loaded(network: Network) -> None:
         assert np.array_equal(loaded[name], stored[name]) == (name != "logits/kernel"), name
 
 
+def test_a_network_of_one_channel_answers_grey_as_three_equal_channels_did(
+    network: Network,
+) -> None:
+    colour = network(ALPHA, SIZE_PX)
+    stored = keras_model.arrays_of(colour)
+    grey = keras_model.build(
+        alpha=ALPHA, input_size_px=(SIZE_PX, SIZE_PX), channels=1, class_count=3,
+        weights=stored, seed=3,
+    )  # fmt: skip
+    arrays = keras_model.arrays_of(grey) | {"logits/kernel": stored["logits/kernel"]}
+    keras_model.assign(grey, arrays | {"logits/bias": stored["logits/bias"]})
+    assert grey.input_shape == (None, SIZE_PX, SIZE_PX, 1)
+    luma = np.random.default_rng(2).uniform(-1, 1, (4, SIZE_PX, SIZE_PX, 1)).astype(np.float32)
+    expected = colour(np.repeat(luma, 3, axis=3), training=False).numpy()
+    found = grey(luma, training=False).numpy()
+    spread = np.ptp(expected)
+    assert np.abs(found - expected).max() < 1e-4 * spread
+    # The twin: one of the three kernels alone is another network.
+    keras_model.assign(grey, arrays | {"Conv1/kernel": stored["Conv1/kernel"][:, :, :1]})
+    assert np.abs(grey(luma, training=False).numpy() - expected).max() > 0.01 * spread
+
+
 def test_the_tensors_of_all_nodes_are_those_of_the_folded_network(network: Network) -> None:
     from edgekit.network.forward import run
 

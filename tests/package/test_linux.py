@@ -371,6 +371,10 @@ CONTRACTS = {
     "letterbox, bgr": Preprocess(
         height_px=29, width_px=18, crop="letterbox", channels="bgr", fill=(7, 130, 250)
     ),
+    "grey": Preprocess(height_px=24, width_px=24, channels="grey"),
+    "letterbox, grey": Preprocess(
+        height_px=24, width_px=31, crop="letterbox", channels="grey", fill=(7, 130, 250)
+    ),
     "letterbox, nearest": Preprocess(
         height_px=17, width_px=17, crop="letterbox", resize="nearest", fill=(0, 0, 0)
     ),
@@ -845,6 +849,7 @@ int main(int, char** arguments) {
         ("float32.tflite", {"resize": "bilinear", "scale": (1 / 255, 0.017, 1 / 127.5)}),
         ("uint8.tflite", {"resize": "nearest", "channels": "bgr"}),
         ("uint8.tflite", {"crop": "letterbox", "channels": "bgr", "fill": (7, 130, 250)}),
+        ("uint8.tflite", {"crop": "letterbox", "channels": "grey", "fill": (7, 130, 250)}),
     ],
 )
 def test_cpp_pixels_are_those_of_pillow(tmp_path: Path, kind: str, changed: Any) -> None:
@@ -873,7 +878,8 @@ def test_cpp_pixels_are_those_of_pillow(tmp_path: Path, kind: str, changed: Any)
         noise = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         path = ppm_of(Image.fromarray(noise), tmp_path / "noise.ppm")
         fitted = picture.fit(Image.fromarray(noise), contract)
-        wanted = codes[fitted, np.arange(3)]
+        channels = np.arange(contract.input_channels)
+        wanted = codes[fitted[..., channels], channels]
         found = subprocess.run([program, path], capture_output=True, timeout=60).stdout
         assert found == wanted.tobytes(), (width, height)
 

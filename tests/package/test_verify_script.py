@@ -900,6 +900,7 @@ CONTRACTS = [
     Preprocess(height_px=24, width_px=40, crop="center", resize="bicubic"),
     Preprocess(height_px=33, width_px=20, crop="center", resize="nearest", channels="bgr"),
     Preprocess(height_px=31, width_px=24, crop="letterbox", channels="bgr", fill=(7, 130, 250)),
+    Preprocess(height_px=24, width_px=31, crop="letterbox", channels="grey", fill=(7, 130, 250)),
 ]
 
 

@@ -883,7 +883,8 @@ def check_pictures(goldens: Goldens, content: Content) -> Outcome:
             raise WrongError(
                 f"the picture of {name} cannot be read ({shown(str(error))})"
             ) from None
-        tensor = np.ascontiguousarray(codes[pixels, np.arange(3)][None])
+        channels = np.arange(about["input"]["shape"][-1])
+        tensor = np.ascontiguousarray(codes[pixels[..., channels], channels][None])
         if tensor.shape != shape:
             raise WrongError(f"{GOLDENS} prepares pictures of another size than the model's input")
         apart = np.abs(tensor.astype(np.float64) - wanted.astype(np.float64)).max() / step
@@ -931,6 +932,9 @@ def prepared(content: bytes, preprocess: dict[str, Any]) -> Any:
 
     width, height = preprocess["width_px"], preprocess["height_px"]
     picture, size = decoded(content, preprocess)
+    fill = Image.new("RGB", (1, 1), tuple(preprocess["fill"]))
+    if preprocess["channels"] == "grey":
+        picture, fill = (each.convert("L").convert("RGB") for each in (picture, fill))
     shrunk = picture.size != size
     box: tuple[float, float, float, float] | None = None
     if preprocess["crop"] == "center":
@@ -952,7 +956,7 @@ def prepared(content: bytes, preprocess: dict[str, Any]) -> Any:
         raise ValueError(f"resize {preprocess['resize']!r} is unknown")
     if preprocess["crop"] == "letterbox":
         place, kept = letterbox(size, (width, height))
-        resized = Image.new("RGB", (width, height), tuple(preprocess["fill"]))
+        resized = fill.resize((width, height))
         resized.paste(picture.resize(kept, filters[preprocess["resize"]]), place)
     else:
         resized = picture.resize((width, height), filters[preprocess["resize"]], box)

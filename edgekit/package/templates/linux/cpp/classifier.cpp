@@ -8,7 +8,8 @@
 namespace classifier {
 namespace {
 
-constexpr std::size_t kValues = std::size_t{3} * contract::kHeight * contract::kWidth;
+constexpr std::size_t kPixels = std::size_t{1} * contract::kHeight * contract::kWidth;
+constexpr std::size_t kValues = kPixels * contract::kChannels;
 
 // Pillow's arithmetic of resizing 8-bit pixels, so that the result is the same byte for byte:
 // weights in fixed point of 22 bits, one pass across and one down, each rounded to 8 bits.
@@ -160,8 +161,8 @@ Picture letterbox(const Picture& from) {
   const Picture small = resize(from, static_cast<int>(width), static_cast<int>(height));
   const std::ptrdiff_t left = (contract::kWidth - small.width) / 2;
   const std::ptrdiff_t top = (contract::kHeight - small.height) / 2;
-  Picture to{contract::kWidth, contract::kHeight, std::vector<std::uint8_t>(kValues)};
-  for (std::size_t at = 0; at < kValues; ++at) to.rgb[at] = contract::kFill[at % 3];
+  Picture to{contract::kWidth, contract::kHeight, std::vector<std::uint8_t>(3 * kPixels)};
+  for (std::size_t at = 0; at < 3 * kPixels; ++at) to.rgb[at] = contract::kFill[at % 3];
   for (std::ptrdiff_t row = 0; row < small.height; ++row) {
     const auto start = small.rgb.begin() + 3 * row * small.width;
     std::copy(start, start + std::ptrdiff_t{3} * small.width,
@@ -170,8 +171,18 @@ Picture letterbox(const Picture& from) {
   return to;
 }
 
+// Returns the luma of a picture (ITU-R 601-2) in all three channels, as Pillow rounds it.
+Picture luma(Picture picture) {
+  for (auto pixel = picture.rgb.begin(); pixel != picture.rgb.end(); pixel += 3) {
+    const int sum = 19595 * pixel[0] + 38470 * pixel[1] + 7471 * pixel[2];
+    std::fill(pixel, pixel + 3, static_cast<std::uint8_t>((sum + 0x8000) >> 16));
+  }
+  return picture;
+}
+
 // Returns the picture in the size of the input, as the contract says.
-Picture fit(const Picture& from) {
+Picture fit(const Picture& given) {
+  const Picture from = contract::kChannels == 1 ? luma(given) : given;
   if (contract::kCrop == contract::Crop::letterbox) return letterbox(from);
   return resize(contract::kCrop == contract::Crop::center ? center_crop(from) : from,
                 contract::kWidth, contract::kHeight);
@@ -223,8 +234,9 @@ std::vector<Input> preprocess(const Picture& picture) {
   const Picture small = fit(picture);
   std::vector<Input> tensor(kValues);
   for (std::size_t at = 0; at < kValues; ++at) {
-    const std::size_t channel = at % 3;
-    const std::size_t source = contract::kBgr ? at - channel + (2 - channel) : at;
+    const std::size_t channel = at % contract::kChannels;
+    const std::size_t pixel = at / contract::kChannels;
+    const std::size_t source = 3 * pixel + (contract::kBgr ? 2 - channel : channel);
     tensor[at] = contract::kCodes[small.rgb[source]][channel];
   }
   return tensor;

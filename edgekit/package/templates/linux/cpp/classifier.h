@@ -43,7 +43,7 @@ class Classifier {
   // Loads the model; throws Error if it is not the judged file, byte for byte.
   explicit Classifier(const std::string& path, int threads = contract::kThreads);
 
-  // Returns the raw outputs to an input tensor of kHeight * kWidth * 3 values.
+  // Returns the raw outputs to an input tensor of kHeight * kWidth * kChannels values.
   std::vector<Output> run(const std::vector<Input>& tensor);
 
  private:

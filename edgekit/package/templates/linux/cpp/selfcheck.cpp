@@ -82,7 +82,8 @@ Goldens read_goldens(const std::string& bundle) {
   if (contract::kGoldens.empty()) {
     throw classifier::Error("contract.h has no goldens, so nothing shows what the model answers");
   }
-  const std::size_t values = std::size_t{3} * contract::kHeight * contract::kWidth;
+  const std::size_t values =
+      std::size_t{contract::kChannels} * contract::kHeight * contract::kWidth;
   return {read_tensors<Input>(bundle + "/goldens/inputs.bin", values),
           read_tensors<Output>(bundle + "/goldens/outputs.bin", contract::kClasses)};
 }
@@ -144,7 +145,7 @@ bool check_pictures(classifier::Classifier& model, const Goldens& goldens,
     double apart = 0;
     for (std::size_t i = 0; i < tensor.size(); ++i) {
       apart += std::fabs(static_cast<double>(tensor[i]) - goldens.inputs[at][i]) *
-               contract::kPixelUnit[i % 3];
+               contract::kPixelUnit[i % contract::kChannels];
     }
     apart /= static_cast<double>(tensor.size());
     worst = std::max(worst, apart);

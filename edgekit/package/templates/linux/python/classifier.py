@@ -112,7 +112,7 @@ class Classifier:
         return [(self.labels[index], float(likely[index])) for index in best]
 
     def preprocess(self, picture: str | Path | bytes) -> Array:
-        """Returns the input tensor of a picture, of shape `(1, height, width, 3)`.
+        """Returns the input tensor of a picture, of shape `(1, height, width, channels)`.
 
         Args:
             picture: Path of a JPEG, PNG, BMP or WebP file, or its bytes.
@@ -124,7 +124,8 @@ class Classifier:
 
     def tensor(self, fitted: Array) -> Array:
         """Returns the input tensor of uint8 pixels that have the model's size and channel order."""
-        return np.ascontiguousarray(self.codes[fitted, np.arange(3)][None])
+        channels = np.arange(self.codes.shape[1])
+        return np.ascontiguousarray(self.codes[fitted[..., channels], channels][None])
 
     def run(self, tensor: Array) -> Array:
         """Returns the raw output of shape `(classes,)` to an input tensor, in the model's dtype."""
@@ -277,9 +278,13 @@ def fit(picture: Image.Image, size: tuple[int, int] | None = None) -> Array:
             picture has its full size.
 
     Returns:
-        uint8 of shape `(height, width, 3)` in the model's channel order.
+        uint8 of shape `(height, width, 3)` in the model's channel order; three times the luma
+        where that is "grey".
     """
     width, height = CONTRACT["width_px"], CONTRACT["height_px"]
+    fill = Image.new("RGB", (1, 1), tuple(CONTRACT["fill"]))
+    if CONTRACT["channels"] == "grey":
+        picture, fill = (each.convert("L").convert("RGB") for each in (picture, fill))
     shrunk = size is not None and size != picture.size
     box: tuple[float, float, float, float] | None = None
     if CONTRACT["crop"] == "center":
@@ -295,7 +300,7 @@ def fit(picture: Image.Image, size: tuple[int, int] | None = None) -> Array:
             picture = picture.crop((*corner, corner[0] + kept_width, corner[1] + kept_height))
     if CONTRACT["crop"] == "letterbox":
         place, kept = letterbox(*(size or picture.size))
-        resized = Image.new("RGB", (width, height), CONTRACT["fill"])
+        resized = fill.resize((width, height))
         resized.paste(picture.resize(kept, _FILTERS[CONTRACT["resize"]]), place)
     else:
         resized = picture.resize((width, height), _FILTERS[CONTRACT["resize"]], box)
@@ -327,9 +332,10 @@ def least_px() -> int | None:
 
 
 def _codes() -> Array:
-    """Returns the tensor value of every pixel value, per channel, of shape `(256, 3)`."""
+    """Returns the tensor value of every pixel value, per channel, of shape `(256, channels)`."""
     levels = np.arange(256, dtype=np.float64)[:, None]
     real = levels * np.array(CONTRACT["scale"]) + np.array(CONTRACT["offset"])
+    real = real[:, : CONTRACT["input_channels"]]
     if CONTRACT["input_dtype"] == "float32":
         return np.asarray(real.astype(np.float32))
     limits = np.iinfo(CONTRACT["input_dtype"])

@@ -73,7 +73,7 @@ class Goldens:
             names = self.facts["labels"]
             inputs = (file.parent / "inputs.bin").read_bytes()
             outputs = (file.parent / "outputs.bin").read_bytes()
-            shape = (1, CONTRACT["height_px"], CONTRACT["width_px"], 3)
+            shape = (1, *(CONTRACT[key] for key in ("height_px", "width_px", "input_channels")))
             self.inputs = [
                 _part(inputs, e["input_offset"], e["input_bytes"], CONTRACT["input_dtype"], shape)
                 for e in self.entries
@@ -136,7 +136,8 @@ def check_pictures(classifier: Classifier, goldens: Goldens) -> list[str]:
     """Returns what failed on the picture level: source pictures through our preprocessing."""
     failures: list[str] = []
     worst, checked, turned = 0.0, 0, False
-    unit = (CONTRACT["input_scale"] or 1.0) / np.abs(np.array(CONTRACT["scale"]))
+    scale = np.abs(np.array(CONTRACT["scale"][: CONTRACT["input_channels"]]))
+    unit = (CONTRACT["input_scale"] or 1.0) / scale
     for entry, wanted in zip(goldens.entries, goldens.inputs):
         if entry["picture"] is None:
             continue
