@@ -348,6 +348,7 @@ class TrainSpec(Spec):
         "then the root of the inverse frequency; or a table of weights by class, 1 where none is "
         "given.",
         examples=[{"rare_class": 4.0}],
+        json_schema_extra={"x-accepted": '"auto", "none" or a table of numbers above 0 by class'},
     )
     augment: AugmentSpec = Field(
         default=AugmentSpec(), description="Variation of the training pictures."

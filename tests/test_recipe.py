@@ -116,6 +116,7 @@ def fields(spec: Spec, path: str = "") -> list[str]:
 def test_the_table_of_ranges_covers_every_field() -> None:
     listed = {key for key, _, _ in RANGES} | set(TEXTS) | set(SWITCHES)
     listed |= {"schema_version", "targets", "data.path", "quantize.keep_float"}
+    listed |= {"train.class_weights"}
     listed |= {f"data.{key}" for key in ("table", "corrections", "ignore", *COLUMNS)}
     assert listed == set(fields(default_recipe(Path("images"))))
 
@@ -144,6 +145,14 @@ def test_choices_and_switches_refuse_other_values(key: str) -> None:
         assert f"line 2: {key}: received" in error.received
         accepted = "true or false" if key in SWITCHES else '"'
         assert accepted in error.expected
+
+
+def test_weights_of_classes_are_numbers_above_zero() -> None:
+    key = "train.class_weights"
+    for value in ("'other'", "1", "{ cat = 0 }", "{ cat = 'x' }", "[1.0]"):
+        error = refused(wrong(key, value))
+        assert f"line 2: {key}: received" in error.received
+        assert '"auto", "none" or a table of numbers above 0 by class' in error.expected
 
 
 @pytest.mark.parametrize("key", [key for key, _, _ in RANGES] + TEXTS + SWITCHES)

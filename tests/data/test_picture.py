@@ -434,7 +434,7 @@ def test_what_fills_a_letterbox_does_not_make_a_picture_look_otherwise(tmp_path:
     path = tmp_path / "dark.png"
     path.write_bytes(content)
     contract = Preprocess(height_px=32, width_px=32, crop="letterbox")
-    seen, _, looks = read(path, contract, hashlib.sha256(content).hexdigest())
+    seen, _, looks, _ = read(path, contract, hashlib.sha256(content).hexdigest())
     assert looks.brightness == pytest.approx(3)
     assert seen.mean() > 50
 
