@@ -45,8 +45,9 @@ def check_model_claims(manifest: Manifest, files: Mapping[str, bytes]) -> None:
     ):
         if found != wanted:
             _refuse(f"another {what} than {manifest.model} has: {wanted}", f"{found}")
-    if feed_of(manifest.input).words:
-        _refuse(f"an input of shape {manifest.input.shape}", "three channels, last")
+    feed, channels = feed_of(manifest.input), manifest.preprocess.input_channels
+    if (feed.layout, feed.channels) != ("NHWC", channels):
+        _refuse(f"an input of shape {manifest.input.shape}", f"channels last, {channels} of them")
     if file_format == "tflite":
         _check_tflite(manifest, model)
     else:
