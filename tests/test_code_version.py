@@ -246,7 +246,7 @@ def test_what_training_and_quantization_call_counts(
     place = keeping(tmp_path / "store", silent)
     with traced() as called:
         record = train(
-            *pictures, len(CLASSES), compared.model, compared.spec, tmp_path,
+            *pictures, CLASSES, compared.model, compared.spec, tmp_path,
             weights=compared.weights, seed=compared.seed,
             keeping=place, say=silent, progress=silent,
         )  # fmt: skip
