@@ -21,6 +21,7 @@ import numpy as np
 from edgekit.devices import browser
 from edgekit.devices.measure import Pace, answer, time_sessions
 from edgekit.devices.protocol import subject_of
+from edgekit.folders import cache_folder
 from edgekit.records import Artifact, ExportRecord, input_codes
 from edgekit.validate.latency import summarize
 
@@ -40,7 +41,7 @@ def main() -> None:
     given = parser.parse_args()
     folder = given.run / "artifacts"
     record = ExportRecord.model_validate_json((folder / "artifacts.json").read_bytes())
-    packages = browser.prepare(browser.cache_folder(), print)
+    packages = browser.prepare(cache_folder(), print)
     pictures = max((given.run / ".store" / "data").glob("*/test.images.npy"))
     with (
         tempfile.TemporaryDirectory() as scratch,
