@@ -184,10 +184,11 @@ def run(
             telling.say(f"note: {note}")
         if until == "data":
             return None
-        labels = _labels(state, dataset)
+        weights = _starting_weights(recipe)
+        labels = _labels(state, dataset, weights)
         if until == "labels":
             return None
-        float_model = _train(state, dataset)
+        float_model = _train(state, dataset, weights)
         if until == "train":
             return None
         quantized = _quantize(state, dataset, float_model)
@@ -340,11 +341,12 @@ def _is_filled_in(path: Path) -> bool:
     return path.suffix == ".csv" and path.is_file() and has_actions(path)
 
 
-def _labels(state: _Run, dataset: Stored[DatasetRecord]) -> LabelsRecord | None:
+def _labels(
+    state: _Run, dataset: Stored[DatasetRecord], weights: StartingWeights | None
+) -> LabelsRecord | None:
     """Looks for wrong labels, unless the recipe does not want that or the weights are random."""
     if not state.recipe.data.check_labels:
         return None
-    weights = _starting_weights(state.recipe)
     if weights is None:
         state.telling.say("labels: not checked, as random weights see nothing in a picture")
         return None
@@ -379,10 +381,11 @@ def _labels(state: _Run, dataset: Stored[DatasetRecord]) -> LabelsRecord | None:
     return stored.record
 
 
-def _train(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[FloatModelRecord]:
+def _train(
+    state: _Run, dataset: Stored[DatasetRecord], weights: StartingWeights | None
+) -> Stored[FloatModelRecord]:
     spec = state.recipe.train
     model = state.recipe.model
-    weights = _starting_weights(state.recipe)
     if weights is not None and weights.note is not None:
         state.telling.say(weights.note)
     weights_sha256 = weights.sha256 if weights else None

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import crafted_bundles
 import numpy as np
 import pytest
 from PIL import Image
@@ -136,6 +137,18 @@ def test_the_package_letterboxes_as_training_did(finished: Path) -> None:
     command = [sys.executable, str(bundle / "linux" / "python" / "selfcheck.py")]
     own = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert own.returncode == 0, own.stdout
+    # A manifest that claims pictures of other channels than its model takes.
+    files = crafted_bundles.unpacked(bundle.with_suffix(".zip").read_bytes())
+    channels = json.loads(files["manifest.json"])["preprocess"]["channels"]
+    other, wanted = ("rgb", 3) if channels == "grey" else ("grey", 1)
+    crafted_bundles.edit(
+        files, "manifest.json", lambda manifest: manifest["preprocess"].update(channels=other)
+    )
+    claimed = finished.parent / "claimed.zip"
+    claimed.write_bytes(crafted_bundles.zipped(crafted_bundles.sealed(files)))
+    refused = edgekit("verify", str(claimed))
+    assert refused.returncode == 6
+    assert f"expected: channels last, {wanted} of them" in refused.stderr
     # The twin: the same package, stretching.
     module = bundle / "linux" / "python" / "classifier.py"
     module.write_text(module.read_text().replace('"crop": "letterbox"', '"crop": "none"'))
