@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import re
 import shutil
 import sys
 import time
@@ -50,6 +51,7 @@ warmup_seconds = 0.05
 LIMITS = Limits()
 _CUT = 'unfreeze_from = "block_16_expand"\n'
 # What a clock and a machine's load decide.
+_MILLISECONDS = re.compile(r"[0-9] ms\b")
 _TIMES = frozenset(
     (
         "command", "stages", "peak_memory_bytes", "seconds", "images_per_second", "latency",
@@ -247,7 +249,14 @@ def _difference(one: Any, other: Any, where: str) -> str:
 def _without_times(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_times(item) for key, item in value.items() if key not in _TIMES}
-    return [_without_times(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_without_times(item) for item in value if not _tells_a_time(item)]
+    return value
+
+
+def _tells_a_time(item: Any) -> bool:
+    """Returns whether a note is there, or not, for what this machine was busy with."""
+    return isinstance(item, str) and bool(_MILLISECONDS.search(item))
 
 
 def _done(ran: Ran) -> None:
