@@ -333,6 +333,12 @@ def run(
             help="Table of pictures to leave out or relabel: suspicious_labels.csv, filled in."
         ),
     ] = None,
+    other: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder of pictures of no class: above which score an answer counts follows."
+        ),
+    ] = None,
     max_bad_fraction: MaxBadFraction = None,
     max_megapixels: MaxMegapixels = None,
     target: TargetNames = None,
@@ -357,7 +363,8 @@ def run(
     install: Install = False,
     latency_budget_ms: LatencyBudget = None,
     until: Annotated[
-        str, typer.Option(help="Last stage: data, labels, train, quantize, export or validate.")
+        str,
+        typer.Option(help="Last stage: data, other, labels, train, quantize, export or validate."),
     ] = "validate",
     measure_again: MeasureAgain = False,
     out: Out = Path("edgekit-run"),
@@ -376,6 +383,7 @@ def run(
         "data.path": None if data is None else str(data.absolute()),
         **{f"data.{name}": value for name, value in _said(form).items()},
         "data.corrections": None if corrections is None else str(corrections.absolute()),
+        "data.other": None if other is None else str(other.absolute()),
         "data.max_bad_fraction": max_bad_fraction,
         "data.max_megapixels": max_megapixels,
         "model.weights": _absolute_weights(weights),
@@ -615,12 +623,14 @@ def predict(
     """Answer pictures with class and score, as the file answered when it was judged.
 
     Prints a line for each picture and class: picture, class and score with tabs between them. The
-    score is the file's own output: a logit from files that edgekit made. Pictures that cannot be
-    answered are named on stderr, the others are answered, and the exit code is 3.
+    score is the file's own output: a logit from files that edgekit made. Where it is known above
+    which score an answer counts (a run with `data.other`), "accepted" or "of no class" follows it.
+    Pictures that cannot be answered are named on stderr, the others are answered, and the exit code
+    is 3.
     """
     from edgekit.console import working
     from edgekit.foreign import answering
-    from edgekit.predict import predict as answer, shipped_file
+    from edgekit.predict import predict as answer, shipped_file, threshold_of_file
     from edgekit.validate.contracts import InputOptions, filling, per_channel
     from edgekit.validate.outputs import OutputOptions
 
@@ -642,6 +652,7 @@ def predict(
             top,
             work.progress,
             work.say,
+            score_threshold=threshold_of_file(model, chosen),
             follow_links=follow_links,
             **_limits(max_megapixels=max_megapixels),
         )
@@ -886,9 +897,10 @@ def _print_answers(file: Path, found: Iterable["Prediction"], work: "Work", as_j
                 kept.write(",\n" if count > 1 else "")
                 kept.write(json.dumps(each.model_dump(mode="json"), allow_nan=False))
             else:
+                counts = {None: "", True: "\taccepted", False: "\tof no class"}[each.accepted]
                 for guess in each.guesses:
                     name = printable(guess.name)
-                    sys.stdout.write(f"{each.picture}\t{name}\t{guess.score:.6g}\n")
+                    sys.stdout.write(f"{each.picture}\t{name}\t{guess.score:.6g}{counts}\n")
         if as_json:
             kept.seek(0)
             head = f'{{"file": {json.dumps(file.name)}, "refused": {refused}, "pictures": [\n'
@@ -1107,6 +1119,7 @@ def _show(result: "RunReport", out: Path, as_json: bool) -> None:
     from edgekit.report.sentences import (
         agreement_sentence,
         int8_sentence,
+        other_sentences,
         unfreezing_sentence,
         what_follows,
     )
@@ -1116,7 +1129,10 @@ def _show(result: "RunReport", out: Path, as_json: bool) -> None:
         show_json(result.model_dump(mode="json"))
         return
     console.print(unfreezing_sentence(result), markup=False)
-    console.print(f"{int8_sentence(result)}\n", markup=False)
+    console.print(int8_sentence(result), markup=False)
+    for sentence in other_sentences(result):
+        console.print(f"no class: {sentence}", markup=False)
+    console.print()
     console.print(files_table(result))
     for found in result.validation.on_devices:
         console.print(f"\n{found.target}: {agreement_sentence(found)}", markup=False)

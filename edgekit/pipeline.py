@@ -27,6 +27,7 @@ from edgekit.records import (
     ExportRecord,
     FloatModelRecord,
     LabelsRecord,
+    OtherRecord,
     Preprocess,
     QuantizedModelRecord,
     Record,
@@ -49,8 +50,16 @@ from edgekit.train.cuts import fixed
 from edgekit.train.suspicion import PAGE, TABLE
 
 R = TypeVar("R", bound=Record)
-Stage = Literal["data", "labels", "train", "quantize", "export", "validate"]
-STAGES: tuple[Stage, ...] = ("data", "labels", "train", "quantize", "export", "validate")
+Stage = Literal["data", "other", "labels", "train", "quantize", "export", "validate"]
+STAGES: tuple[Stage, ...] = (
+    "data",
+    "other",
+    "labels",
+    "train",
+    "quantize",
+    "export",
+    "validate",
+)
 PACKAGES = (
     "tensorflow",
     "tf_keras",
@@ -73,6 +82,7 @@ ENTRIES: dict[Stage, tuple[str, ...]] = {
         "edgekit.data.decode.decode",
         "edgekit.data.findings.TABLES",
     ),
+    "other": ("edgekit.data.scan.scan_other", "edgekit.data.other.decode_other"),
     "labels": ("edgekit.network.starting_weights.main", "edgekit.train.labels.check_labels"),
     "train": ("edgekit.network.starting_weights.main", "edgekit.train.unfreezing.train"),
     "quantize": ("edgekit.quantize.candidates.quantize_model",),
@@ -83,6 +93,8 @@ ENTRIES: dict[Stage, tuple[str, ...]] = {
     ),
     "validate": ("edgekit.validate.judging.judge",),
 }
+# Fields of a recipe's `[data]` that are about pictures of no class alone.
+_OF_OTHER = ("other", "false_accept_rate")
 STORE = ".store"
 ARTIFACTS = "artifacts"
 ARTIFACTS_RECORD = "artifacts.json"
@@ -184,6 +196,12 @@ def run(
             telling.say(f"note: {note}")
         if until == "data":
             return None
+        other = _other(state, dataset)
+        for note in _notes_after_other(recipe, other):
+            telling.say(f"note: {note}")
+            notes += (note,)
+        if until == "other":
+            return None
         weights = _starting_weights(recipe)
         labels = _labels(state, dataset, weights)
         if until == "labels":
@@ -200,10 +218,10 @@ def run(
         publish(exported, out)
         if until == "export":
             return None
-        validation = _validate(state, dataset, exported, targets, devices, measure_again)
+        validation = _validate(state, dataset, other, exported, targets, devices, measure_again)
         return _report(
             state, targets, out, command, notes,
-            dataset, labels, float_model, quantized, exported, validation,
+            dataset, other, labels, float_model, quantized, exported, validation,
         )  # fmt: skip
 
 
@@ -215,7 +233,8 @@ def _refuse_beforehand(
     Raises:
         SpecError: If they do.
     """
-    about = (recipe.data.path, recipe.data.table, recipe.data.corrections, recipe.model.weights)
+    data = recipe.data
+    about = (data.path, data.table, data.corrections, data.other, recipe.model.weights)
     for text in (*command, *map(str, about), *recipe.targets):
         if any("\ud800" <= character <= "\udfff" for character in text):
             raise SpecError(
@@ -224,12 +243,13 @@ def _refuse_beforehand(
                 "rename the file or folder",
             )
     # Path.resolve raises on a loop of links.
-    if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(recipe.data.path)):
-        raise SpecError(
-            f"the run folder {out} lies inside the data folder {recipe.data.path}",
-            "a run folder elsewhere, or its files would be taken for pictures",
-            "give another folder with --out",
-        )
+    for folder in filter(None, (data.path, data.other)):
+        if Path(os.path.realpath(out)).is_relative_to(os.path.realpath(folder)):
+            raise SpecError(
+                f"the run folder {out} lies inside the data folder {folder}",
+                "a run folder elsewhere, or its files would be taken for pictures",
+                "give another folder with --out",
+            )
     asked, nodes = recipe.quantize, mobilenet_v2(recipe.model.alpha)
     check_names(nodes, asked.keep_float, "quantize.keep_float")
     for key in ("unfreeze_from", "unfreeze_until"):
@@ -275,7 +295,7 @@ def _data(state: _Run) -> Stored[DatasetRecord]:
     for sentence in scanned.words:
         state.telling.say(f"data: {sentence}")
     # The files count by their digest, and what becomes of a picture by the contract.
-    beside = {"path", "corrections", "crop", "fill", "resize", "check_labels"}
+    beside = {"path", "corrections", "crop", "fill", "resize", "check_labels", *_OF_OTHER}
     asked = spec.model_dump(mode="json", exclude={*beside, *FORM})
     key = state.key(
         "data",
@@ -339,6 +359,53 @@ def _is_filled_in(path: Path) -> bool:
     from edgekit.data.corrections import has_actions
 
     return path.suffix == ".csv" and path.is_file() and has_actions(path)
+
+
+def _other(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[OtherRecord] | None:
+    """Decodes pictures of no class, if the recipe names some."""
+    from edgekit.data.findings import OTHER_LEFT_OUT
+    from edgekit.data.other import decode_other
+    from edgekit.data.scan import scan_other
+
+    spec = state.recipe.data
+    if spec.other is None:
+        return None
+    scanned = scan_other(spec.other, spec.follow_links)
+    limits = {name: getattr(spec, name) for name in ("max_bad_fraction", "max_megapixels")}
+    key = state.key(
+        "other",
+        limits,
+        {"data": dataset.digest, "files": scanned.digest},
+        ("pillow", "pillow-heif", "numpy"),
+    )
+
+    def make(folder: Path) -> OtherRecord:
+        try:
+            return decode_other(
+                scanned,
+                dataset.folder,
+                dataset.record.preprocess,
+                spec,
+                folder,
+                seed=state.recipe.seed,
+                progress=lambda done, total: state.telling.progress(
+                    "decoding pictures of no class", done, total
+                ),
+            )
+        except DataError:
+            _publish_file(folder / OTHER_LEFT_OUT, state, "other")
+            raise
+
+    stored = state.stage(key, OtherRecord, make)
+    record = stored.record
+    state.telling.say(
+        f"other: {record.deciding} pictures of no class decide above which score an answer counts, "
+        f"{record.held_out} show what that comes to"
+    )
+    for line in left_out(record.skipped):
+        state.telling.say(line)
+    _publish_file(stored.folder / OTHER_LEFT_OUT, state, "other")
+    return stored
 
 
 def _labels(
@@ -554,6 +621,7 @@ def _export(
 def _validate(
     state: _Run,
     dataset: Stored[DatasetRecord],
+    other: Stored[OtherRecord] | None,
     exported: Stored[ExportRecord],
     targets: tuple[Target, ...],
     devices: dict[str, str],
@@ -563,8 +631,14 @@ def _validate(
     from edgekit.devices.measure import Pace
     from edgekit.validate.judging import judge
     from edgekit.validate.on_device import Measuring
+    from edgekit.validate.other import Other
 
     spec = state.recipe.validation
+    unknown, asked, read = None, dict[str, float](), dict[str, str]()
+    if other is not None:
+        rate = state.recipe.data.false_accept_rate
+        unknown = Other(other.folder / "other.images.npy", other.record.deciding, rate)
+        asked, read = {"false_accept_rate": rate}, {"other": other.digest}
     key = state.key(
         "validate",
         {
@@ -573,8 +647,9 @@ def _validate(
             # By its name, too: of two alike, one may be the slower.
             "machine": [this_machine(), platform.node()],
             "devices": devices,
+            **asked,
         },
-        {"data": dataset.digest, "export": exported.digest},
+        {"data": dataset.digest, "export": exported.digest, **read},
         ("ai-edge-litert", "onnxruntime", "tflite-micro", "ethos-u-vela"),
     )
     earlier: list[Verdict] = []
@@ -603,6 +678,7 @@ def _validate(
             say=state.telling.say,
             progress=state.telling.progress,
             earlier=earlier,
+            other=unknown,
         )
 
     return state.stage(key, ValidationRecord, make, stands)
@@ -657,6 +733,22 @@ def _notes_after_data(dataset: DatasetRecord, targets: tuple[Target, ...]) -> tu
     return (*dataset.notes, *notes)
 
 
+def _notes_after_other(recipe: Recipe, other: Stored[OtherRecord] | None) -> tuple[str, ...]:
+    from edgekit.validate.statistics import samples_needed
+
+    if other is None:
+        return ()
+    rate, deciding = recipe.data.false_accept_rate, other.record.deciding
+    needed = samples_needed(100 * (1 - rate))
+    if deciding >= needed:
+        return ()
+    return (
+        f"{deciding} deciding pictures of no class cannot show that at most {rate:.1%} of such "
+        f"pictures get an answer, so none of these {deciding} may; {needed} are needed "
+        f"(data.other, of which half decides), or a higher data.false_accept_rate",
+    )
+
+
 def _report(
     state: _Run,
     targets: tuple[Target, ...],
@@ -664,6 +756,7 @@ def _report(
     command: tuple[str, ...],
     notes: tuple[str, ...],
     dataset: Stored[DatasetRecord],
+    other: Stored[OtherRecord] | None,
     labels: LabelsRecord | None,
     float_model: Stored[FloatModelRecord],
     quantized: Stored[QuantizedModelRecord],
@@ -682,6 +775,7 @@ def _report(
         recipe_sha256=hashlib.sha256(canonical(recipe)).hexdigest(),
         targets=tuple(target.model_dump(mode="json") for target in targets),
         dataset=dataset.record,
+        other=None if other is None else other.record,
         labels=labels,
         float_model=float_model.record,
         quantized=quantized.record,

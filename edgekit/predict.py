@@ -20,6 +20,9 @@ from edgekit.pipeline import ARTIFACTS
 from edgekit.processes import apart
 from edgekit.records import Preprocess, Record
 from edgekit.report import read_report
+from edgekit.runtimes.inspect import model_format
+from edgekit.runtimes.tflite_metadata import read_metadata
+from edgekit.store import file_digest
 from edgekit.validate.external import Plan, subject
 from edgekit.validate.outputs import threshold_words
 
@@ -44,11 +47,14 @@ class Prediction(Record):
     Args:
         picture: Its path as it was given, or below the folder that was; safe to print.
         guesses: Classes from the highest score down; empty where there is no answer.
+        accepted: Whether the answer counts: its score is above the one that keeps out most pictures
+            of no class; None where nobody knows such a score.
         refused: Why there is none; empty where there is one.
     """
 
     picture: str
     guesses: tuple[Guess, ...] = ()
+    accepted: bool | None = None
     refused: str = ""
 
 
@@ -83,6 +89,26 @@ def shipped_file(run: Path, name: str | None, say: Callable[[str], None]) -> Pat
     return run / ARTIFACTS / chosen
 
 
+def threshold_of_file(model: Path, file: Path) -> float | None:
+    """Returns above which score an answer of a file counts; None where nobody says it.
+
+    Args:
+        model: The run folder that the file is of, which says it if pictures of no class were given;
+            or the file itself: a TFLite file of a package says it in its metadata.
+        file: The file.
+
+    Raises:
+        IntegrityError: If the file is damaged.
+    """
+    if model.is_dir():
+        other = read_report(model, model / ARTIFACTS).validation.other
+        return None if other is None else other.by_digest[file_digest(file)].threshold
+    if model_format(file) != "tflite":
+        return None
+    said = read_metadata(file.read_bytes())
+    return said.outputs[0].score_threshold if said is not None and said.outputs else None
+
+
 def predict(
     plan: Plan,
     asked: Sequence[Path],
@@ -90,6 +116,7 @@ def predict(
     progress: Callable[[str, int, int], None],
     say: Callable[[str], None],
     *,
+    score_threshold: float | None = None,
     follow_links: bool = False,
     max_megapixels: float = PICTURE_MEGAPIXELS,
 ) -> Iterator[Prediction]:
@@ -105,6 +132,8 @@ def predict(
         progress: Called with (what, done, in all).
         say: Called with how a single score was read; of what the file does not tell, the first
             pictures decide.
+        score_threshold: Above which score an answer counts, see `threshold_of_file`. Defaults to
+            None: nobody knows it.
         follow_links: Whether symbolic links that lead out of a folder are followed. Defaults to
             False.
         max_megapixels: Largest picture that is decoded, in millions of pixels.
@@ -119,7 +148,12 @@ def predict(
     for start in range(0, len(waiting), step):
         progress("answering", start, len(waiting))
         plan, found = _answered(plan, waiting[start : start + step], top, max_megapixels, say)
-        yield from found
+        for each in found:
+            if score_threshold is None or not each.guesses:
+                yield each
+            else:
+                accepted = each.guesses[0].score > score_threshold
+                yield each.model_copy(update={"accepted": accepted})
 
 
 def _pictures(path: Path, follow_links: bool) -> list[tuple[Path, str]]:

@@ -53,6 +53,19 @@ class DataSpec(Spec):
         "filled in, is one.",
         examples=["corrections.csv"],
     )
+    other: Path | None = Field(
+        default=None,
+        strict=False,
+        description="Folder of pictures that belong to no class, relative to this file: they "
+        "decide above which score an answer counts, and train nothing.",
+        examples=["other"],
+    )
+    false_accept_rate: float = Field(
+        default=0.05,
+        ge=0.001,
+        le=0.5,
+        description="Largest share of pictures of no class whose answer may count.",
+    )
     ignore: tuple[NonEmpty, ...] = Field(
         default=(),
         strict=False,
@@ -566,7 +579,7 @@ def load_recipe(path: Path) -> Recipe:
             "data": recipe.data.model_copy(
                 update={
                     key: located(str(path))
-                    for key in ("path", "table", "corrections")
+                    for key in ("path", "table", "corrections", "other")
                     if (path := getattr(recipe.data, key)) is not None
                 }
             ),

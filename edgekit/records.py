@@ -174,6 +174,22 @@ class DatasetRecord(Record):
     images_per_second: float
 
 
+class OtherRecord(Record):
+    """Pictures of no class. Blobs beside it: `other.images.npy` and `other.files.json`.
+
+    Args:
+        deciding: Pictures that decide above which score an answer counts; the first rows.
+        held_out: Pictures that show what that comes to; the last rows.
+        skipped: Files left out.
+        images_per_second: Pictures read and decoded, by all cores.
+    """
+
+    deciding: int
+    held_out: int
+    skipped: tuple[SkippedFile, ...]
+    images_per_second: float
+
+
 class SuspiciousLabel(Record):
     """A picture whose label is contradicted by what it shows; see `train.suspicion`.
 
@@ -685,6 +701,72 @@ class PairedDrop(Record):
     agreement: float
 
 
+class OtherThreshold(Record):
+    """Above which score an answer of one file counts, and what that comes to.
+
+    The score is the highest output as a real number; equal to the threshold, it does not count.
+
+    Args:
+        artifact_sha256: The file.
+        threshold: The score.
+        false_accepts: Held-out pictures of no class whose answer counts.
+        low: Lower end of the two-sided 95 % Wilson interval of their share.
+        high: Upper end of it.
+        accepted: Test pictures whose answer counts.
+        accepted_right: Those of them whose answer is right.
+    """
+
+    artifact_sha256: str
+    threshold: float
+    false_accepts: int
+    low: float
+    high: float
+    accepted: int
+    accepted_right: int
+
+
+class OtherEvaluation(Record):
+    """What tells pictures of no class from those of a class, for every file.
+
+    Args:
+        false_accept_rate: Share of pictures of no class whose answer may count, as asked.
+        deciding: Pictures of no class whose scores the thresholds follow from.
+        needed: Fewest of them that can show that rate with 95 % confidence.
+        held_out: Pictures of no class that were judged with the thresholds.
+        images: Test pictures, all of a class.
+        files: One for each file, in the order of the export.
+    """
+
+    false_accept_rate: float
+    deciding: int
+    needed: int
+    held_out: int
+    images: int
+    files: tuple[OtherThreshold, ...]
+
+    @property
+    def by_digest(self) -> dict[str, OtherThreshold]:
+        """The threshold of every file, by the file's digest."""
+        return {file.artifact_sha256: file for file in self.files}
+
+    def in_words(self, artifact: Artifact) -> str:
+        """Returns above which score the answers of one file count, and what that comes to."""
+        file = self.by_digest[artifact.sha256]
+        asked = f"at most {self.false_accept_rate:.1%} was asked"
+        if self.deciding < self.needed:
+            asked += f", which {self.deciding} deciding pictures cannot show ({self.needed} can)"
+        said = (
+            f"{artifact.path} answers {file.false_accepts} of {self.held_out} held-out pictures of "
+            f"no class with a score above {file.threshold:.6g} "
+            f"({file.false_accepts / self.held_out:.1%}, 95 %: {file.low:.1%} to {file.high:.1%}; "
+            f"{asked}), and {file.accepted} of {self.images} test pictures "
+            f"({file.accepted / self.images:.1%})"
+        )
+        if file.accepted:
+            said += f", {file.accepted_right / file.accepted:.1%} of these rightly"
+        return said
+
+
 class LatencySession(Record):
     """One fresh process: every sample in milliseconds of wall time, and what disturbed it.
 
@@ -918,6 +1000,7 @@ class ValidationRecord(Record):
         int8_against_other: The int8 file that ships against the int8 candidate that lost, as the
             reference; None where there was only one candidate.
         on_devices: One for every target whose device is not simply this machine.
+        other: What tells pictures of no class from the others; None where none were given.
     """
 
     reference: str
@@ -926,6 +1009,7 @@ class ValidationRecord(Record):
     decided_by: tuple[int | None, ...] = ()
     int8_against_other: PairedDrop | None = None
     on_devices: tuple[DeviceEvaluation, ...] = ()
+    other: OtherEvaluation | None = None
 
     @property
     def on_one_thread(self) -> dict[str, Evaluation]:
@@ -959,6 +1043,7 @@ class RunReport(Record):
         targets: The targets as they were judged, options of the command line included; fields of
             `edgekit.target.Target`.
         dataset: The data.
+        other: Pictures of no class. Defaults to None: none were given.
         labels: What is suspicious about its labels. Defaults to None: not looked at.
         float_model: Training.
         quantized: Quantization.
@@ -978,6 +1063,7 @@ class RunReport(Record):
     recipe_sha256: str
     targets: tuple[dict[str, Any], ...]
     dataset: DatasetRecord
+    other: OtherRecord | None = None
     labels: LabelsRecord | None = None
     float_model: FloatModelRecord
     quantized: QuantizedModelRecord

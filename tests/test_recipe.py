@@ -54,6 +54,7 @@ RANGES: list[tuple[str, Any, Any]] = [
     ("data.min_images_per_class", 0, 1_000_001),
     ("data.max_bad_fraction", -0.1, 1.1),
     ("data.max_conflicting_fraction", -0.1, 1.1),
+    ("data.false_accept_rate", 0.0009, 0.51),
     ("data.fill", -1, 256),
     ("model.alpha", 0.34, 1.41),
     ("model.input_size_px", 31, 1025),
@@ -117,7 +118,7 @@ def test_the_table_of_ranges_covers_every_field() -> None:
     listed = {key for key, _, _ in RANGES} | set(TEXTS) | set(SWITCHES)
     listed |= {"schema_version", "targets", "data.path", "quantize.keep_float"}
     listed |= {"train.class_weights"}
-    listed |= {f"data.{key}" for key in ("table", "corrections", "ignore", *COLUMNS)}
+    listed |= {f"data.{key}" for key in ("table", "corrections", "other", "ignore", *COLUMNS)}
     assert listed == set(fields(default_recipe(Path("images"))))
 
 
@@ -336,7 +337,7 @@ def test_the_commented_recipe_writes_every_key_below_a_comment() -> None:
     lines = recipe_toml(recipe).split("\n")
     keys = [number for number, line in enumerate(lines) if " = " in line and line[0] != "#"]
     # Those that are None stay comments.
-    absent = ["table", "path_column", "label_column", "split_column", "corrections",
+    absent = ["table", "path_column", "label_column", "split_column", "corrections", "other",
               "unfreeze_from", "unfreeze_until", "max_drop"]  # fmt: skip
     assert len(keys) == len(fields(recipe)) - len(absent)
     assert all(any(line.startswith(f"# {key} = ") for line in lines) for key in absent)

@@ -88,13 +88,13 @@ def decode(
     """
     pixels_path = folder / "all.tmp.npy"
     started = time.monotonic()
-    found = _decode_all(scanned, preprocess, pixels_path, progress, spec.max_megapixels)
+    found = decode_all(scanned, preprocess, pixels_path, progress, spec.max_megapixels)
     decoded = found.decoded
     rate = len(scanned.sources) / (time.monotonic() - started)
     doubled = copies(decoded)
     left_out = (*scanned.skipped, *found.skipped, *skipped_copies(decoded, doubled))
     write_left_out(folder, left_out)
-    _refuse_many(len(decoded), left_out, spec.max_bad_fraction, f"\n  {LEFT_OUT} lists all of them")
+    refuse_many(len(decoded), left_out, spec.max_bad_fraction, f"\n  {LEFT_OUT} lists all of them")
     refuse_conflicts(decoded, doubled, spec.max_conflicting_fraction)
     fractions = {
         "validation_fraction": spec.validation_fraction,
@@ -118,7 +118,7 @@ def decode(
     pixels = np.load(pixels_path, mmap_mode="r")
     for split in SPLITS:
         chosen = [i for i, name in enumerate(splits) if name == split]
-        _write_rows(folder / f"{split}.images.npy", pixels, [rows[i] for i in chosen])
+        write_rows(folder / f"{split}.images.npy", pixels, [rows[i] for i in chosen])
         _write_labels(folder, split, [used[i] for i in chosen])
     del pixels
     pixels_path.unlink()
@@ -197,9 +197,9 @@ def read_folder(
             or one changed since the scan.
     """
     path, every = folder / "images.npy", folder / "all.tmp.npy"
-    found = _decode_all(scanned, preprocess, every, progress, max_megapixels)
+    found = decode_all(scanned, preprocess, every, progress, max_megapixels)
     decoded, skipped = found.decoded, found.skipped
-    _refuse_many(len(decoded), (*scanned.skipped, *skipped), max_bad_fraction)
+    refuse_many(len(decoded), (*scanned.skipped, *skipped), max_bad_fraction)
     if not decoded:
         raise DataError(
             f"none of the {len(skipped)} picture files is readable; {skipped[0].path}: "
@@ -211,7 +211,7 @@ def read_folder(
     doubled = [copy for copy in copies(decoded) if copy.kind == "two-classes"]
     refuse_conflicts(decoded, doubled, max_conflicting_fraction)
     rows = _kept(decoded, doubled)
-    _write_rows(path, np.load(every, mmap_mode="r"), rows)
+    write_rows(path, np.load(every, mmap_mode="r"), rows)
     every.unlink()
     labels = np.array([decoded[row].source.label for row in rows], np.int32)
     sources = tuple(decoded[row].source for row in rows)
@@ -287,7 +287,7 @@ class _Read(NamedTuple):
     skipped: list[SkippedFile]
 
 
-def _decode_all(
+def decode_all(
     scanned: Scan, preprocess: Preprocess, path: Path, progress: Progress, max_megapixels: float
 ) -> _Read:
     """Writes the readable pictures one behind the other; rows after the last stay unused."""
@@ -364,9 +364,20 @@ def _decode_chunk(
     return results
 
 
-def _refuse_many(
+def refuse_many(
     usable: int, skipped: Sequence[SkippedFile], max_bad_fraction: float, listed: str = ""
 ) -> None:
+    """Refuses too many pictures that cannot be used.
+
+    Args:
+        usable: How many can be used.
+        skipped: What is left out, of whatever kind.
+        max_bad_fraction: Largest share of all pictures that may be unusable.
+        listed: What to say of where all of them are listed. Defaults to "": nothing.
+
+    Raises:
+        DataError: If there are more.
+    """
     received = too_many_left_out(usable, skipped, max_bad_fraction)
     if not received:
         return
@@ -381,7 +392,8 @@ def _refuse_many(
     )
 
 
-def _write_rows(path: Path, pixels: npt.NDArray[np.uint8], rows: list[int]) -> None:
+def write_rows(path: Path, pixels: npt.NDArray[np.uint8], rows: list[int]) -> None:
+    """Writes some rows of an array of shape (n, h, w, 3) into a new one, some at a time."""
     images = _new_array(path, (len(rows), *pixels.shape[1:]))
     step = _rows_at_once(pixels.shape)
     for start in range(0, len(rows), step):

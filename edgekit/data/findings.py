@@ -11,6 +11,7 @@ from edgekit.records import SkippedFile, SplitName
 from edgekit.spreadsheet import table_bytes
 
 LEFT_OUT = "left_out.csv"
+OTHER_LEFT_OUT = "other_left_out.csv"
 NEAR_IDENTICAL = "near_identical.csv"
 UNUSUAL = "unusual_pictures.csv"
 # An empty column for the user, see `corrections`.
@@ -33,11 +34,11 @@ def skipped_copies(pictures: Sequence[Decoded], left_out: Sequence[Copy]) -> lis
     ]
 
 
-def write_left_out(folder: Path, skipped: Sequence[SkippedFile]) -> None:
-    """Writes which files are left out and why, if any are."""
+def write_left_out(folder: Path, skipped: Sequence[SkippedFile], name: str = LEFT_OUT) -> None:
+    """Writes which files are left out and why, if any are; into a file of that name."""
     if skipped:
         rows = [(item.path, item.kind, item.reason, "") for item in skipped]
-        _write(folder / LEFT_OUT, ("path", "kind", "reason", ACTION), rows)
+        _write(folder / name, ("path", "kind", "reason", ACTION), rows)
 
 
 def write_near_identical(

@@ -94,6 +94,34 @@ def scan(root: Path, progress: Progress | None = None, form: Form = Form()) -> S
         ) from error
 
 
+def scan_other(root: Path, follow_links: bool = False) -> Scan:
+    """Lists every picture below a folder of pictures of no class, and hashes its bytes.
+
+    Args:
+        root: The folder; what lies in it how deep has no meaning.
+        follow_links: Whether symbolic links that lead out of it are followed. Defaults to False.
+
+    Returns:
+        The scan, of one class without a name, sorted by relative path.
+
+    Raises:
+        DataError: If there is no such folder, it cannot be listed, or it holds no picture.
+    """
+    if not root.is_dir():
+        found = "is a file" if root.exists() else "does not exist"
+        raise DataError(
+            f"data.other: {root} {found}", "a folder of pictures of no class", "correct the path"
+        )
+    found_here, skipped = pictures_below(root, follow_links)
+    if not found_here:
+        raise DataError(
+            f"data.other: no picture in {root}", "pictures of no class", "check the path"
+        )
+    tree = Tree(root, follow_links)
+    listed = [Listed(path, tree.relative(path), "", None) for path in found_here]
+    return _hashed(root, Reading(("",), listed, list(skipped), ()), _silent)
+
+
 def _silent(done: int, total: int) -> None:
     """Tells nobody."""
 
@@ -114,6 +142,11 @@ def _scan(root: Path, progress: Progress, form: Form) -> Scan:
     _check_names(root, names)
     if not reading.pictures:
         raise DataError(f"no picture in {root}", f"pictures as {LAYOUT}", "check the path")
+    return _hashed(root, reading, progress)
+
+
+def _hashed(root: Path, reading: Reading, progress: Progress) -> Scan:
+    """Returns what was understood with the digests of the files."""
     skipped = list(reading.skipped)
     digests: list[tuple[str, str]] = []
     paths = [picture.path for picture in reading.pictures]
@@ -122,7 +155,7 @@ def _scan(root: Path, progress: Progress, form: Form) -> Scan:
         for each in pool.map(_file_digests, some):
             digests += each
             progress(len(digests), len(paths))
-    label_of = {name: label for label, name in enumerate(names)}
+    label_of = {name: label for label, name in enumerate(reading.class_names)}
     sources = []
     for picture, (digest, reason) in zip(reading.pictures, digests, strict=True):
         if reason:
@@ -140,10 +173,10 @@ def _scan(root: Path, progress: Progress, form: Form) -> Scan:
         raise DataError(
             f"none of the {len(digests)} picture files in {root} is usable; {skipped[-1].path}: "
             f"{skipped[-1].reason}",
-            f"pictures as {LAYOUT}",
+            "pictures that can be read",
             "check how the folder was copied",
         )
-    return Scan(root, names, tuple(sources), tuple(skipped), reading.words)
+    return Scan(root, reading.class_names, tuple(sources), tuple(skipped), reading.words)
 
 
 def _refuse_unknown(root: Path, ignored: Sequence[str]) -> None:

@@ -33,6 +33,7 @@ def markdown(report: RunReport) -> str:
         _quantization(report),
         _classes(report),
         *_labels(report),
+        *_other(report),
         _parity(report),
         _repeat(report),
     )
@@ -78,6 +79,48 @@ def _labels(report: RunReport) -> tuple[str, ...]:
     listed = "suspicious_labels.csv and suspicious_labels.html have all of them" if rows else ""
     lines = (f"- {_cell(sentence)}." for sentence in about)
     return ("\n".join(("## Labels", "", *lines, *first, "", listed)).rstrip(),)
+
+
+def _other(report: RunReport) -> tuple[str, ...]:
+    """Returns above which score the answers of every file count, if pictures of no class say."""
+    found = report.validation.other
+    if found is None:
+        return ()
+    rows = []
+    for artifact in report.export.artifacts:
+        of_file = found.by_digest[artifact.sha256]
+        share = f"{of_file.false_accepts / found.held_out:.2%}"
+        right = of_file.accepted_right / of_file.accepted if of_file.accepted else None
+        rows.append(
+            (
+                artifact.path,
+                f"{of_file.threshold:.6g}",
+                f"{share} ({of_file.low:.2%} to {of_file.high:.2%})",
+                f"{of_file.accepted / found.images:.2%}",
+                "-" if right is None else f"{right:.2%}",
+            )
+        )
+    header = ("file", "score above", "of no class, answered (95 %)", "of a class, answered",
+              "right of these")  # fmt: skip
+    about = (
+        "The score is the highest output. An answer counts if its score is above the one here, "
+        f"which follows from {found.deciding} pictures of no class so that with 95 % confidence at "
+        f"most {found.false_accept_rate:.1%} of all such pictures get an answer"
+    )
+    if found.deciding < found.needed:
+        about += f"; {found.needed} would be needed for that, so it is the highest of their scores"
+    return (
+        "\n".join(
+            (
+                "## Pictures of no class",
+                "",
+                table(header, rows),
+                "",
+                f"{about}. The shares are those of {found.held_out} held-out pictures of no class "
+                f"and of {found.images} test pictures.",
+            )
+        ),
+    )
 
 
 def _verdicts(report: RunReport) -> str:

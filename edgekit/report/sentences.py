@@ -230,6 +230,22 @@ def labels_sentences(found: LabelsRecord) -> tuple[str, ...]:
     return tuple(said)
 
 
+def other_sentences(report: RunReport) -> tuple[str, ...]:
+    """Returns above which score the answers of each file that a target gets count, if it is known.
+
+    Only pictures of no class tell it.
+    """
+    found = report.validation.other
+    if found is None:
+        return ()
+    judged = {verdict.artifact_sha256 for verdict in report.validation.verdicts}
+    return tuple(
+        found.in_words(artifact)
+        for artifact in report.export.artifacts
+        if artifact.sha256 in judged
+    )
+
+
 def left_out(skipped: Sequence[SkippedFile]) -> list[str]:
     """Returns how many files were left out for each reason, with an example of each."""
     by_reason: dict[str, list[SkippedFile]] = {}

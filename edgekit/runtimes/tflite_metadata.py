@@ -7,6 +7,7 @@ speaks of in a ZIP archive behind the model
 """
 
 import io
+import math
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -61,6 +62,7 @@ class TensorMetadata(Record):
         minimum: Lowest value per channel; empty where none is said.
         maximum: Highest value per channel; empty where none is said.
         files: The files behind the model that belong to it.
+        score_threshold: Score below which an answer does not count; None where none is said.
     """
 
     name: str
@@ -72,6 +74,7 @@ class TensorMetadata(Record):
     minimum: tuple[float, ...]
     maximum: tuple[float, ...]
     files: tuple[AssociatedFile, ...]
+    score_threshold: float | None = None
 
 
 class Metadata(Record):
@@ -235,6 +238,10 @@ def _tensor(values: tables.Values) -> TensorMetadata:
     normalization: tables.Values = next(
         (unit for name, unit in options if name == "NormalizationOptions"), {}
     )
+    thresholding: tables.Values = next(
+        (unit for name, unit in options if name == "ScoreThresholdingOptions"), {}
+    )
+    threshold = thresholding.get("global_score_threshold")
     stats = values.get("stats", {})
     space = _named(tables.COLOR_SPACES, properties.get("color_space", 0))
     return TensorMetadata(
@@ -255,6 +262,7 @@ def _tensor(values: tables.Values) -> TensorMetadata:
             )
             for file in values.get("associated_files", [])
         ),
+        score_threshold=threshold if threshold is not None and math.isfinite(threshold) else None,
     )
 
 

@@ -47,7 +47,7 @@ class Field:
     """
 
     slot: int
-    kind: Literal["string", "byte", "uint", "floats", "table", "tables", "union"]
+    kind: Literal["string", "byte", "uint", "float", "floats", "table", "tables", "union"]
     tables: tuple[str, ...] = ()
 
 
@@ -89,7 +89,7 @@ TABLES: dict[str, dict[str, Field]] = {
     "ProcessUnit": {"options": Field(0, "union", _OPTIONS)},
     "NormalizationOptions": {"mean": Field(0, "floats"), "std": Field(1, "floats")},
     "ScoreCalibrationOptions": {},
-    "ScoreThresholdingOptions": {},
+    "ScoreThresholdingOptions": {"global_score_threshold": Field(0, "float")},
     "Stats": {"max": Field(0, "floats"), "min": Field(1, "floats")},
     "AssociatedFile": {
         "name": Field(0, "string"),
@@ -130,6 +130,8 @@ def _write_table(builder: Untyped, name: str, values: Values) -> int:
             builder.PrependInt8Slot(field.slot, value, 0)
         elif field.kind == "uint":
             builder.PrependUint32Slot(field.slot, value, 0)
+        elif field.kind == "float":
+            builder.PrependFloat32Slot(field.slot, value, 0.0)
         elif field.kind == "union":
             member, offset = value
             builder.PrependUint8Slot(field.slot, member, 0)
@@ -214,6 +216,8 @@ class _Reader:
             return self._number("<b", place)
         if field.kind == "uint":
             return self._number("<I", place)
+        if field.kind == "float":
+            return float(struct.unpack("<f", struct.pack("<I", self._number("<I", place)))[0])
         if field.kind == "union":
             member = self._number("<B", place)
             if following is None or not 0 < member <= len(field.tables):

@@ -48,6 +48,7 @@ from edgekit.validate.on_device import (
     measuring_of,
     time_here,
 )
+from edgekit.validate.other import Other, OtherScores, judge_other
 from edgekit.validate.verdict import (
     check_accuracy_drop,
     check_accuracy_floor,
@@ -95,6 +96,7 @@ def judge(
     say: Callable[[str], None],
     progress: Callable[[str, int, int], None],
     earlier: Sequence[Verdict] = (),
+    other: Other | None = None,
 ) -> ValidationRecord:
     """Judges every file on the test split and every target by the file it asks for.
 
@@ -114,6 +116,7 @@ def judge(
         progress: Called with (what, done, in all).
         earlier: Verdicts on the same files for the same targets, with all else equal; their
             measurements of latency count as well. Defaults to none.
+        other: Pictures of no class, which every file answers too. Defaults to None: none are given.
 
     Raises:
         SpecError: If a target asks for a file that was not exported.
@@ -200,6 +203,38 @@ def judge(
         ),
         on_devices=tuple(evaluation for evaluation, _ in on_devices.values()),
         int8_against_other=_against_other(answered.values(), labels),
+        other=None
+        if other is None
+        else judge_other(
+            other,
+            [
+                _other_scores(a, other, folder, exported, labels, progress)
+                for a in answered.values()
+            ],
+        ),
+    )
+
+
+def _other_scores(
+    answered: _Answered,
+    other: Other,
+    folder: Path,
+    exported: ExportRecord,
+    labels: Labels,
+    progress: Callable[[str, int, int], None],
+) -> OtherScores:
+    """Returns what a file gives to pictures of no class."""
+    artifact = answered.artifact
+    found = measure.answer(
+        subject_of(artifact, folder, other.images, exported.preprocess),
+        progress=lambda done: progress(f"no class, {artifact.path}", round(1000 * done), 1000),
+    )
+    return OtherScores(
+        artifact.sha256,
+        found.output.scale or 0.0,
+        measure.scores(found.raw, found.output).max(axis=1),
+        answered.scores.max(axis=1),
+        answered.top1 == labels,
     )
 
 

@@ -274,7 +274,7 @@ def order_quantile(samples: npt.ArrayLike, percentile: int) -> float:
 
 
 def order_upper(
-    samples: npt.ArrayLike, percentile: int, confidence: float = CONFIDENCE
+    samples: npt.ArrayLike, percentile: float, confidence: float = CONFIDENCE
 ) -> float | None:
     """Returns the distribution-free upper limit of a percentile for independent samples.
 
@@ -296,7 +296,7 @@ def order_upper(
     return float(ordered[ranks[0]]) if ranks.size else None
 
 
-def samples_needed(percentile: int, confidence: float = CONFIDENCE) -> int:
+def samples_needed(percentile: float, confidence: float = CONFIDENCE) -> int:
     """Returns the fewest samples that can bound a percentile: `ln(1 - confidence) / ln p`.
 
     5 for the median, 29 for the 90th, 59 for the 95th, 299 for the 99th percentile.
