@@ -7,9 +7,9 @@ import itertools
 import json
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ from PIL import Image
 import edgekit
 from edgekit.data.bare import bare
 from edgekit.data.files import FORM, Form, printable
+from edgekit.data.other import FILES, IMAGES
 from edgekit.data.packed import unpacked
 from edgekit.data.picture import ORIENTATION, UnreadableError, decode, pixels
 from edgekit.devices import measure
@@ -30,16 +31,27 @@ from edgekit.package.goldens import golden_files
 from edgekit.package.manifest import NAME, Manifest, manifest_json, manifest_of
 from edgekit.package.signing import SIGNATURE_NAME, sign
 from edgekit.package.verification import SCRIPT
-from edgekit.pipeline import ARTIFACTS, STORE
-from edgekit.records import Artifact, DatasetRecord, RunReport, Status, Verdict, input_codes
+from edgekit.pipeline import ARTIFACTS, STORE, Stage
+from edgekit.records import (
+    Artifact,
+    DatasetRecord,
+    OtherRecord,
+    Preprocess,
+    Record,
+    RunReport,
+    Status,
+    Verdict,
+    input_codes,
+)
 from edgekit.report import read_report
-from edgekit.store import file_digest, finished, write_atomically
+from edgekit.store import Stored, file_digest, finished, write_atomically
 from edgekit.target import PackageKind, Target, package_kind, refuse_grey
 
 PACKAGES = "packages"
 # 16 to 32 pictures; one of every class where there are so many.
 FEWEST_PICTURES = 16
 MOST_PICTURES = 32
+OTHER_PICTURES = 2  # of no class, beside those
 LARGEST_PICTURE_BYTES = 2_000_000
 LARGEST_PICTURE_MEGAPIXELS = 50.0  # what verify.py and a phone decode
 # A golden picture must not lie between two classes: an app's resize may differ by a grey level,
@@ -48,6 +60,7 @@ LEAST_LEAD = 0.1
 # EXIF orientation 6: the camera was turned clockwise by 90 degrees.
 TURNED = 6
 Say = Callable[[str], None]
+R = TypeVar("R", bound=Record)
 
 
 @dataclass(frozen=True)
@@ -89,20 +102,20 @@ class Packaged:
 
 @dataclass(frozen=True)
 class _Picture:
-    """A picture of the test split that may become a golden; its content is `bare`."""
+    """A picture that may become a golden; its content is `bare`, its label None for no class."""
 
     suffix: str
-    label: int
+    label: int | None
     content: bytes
     turned: bool
     pixels: npt.NDArray[np.uint8]
 
 
-class _TestPicture(NamedTuple):
-    """A row of the test split: path below the data folder, label, decoded pixels."""
+class _Row(NamedTuple):
+    """A row that was judged: path below its folder, label or None for no class, pixels."""
 
     name: str
-    label: int
+    label: int | None
     pixels: npt.NDArray[np.uint8]
 
 
@@ -209,10 +222,14 @@ def _contents(
     name = _identifier(wanted.name or target.name.replace("-", "_"))
     title = wanted.title or f"Classifier of {len(names)} classes for {target.name}"
     model = (folder / artifact.path).read_bytes()
+    other = report.validation.other
+    threshold = None if other is None else other.by_digest[artifact.sha256].threshold
     if artifact.format == "tflite":
-        model = _described(model, title, report, wanted, artifact)
-    chosen = _goldens(report, artifact, folder, model, _usable(report, wanted.run))
-    pictures = sum(golden.picture is not None for golden in chosen)
+        model = _described(model, title, report, wanted, artifact, threshold)
+    usable = _usable(report, wanted.run)
+    unknown = [] if threshold is None else _of_no_class(report, wanted.run)
+    chosen = _goldens(report, artifact, folder, model, [*unknown, *usable], threshold)
+    pictures = sum(golden.label is not None for golden in chosen)
     if pictures < FEWEST_PICTURES:
         say(
             f"{wanted.target}: {pictures} golden pictures, where {FEWEST_PICTURES} to "
@@ -220,7 +237,7 @@ def _contents(
             f"{report.recipe['data']['path']} that the model tells apart clearly"
         )
     if not wanted.with_images:
-        chosen = [_without_picture(golden) for golden in chosen]
+        chosen = [replace(golden, picture=None, picture_name="") for golden in chosen]
     return Contents(
         name=name,
         title=title,
@@ -243,6 +260,7 @@ def _contents(
             **({"weights_sha256": weights} if weights else {}),
             **versions,
         },
+        score_threshold=threshold,
         max_pixels=int(report.recipe["data"]["max_megapixels"] * 1e6),
     )
 
@@ -263,7 +281,12 @@ def _identifier(name: str) -> str:
 
 
 def _described(
-    model: bytes, title: str, report: RunReport, wanted: Wanted, artifact: Artifact
+    model: bytes,
+    title: str,
+    report: RunReport,
+    wanted: Wanted,
+    artifact: Artifact,
+    threshold: float | None,
 ) -> bytes:
     """Returns the model with TFLite metadata; what it computes is not touched."""
     from edgekit.package.metadata import write_metadata
@@ -277,6 +300,7 @@ def _described(
         licence=wanted.licence,
         preprocess=report.export.preprocess,
         class_names=report.export.class_names,
+        score_threshold=threshold,
     )
 
 
@@ -291,9 +315,35 @@ def _usable(report: RunReport, run: Path) -> list[_Picture]:
     root = Path(data["path"])
     if not data.get("table"):
         root = unpacked(root, Form(**{name: data[name] for name in FORM if name in data}))
+    usable = _bare(root, _in_turns(_test_pictures(report, run)), contract, 2 * MOST_PICTURES)
+    if usable:
+        first = usable[0]
+        turned = _turned(first.content)
+        usable.insert(1, _Picture(".jpg", first.label, turned, True, pixels(turned, contract)))
+    return usable
+
+
+def _of_no_class(report: RunReport, run: Path) -> list[_Picture]:
+    """Returns held-out pictures of no class that may become goldens; twice as many as are shipped.
+
+    Raises:
+        SpecError: If the run folder no longer holds its stage of them.
+        IntegrityError: If it is damaged.
+    """
+    stored = _stage_of(run, "other", OtherRecord, lambda found: found == report.other)
+    names = json.loads((stored.folder / FILES).read_bytes())
+    images = np.load(stored.folder / IMAGES, mmap_mode="r")
+    rows = [_Row(name, None, image) for name, image in zip(names, images, strict=True)]
+    root = Path(report.recipe["data"]["other"])
+    held_out = rows[stored.record.deciding :]
+    return _bare(root, held_out, report.export.preprocess, 2 * OTHER_PICTURES)
+
+
+def _bare(root: Path, rows: list[_Row], contract: Preprocess, most: int) -> list[_Picture]:
+    """Returns the first pictures that still are what was judged, stripped of what they tell."""
     usable: list[_Picture] = []
-    for row in _in_turns(_test_pictures(report, run)):
-        if len(usable) == 2 * MOST_PICTURES:
+    for row in rows:
+        if len(usable) == most:
             break
         try:
             content = (root / row.name).read_bytes()
@@ -307,56 +357,74 @@ def _usable(report: RunReport, run: Path) -> list[_Picture]:
             continue
         if len(content) <= LARGEST_PICTURE_BYTES:
             usable.append(_Picture(suffix, row.label, content, False, pixels(content, contract)))
-    if usable:
-        first = usable[0]
-        turned = _turned(first.content)
-        usable.insert(1, _Picture(".jpg", first.label, turned, True, pixels(turned, contract)))
     return usable
 
 
-def _in_turns(pictures: list[_TestPicture]) -> list[_TestPicture]:
+def _in_turns(pictures: list[_Row]) -> list[_Row]:
     """Returns the pictures in another order: the first of every class, the second of every one."""
     by_class = [
         [picture for picture in pictures if picture.label == label]
-        for label in sorted({picture.label for picture in pictures})
+        for label in sorted({row.label for row in pictures if row.label is not None})
     ]
     rounds = itertools.zip_longest(*by_class)
     return [picture for turn in rounds for picture in turn if picture is not None]
 
 
-def _test_pictures(report: RunReport, run: Path) -> list[_TestPicture]:
+def _test_pictures(report: RunReport, run: Path) -> list[_Row]:
     """Returns every test picture of the run's data stage, verified.
 
     Raises:
         SpecError: If the run folder no longer holds its data stage.
         IntegrityError: If it is damaged.
     """
+    digest = report.dataset.digest
+    stored = _stage_of(run, "data", DatasetRecord, lambda found: found.digest == digest)
+    names = json.loads((stored.folder / "test.files.json").read_bytes())
+    labels = np.load(stored.folder / "test.labels.npy").tolist()
+    images = np.load(stored.folder / "test.images.npy", mmap_mode="r")
+    return [_Row(*row) for row in zip(names, labels, images, strict=True)]
+
+
+def _stage_of(
+    run: Path, stage: Stage, record_type: type[R], is_it: Callable[[R], bool]
+) -> Stored[R]:
+    """Returns a stage of the run that the report is about, verified.
+
+    Raises:
+        SpecError: If the run folder no longer holds it.
+        IntegrityError: If it is damaged.
+    """
     problems = []
-    for stored in finished(run / STORE, "data", DatasetRecord):
+    for stored in finished(run / STORE, stage, record_type):
         if isinstance(stored, str):
             problems.append(stored)
-        elif stored.record.digest == report.dataset.digest:
-            names = json.loads((stored.folder / "test.files.json").read_bytes())
-            labels = np.load(stored.folder / "test.labels.npy").tolist()
-            images = np.load(stored.folder / "test.images.npy", mmap_mode="r")
-            return [_TestPicture(*row) for row in zip(names, labels, images, strict=True)]
+        elif is_it(stored.record):
+            return stored
     if problems:
         raise IntegrityError(
             problems[0],
-            "the data stage as it was stored",
+            f"the {stage} stage as it was stored",
             "run again; what is damaged is made again, the rest is reused",
         )
     raise SpecError(
-        f"{run}: the data stage of its report is not in {STORE}",
+        f"{run}: the {stage} stage of its report is not in {STORE}",
         "the folder of the run as edgekit left it",
         "run again; finished stages are reused",
     )
 
 
 def _goldens(
-    report: RunReport, artifact: Artifact, folder: Path, model: bytes, usable: list[_Picture]
+    report: RunReport,
+    artifact: Artifact,
+    folder: Path,
+    model: bytes,
+    usable: list[_Picture],
+    threshold: float | None,
 ) -> list[Golden]:
-    """Returns the goldens: pictures with a clear answer, one of them turned, and synthetic ones."""
+    """Returns the goldens: pictures with a clear answer, one of them turned, and synthetic ones.
+
+    First come those of no class, if there is a threshold that they do not reach.
+    """
     contract = report.export.preprocess
     shape = (contract.height_px, contract.width_px, 3)
     ramp = np.linspace(0, 255, shape[1]).astype(np.uint8)[None, :, None]
@@ -373,29 +441,45 @@ def _goldens(
     table = input_codes(contract, asked.dtype, asked.scale, asked.zero_point)
     channels = np.arange(contract.input_channels)
     tensors = [table[image[..., channels], channels][None] for image in images]
+    accepted = [_accepted(each, threshold) for each in scores]
     chosen: list[Golden] = []
+    unknown = 0
     seen = {tensor.tobytes() for tensor in tensors[len(usable) :]}
     for index, picture in enumerate(usable):
         second, best = np.sort(scores[index])[-2:]
         clear = best - second > LEAST_LEAD * np.ptp(scores[index])
         # The same input twice shows nothing more; of a picture of one colour there may be many.
         new = tensors[index].tobytes() not in seen
-        if len(chosen) < MOST_PICTURES and new and (clear or picture.turned):
+        if picture.label is None:
+            wanted = unknown < OTHER_PICTURES and accepted[index] is False and clear
+        else:
+            wanted = len(chosen) - unknown < MOST_PICTURES and (clear or picture.turned)
+        if wanted and new:
             seen.add(tensors[index].tobytes())
+            unknown += picture.label is None
             stem = f"{len(chosen):02d}{'_turned' if picture.turned else ''}"
             chosen.append(
                 Golden(
-                    name=f"picture_{stem}",
+                    name=f"{'other' if picture.label is None else 'picture'}_{stem}",
                     input=tensors[index],
                     output=raw[index],
                     label=picture.label,
                     picture=picture.content,
                     picture_name=f"{stem}{picture.suffix}",
+                    accepted=accepted[index],
                 )
             )
     for index, name in enumerate(synthetic, start=len(usable)):
-        chosen.append(Golden(name, tensors[index], raw[index], None, None, ""))
+        chosen.append(Golden(name, tensors[index], raw[index], None, None, "", accepted[index]))
     return chosen
+
+
+def _accepted(scores: npt.NDArray[np.float32], threshold: float | None) -> bool | None:
+    """Returns whether an answer counts; None without a threshold or too near to it."""
+    if threshold is None:
+        return None
+    lead = float(scores.max()) - threshold
+    return None if abs(lead) <= LEAST_LEAD * np.ptp(scores) else lead > 0
 
 
 def _check_same(
@@ -445,10 +529,6 @@ def _answers(
         subject = subject_of(artifact, folder, path, report.export.preprocess)
         found = measure.answer(subject)
     return found.raw, measure.scores(found.raw, found.output)
-
-
-def _without_picture(golden: Golden) -> Golden:
-    return Golden(golden.name, golden.input, golden.output, golden.label, None, "")
 
 
 def _arena(report: RunReport, kind: PackageKind, model: Path, artifact: Artifact) -> int | None:

@@ -457,6 +457,12 @@ FILE_ALTERATIONS: list[tuple[str, Alteration]] = [
     ("goldens: a tolerance that is not a number", _goldens(put("tolerance_steps", float("nan")))),
     ("goldens: a share of 1e9", _goldens(put("tolerance_share", 1e9))),
     ("goldens: a share of 0.06", _goldens(put("tolerance_share", 0.06))),
+    ("goldens: one that does not count does", _goldens(put("goldens", 0, "accepted", True))),
+    ("goldens: another threshold", _goldens(put("score_threshold", -1e9))),
+    ("another threshold everywhere but in the model", _files(lambda files: [
+        edit(files, path, put("score_threshold", -1e9)) for path in files
+        if path.endswith(("manifest.json", "goldens.json", "preprocess.json"))
+    ] and None)),
     ("goldens: another preprocessing", _goldens(put("preprocess", "crop", "center"))),
     ("goldens: outputs of another model", _files(lambda files: files.update(
         {"goldens/outputs.bin": files["goldens/outputs.bin"][::-1]}))),

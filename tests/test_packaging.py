@@ -4,6 +4,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import struct
 import subprocess
@@ -21,6 +22,7 @@ from PIL import Image, ImageOps
 pytest.importorskip("tensorflow")
 
 import crafted_bundles
+from other_pictures import draw_other
 from small_run import edgekit, run, write_recipe
 
 from edgekit.cli import execute
@@ -32,6 +34,7 @@ from edgekit.package.manifest import read_manifest
 from edgekit.package.templates import verify as verify_script
 from edgekit.package.verification import verify
 from edgekit.packaging import Packaged, Wanted, package
+from edgekit.records import RunReport
 from edgekit.store import file_digest
 from edgekit.target import load_target, target_text
 
@@ -61,12 +64,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "pictures", train_per_class=20, validation_per_class=8, test_per_class=20,
         size_px=64, workers=1,
     )  # fmt: skip
-    for picture in (folder / "pictures").rglob("*.jpg"):
+    draw_other(folder / "other", 80)
+    for picture in (*(folder / "pictures").rglob("*.jpg"), *(folder / "other").rglob("*.jpg")):
         told(picture)
     recipe = write_recipe(folder / "recipe.toml", folder / "pictures", qat_epochs=0)
     (folder / "board.toml").write_text(target_text("host-litert").replace("host-litert", "board"))
     recipe.write_text(recipe.read_text().replace("targets = [", 'targets = ["board.toml", '))
-    done = run(recipe, folder / "out", "--latency-budget-ms", "5000")
+    other = ("--other", str(folder / "other"))
+    done = run(recipe, folder / "out", "--latency-budget-ms", "5000", *other)
     assert done.returncode in (0, 4, 5), done.stderr
     return folder / "out"
 
@@ -535,6 +540,49 @@ def test_a_bundle_is_whole_after_every_kill(finished: Path, tmp_path: Path) -> N
     assert list(temporary.iterdir()) == []
     left = {path.name for path in out.iterdir() if not path.name.startswith(".host-litert.zip.")}
     assert left == {"host-litert", "host-litert.zip"}
+
+
+def test_answers_count_as_they_did_when_the_file_was_judged(
+    finished: Path, made: dict[str, Packaged]
+) -> None:
+    report = RunReport.model_validate_json((finished / "report.json").read_bytes())
+    found = report.validation.other
+    assert found is not None
+    verdict = next(v for v in report.validation.verdicts if v.target == "host-litert")
+    file = found.by_digest[str(verdict.artifact_sha256)]
+    pictures = {
+        "test": finished.parent / "pictures" / "test",
+        "other": finished.parent / "other",
+    }
+    counts = {}
+    for name, folder in pictures.items():
+        of_run = edgekit("predict", str(finished), str(folder), "--file", verdict.artifact_path)
+        # A file of a package says it by itself.
+        packed = edgekit("predict", str(made["host-litert"].folder / "model.tflite"), str(folder))
+        assert of_run.stdout == packed.stdout
+        counts[name] = [line.split("\t")[3] for line in of_run.stdout.splitlines()]
+    assert {*counts["test"]} == {*counts["other"]} | {"accepted"} == {"accepted", "of no class"}
+    assert counts["test"].count("accepted") == file.accepted
+    assert counts["other"].count("accepted") == file.false_accepts  # too few decide: none of them
+    said = found.in_words(next(a for a in report.export.artifacts if a.sha256 in found.by_digest
+                               and a.path == verdict.artifact_path))  # fmt: skip
+    assert said in (made["host-litert"].folder / "MODEL_CARD.md").read_text().replace("\\", "")
+
+
+@pytest.mark.slow
+def test_another_rate_trains_nothing_anew(finished: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(finished, tmp_path / "out", symlinks=True))
+    text = (finished.parent / "recipe.toml").read_text()
+    recipe = finished.parent / "higher-rate.toml"
+    recipe.write_text(text.replace("[data]", "[data]\nfalse_accept_rate = 0.5"))
+    done = run(recipe, out, "--other", str(finished.parent / "other"))
+    assert done.returncode in (4, 5), done.stderr
+    for stage in ("data", "other", "train", "quantize", "export"):
+        assert f"{stage}: unchanged, reused" in done.stderr
+    assert "validate: done in" in done.stderr
+    assert "cannot show" not in done.stderr
+    assert re.search(r"no class: .* at most 50.0% was asked", done.stdout.replace("\n", " "))
+    assert "## Pictures of no class" in (out / "report.md").read_text()
 
 
 def test_the_command_line_tells_what_it_made(finished: Path, made: dict[str, Packaged]) -> None:

@@ -154,6 +154,7 @@ def contract_json(contents: Contents) -> bytes:
         "outputs_are_probabilities": any(
             name.upper() == "SOFTMAX" for name in contents.artifact.operators
         ),
+        "score_threshold": contents.score_threshold,
         "preprocess": contents.preprocess.model_dump(mode="json"),
         "output": output,
         "input": {

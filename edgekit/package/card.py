@@ -61,6 +61,7 @@ def model_card(report: RunReport, contents: Contents) -> str:
         _variants(report, contents),
         _verdict(report, contents),
         _classes(report, contents),
+        *_other(report, contents),
         _limits(report, contents),
         _origin(report, contents),
     )
@@ -184,6 +185,13 @@ def _intended(contents: Contents) -> str:
     channels = f"channels in {preprocess.channels} order"
     if preprocess.channels == "grey":
         channels = "its luma (ITU-R 601-2, taken before resizing) in the only channel"
+    threshold = contents.score_threshold
+    unknown = "it always answers one of its classes"
+    if threshold is not None:
+        unknown += ", most of them with a score that does not count"
+    counts = (
+        "" if threshold is None else f" An answer counts if its score is above {threshold:.9g}."
+    )
     coded = (
         ""
         if into.scale is None
@@ -194,14 +202,14 @@ def _intended(contents: Contents) -> str:
         "Naming the one class that a photograph shows, on a device, among the classes below and "
         f"for pictures like those it was trained on. The target it was made for: "
         f"{escaped(contents.target.description)}\n\n"
-        "Not for: pictures of anything else (it always answers one of its classes), several "
+        f"Not for: pictures of anything else ({unknown}), several "
         "objects in one picture, finding where something is, identifying people, or decisions "
         "about people's health, safety or rights.\n\n"
         f"Input: RGB picture, EXIF orientation applied, {fitted} {preprocess.width_px} x "
         f"{preprocess.height_px} px ({preprocess.resize}, antialiased), {channels}, pixel p "
         f"becomes p * scale + offset with scale {_numbers(preprocess.scale)} and offset "
         f"{_numbers(preprocess.offset)}, as {into.dtype}"
-        f"{coded}. Output: one score for each line of `labels.txt`, in that order."
+        f"{coded}. Output: one score for each line of `labels.txt`, in that order.{counts}"
     )
 
 
@@ -362,6 +370,15 @@ def _taken(most: tuple[int, int] | None, contents: Contents) -> str:
     count, other = most[0], -most[1]
     known = other < len(contents.class_names)
     return f"{contents.class_names[other] if known else 'another class'} ({count})"
+
+
+def _other(report: RunReport, contents: Contents) -> tuple[str, ...]:
+    """Returns what the score above which an answer counts comes to; nothing without one."""
+    found = report.validation.other
+    if found is None:
+        return ()
+    said = escaped(found.in_words(contents.artifact))
+    return (f"## Pictures of no class\n\nOn the machine that made the bundle, {said}.",)
 
 
 def _limits(report: RunReport, contents: Contents) -> str:

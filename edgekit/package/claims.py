@@ -67,8 +67,13 @@ def _check_tflite(manifest: Manifest, model: bytes) -> None:
     # The metadata hold float32.
     mean, std = np.array(normalization_of(manifest.preprocess), np.float32).tolist()
     image = said.inputs[0] if said.inputs else None
+    threshold = manifest.score_threshold
     pairs = {
         "labels": (manifest.class_names, said.labels),
+        "score threshold": (
+            None if threshold is None else float(np.float32(threshold)),
+            said.outputs[0].score_threshold if said.outputs else None,
+        ),
         "title": (manifest.title, said.name),
         "licence": (manifest.licence, said.licence),
         "recipe_sha256": (manifest.facts.get("recipe_sha256", "")[:12], said.version),

@@ -35,10 +35,12 @@ class Golden:
         name: What it is called: "cat_00", "all_zero"; letters, digits and underscores.
         input: The exact input tensor of shape `(1, height, width, 3)` in the file's own dtype.
         output: The raw output of shape `(classes,)` in the file's own dtype.
-        label: Index of its true class; None for a synthetic input.
+        label: Index of its true class; None for a synthetic input, or a picture of no class.
         picture: The source picture's file, EXIF included; None for a synthetic input, or where no
             pictures may be shipped.
         picture_name: Name of the file in `goldens/images/`; empty without a picture.
+        accepted: Whether its answer counts, see `Contents.score_threshold`. Defaults to None:
+            there is no threshold, or the score lies too near to it to be checked elsewhere.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Golden:
     label: int | None
     picture: bytes | None
     picture_name: str
+    accepted: bool | None = None
 
     @property
     def answer(self) -> int:
@@ -77,6 +80,8 @@ class Contents:
         arena_bytes: For microcontrollers: arena measured by TensorFlow Lite Micro's recorder on the
             host; None where it is not known.
         facts: Further strings that the card and the manifest name: versions and digests, by key.
+        score_threshold: Above which score, the highest output as a real number, an answer counts,
+            so that few pictures of no class get one. Defaults to None: every answer counts.
         max_pixels: Largest picture that the package's own code reads, in pixels, as the run did.
             Defaults to that of a recipe.
     """
@@ -96,4 +101,5 @@ class Contents:
     verdict: Verdict
     arena_bytes: int | None
     facts: dict[str, str]
+    score_threshold: float | None = None
     max_pixels: int = int(PICTURE_MEGAPIXELS * 1e6)

@@ -110,6 +110,7 @@ def _contract(contents: Contents) -> Iterable[tuple[str, object]]:
         "output_scale": output.scale,
         "output_zero_point": output.zero_point if output.scale is not None else None,
         "gives_probabilities": _gives_probabilities(contents),
+        "score_threshold": contents.score_threshold,
         "goldens": len(contents.goldens),
         "tolerance_steps": TOLERANCE_STEPS,
         "tolerance_share": tolerance_share(contents),
@@ -145,6 +146,9 @@ def _header(contents: Contents) -> str:
         "OUTPUT_SCALE": repr(1.0 if output.scale is None else output.scale),
         "OUTPUT_ZERO_POINT": str(output.zero_point or 0 if output.scale is not None else 0),
         "GIVES_PROBABILITIES": _boolean(_gives_probabilities(contents)),
+        "SCORE_THRESHOLD": "-std::numeric_limits<double>::infinity()"
+        if contents.score_threshold is None
+        else repr(contents.score_threshold),
         "PIXEL_UNIT": ", ".join(repr(value) for value in unit),
         "TOLERANCE_STEPS": str(TOLERANCE_STEPS),
         "TOLERANCE_SHARE": repr(tolerance_share(contents)),
@@ -152,7 +156,7 @@ def _header(contents: Contents) -> str:
         "GOLDEN_COUNT": str(len(contents.goldens)),
         "GOLDENS": "".join(
             f"    {{{json.dumps(golden.name)}, {_boolean(golden.picture is not None)}, "
-            f"{golden.answer}}},\n"
+            f"{golden.answer}, {-1 if golden.accepted is None else int(golden.accepted)}}},\n"
             for golden in contents.goldens
         ),
     }

@@ -43,6 +43,8 @@ class Manifest(Record):
         input: Its input.
         output: Its output.
         class_names: Names of the classes in output order.
+        score_threshold: Above which score an answer counts, a real number; None where every one
+            does.
         verdict: How the file was judged for the target.
         goldens: How many inputs with answers are in the bundle, three of them synthetic.
         images: Whether the pictures that the others were made from are in it, too.
@@ -63,6 +65,7 @@ class Manifest(Record):
     input: TensorInfo
     output: TensorInfo
     class_names: tuple[str, ...]
+    score_threshold: float | None
     verdict: Verdict
     goldens: int = Field(ge=1, le=limits.GOLDENS)
     images: bool
@@ -103,6 +106,7 @@ def manifest_of(
             "input": contents.input,
             "output": contents.output,
             "class_names": contents.class_names,
+            "score_threshold": contents.score_threshold,
             "verdict": contents.verdict,
             "goldens": len(contents.goldens),
             "images": any(golden.picture is not None for golden in contents.goldens),

@@ -59,6 +59,7 @@ def write_metadata(
     licence: str,
     preprocess: Preprocess,
     class_names: Sequence[str],
+    score_threshold: float | None = None,
 ) -> bytes:
     """Returns the model with metadata and, behind it, its labels.
 
@@ -75,6 +76,7 @@ def write_metadata(
         preprocess: The contract; becomes mean and standard deviation: a pixel p becomes
             `(p - mean) / std`.
         class_names: Names of the classes in output order; each a line that is not empty.
+        score_threshold: Above which score an answer counts. Defaults to None: every answer does.
 
     Raises:
         IntegrityError: If the model is damaged or no image classifier.
@@ -93,7 +95,7 @@ def write_metadata(
         "subgraph_metadata": [
             {
                 "input_tensor_metadata": [_input(model_input, preprocess)],
-                "output_tensor_metadata": [_output(facts)],
+                "output_tensor_metadata": [_output(facts, score_threshold)],
             }
         ],
         "author": author,
@@ -245,12 +247,18 @@ def _input(info: TensorInfo, preprocess: Preprocess) -> dict[str, Any]:
     }
 
 
-def _output(facts: ModelFacts) -> dict[str, Any]:
+def _output(facts: ModelFacts, score_threshold: float | None) -> dict[str, Any]:
+    options = {} if score_threshold is None else {"global_score_threshold": score_threshold}
     kind = "score" if _has_probabilities(facts.operators) else "logit (no probability)"
     return {
         "name": "scores",
         "description": f"One {kind} per class, in the order of {LABELS_FILE}",
         "content": {"content_properties": ("FeatureProperties", {})},
+        **(
+            {"process_units": [{"options": ("ScoreThresholdingOptions", options)}]}
+            if options
+            else {}
+        ),
         "associated_files": [
             {
                 "name": LABELS_FILE,

@@ -21,8 +21,6 @@ from edgekit.records import input_codes
 from edgekit.runtimes.base import printable
 
 FOLDER = "micro"
-# Goldens that go into golden_data.cc, and so into the flash of a program that checks itself.
-EMBEDDED_GOLDENS = 2
 # More than the host's reference kernels need: optimized kernels want scratch memory, and planning
 # needs a little more than what stays. Pointers of 4 bytes make it less. edgekit's choice.
 ARENA_MARGIN_PERCENT = 10
@@ -168,6 +166,7 @@ def files(contents: Contents) -> dict[str, bytes]:
         **_plain_values(contents),
         **_operators(contents),
         **_arena(contents),
+        **_acceptance(contents),
         **_preprocessing(contents, codes),
         **_golden_sources(contents, pixels),
     }
@@ -318,6 +317,24 @@ def _arena(contents: Contents) -> dict[str, str]:
     }
 
 
+def _acceptance(contents: Contents) -> dict[str, str]:
+    """Returns the score above which an answer counts, in the model's own outputs."""
+    threshold, output = contents.score_threshold, contents.output
+    if threshold is None:
+        return {"THRESHOLD": "", "ACCEPTS": "1", "USE_THRESHOLD": ""}
+    name = f"{contents.name.upper()}_SCORE_THRESHOLD"
+    if output.scale is not None:
+        # It lies half a step above a code.
+        threshold = threshold / output.scale + (output.zero_point or 0)
+    literal = _number(np.float32(threshold))
+    return {
+        "THRESHOLD": "\n// An answer counts if the highest output is above this; few pictures of no"
+        f" class get one.\n#define {name} {literal}\n",
+        "ACCEPTS": f"score > {name}",
+        "USE_THRESHOLD": f"  if (!(scores[best] > {name})) return nullptr;  // of no class\n",
+    }
+
+
 def _preprocessing(contents: Contents, codes: npt.NDArray[np.generic]) -> dict[str, str]:
     """Returns the body of preprocess.c: a subtraction where that is all, or else a table."""
     preprocess = contents.preprocess
@@ -390,13 +407,16 @@ def _pixels_of(golden: Golden, codes: npt.NDArray[np.generic], contents: Content
 def _golden_sources(contents: Contents, pixels: list[bytes | None]) -> dict[str, str]:
     goldens = contents.goldens
     listed = [
-        f'  {{"{golden.name}", {golden.answer}, {"false" if picture is None else "true"}}},'
+        f'  {{"{golden.name}", {golden.answer}, {_accepted(golden)}, '
+        f"{'false' if picture is None else 'true'}}},"
         for golden, picture in zip(goldens, pixels, strict=True)
     ]
-    # Those with pixels first: they check both levels.
-    embedded = sorted(zip(goldens, pixels, strict=True), key=lambda pair: pair[1] is None)[
-        :EMBEDDED_GOLDENS
-    ]
+    # What goes into golden_data.cc, and so into the flash of a program that checks itself: two,
+    # with pixels if there are such, as they check both levels; one of a class, one of none.
+    first, *rest = sorted(zip(goldens, pixels, strict=True), key=lambda pair: pair[1] is None)
+    embedded = [first]
+    if rest:
+        embedded.append(next((p for p in rest if p[0].accepted != first[0].accepted), rest[0]))
     arrays, entries, size = [], [], 0
     for golden, picture in embedded:
         parts = {"input": _little(golden.input), "output": _little(golden.output)}
@@ -406,7 +426,8 @@ def _golden_sources(contents: Contents, pixels: list[bytes | None]) -> dict[str,
         size += sum(map(len, parts.values()))
         shown = ", ".join(f"k_{golden.name}_{part}" for part in parts)
         missing = ", nullptr" if picture is None else ""
-        entries.append(f'    {{"{golden.name}", {golden.answer}, {shown}{missing}}},')
+        about = f'"{golden.name}", {golden.answer}, {_accepted(golden)}'
+        entries.append(f"    {{{about}, {shown}{missing}}},")
     output = contents.output.dtype
     return {
         "LISTED": "\n".join(listed),
@@ -422,6 +443,11 @@ def _golden_sources(contents: Contents, pixels: list[bytes | None]) -> dict[str,
         if output == "int8"
         else f"up to {TOLERANCE_SHARE:g} of the largest output",
     }
+
+
+def _accepted(golden: Golden) -> str:
+    """Returns whether an answer counts as C has it: 1, 0, or -1 where it is not checked."""
+    return "-1" if golden.accepted is None else str(int(golden.accepted))
 
 
 def _array(name: str, content: bytes) -> str:

@@ -148,6 +148,7 @@ def _contract(contents: Contents, runtime: _Runtime) -> dict[str, Any]:
         "runtime": {"name": runtime.name, "package": package, "version": versions()[package]},
         "threads": contents.target.runtime.threads,
         "tolerance_share": tolerance_share(contents),
+        "score_threshold": contents.score_threshold,
         "height": preprocess.height_px,
         "width": preprocess.width_px,
         "crop": preprocess.crop,

@@ -31,6 +31,7 @@ from mobile_package import (
     write,
 )
 from PIL import Image
+from score_threshold import with_threshold
 from tiny_models import SIZE
 
 from edgekit.data import picture as pictures
@@ -610,6 +611,20 @@ def test_goldens_that_show_nothing(app: App, package: Any, old: str, new: str, s
     problem = app.ask("check", goldens=str(goldens))
     assert problem.startswith("goldens: ")
     assert said in problem
+
+
+@pytest.mark.parametrize("threshold", [99.0, None])
+def test_another_score_threshold_is_told(app: App, tmp_path: Path, threshold: float | None) -> None:
+    contents = with_threshold(contents_of(tmp_path))
+    files = android.files(contents)
+    write(files, tmp_path)
+    app.run = network(contents.model)
+    goldens = str(tmp_path / "android/src/androidTest/assets/fun_days/goldens")
+    for judged, told in ((contents, False), (replace(contents, score_threshold=threshold), True)):
+        set_contract(app, android.files(judged), "android/src/main/assets/fun_days")
+        problem = app.ask("check", goldens=goldens)
+        assert (problem or "").startswith("threshold: ") is told, problem
+        assert (problem is None) is not told
 
 
 def test_flipped_bit_in_the_model_is_the_tensor_level(app: App, package: Any) -> None:

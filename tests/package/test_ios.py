@@ -34,6 +34,7 @@ from mobile_package import (
     write,
 )
 from PIL import Image
+from score_threshold import with_threshold
 
 from edgekit.data import picture as pictures
 from edgekit.errors import SpecError
@@ -516,6 +517,19 @@ def test_goldens_that_show_nothing(
     problem = app.ask("check", goldens=goldens)
     assert problem.startswith("goldens: ")
     assert said in problem
+
+
+@pytest.mark.parametrize("threshold", [99.0, None])
+def test_another_score_threshold_is_told(
+    app: App, swift: Swift, tmp_path: Path, threshold: float | None
+) -> None:
+    contents = with_threshold(contents_of(tmp_path))
+    goldens = given(app, swift, contents, tmp_path)
+    for judged, told in ((contents, False), (replace(contents, score_threshold=threshold), True)):
+        set_contract(app, ios.files(judged), RESOURCES)
+        problem = app.ask("check", goldens=goldens)
+        assert (problem or "").startswith("threshold: ") is told, problem
+        assert (problem is None) is not told
 
 
 def test_labels_that_only_look_alike_are_named(app: App, swift: Swift, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import ast
 import importlib.util
 import io
-import json
 import os
 import re
 import shutil
@@ -22,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image
+from score_threshold import with_threshold
 from tiny_models import CLASSES, SIZE, digest, mean_onnx, mean_tflite, quantized_onnx
 
 import edgekit.package
@@ -30,6 +30,7 @@ from edgekit.data.scan import scan
 from edgekit.folders import cache_folder
 from edgekit.package import linux
 from edgekit.package.contents import Contents, Golden
+from edgekit.package.goldens import golden_files
 from edgekit.records import Artifact, Preprocess, Status, TensorInfo, Verdict, input_codes
 from edgekit.runner.onnx_runtime import exact_arithmetic
 from edgekit.runtimes.inspect import inspect_model
@@ -166,33 +167,7 @@ def written(contents: Contents, bundle: Path) -> Path:
     found = dict(linux.files(contents))
     found[contents.model_name] = contents.model
     found["labels.txt"] = "".join(f"{name}\n" for name in contents.class_names).encode()
-    inputs, outputs, entries = b"", b"", []
-    for golden in contents.goldens:
-        asked, answer = golden.input.tobytes(), golden.output.tobytes()
-        entries.append(
-            {
-                "name": golden.name,
-                "picture": golden.picture_name or None,
-                "label": golden.label,
-                "answer": golden.answer,
-                "input_offset": len(inputs),
-                "input_bytes": len(asked),
-                "output_offset": len(outputs),
-                "output_bytes": len(answer),
-            }
-        )
-        inputs, outputs = inputs + asked, outputs + answer
-        if golden.picture is not None:
-            found[f"goldens/images/{golden.picture_name}"] = golden.picture
-    facts = {
-        "schema_version": 1,
-        "tolerance_steps": 1,
-        "tolerance_share": 1e-4,
-        "labels": contents.class_names,
-        "goldens": entries,
-    }
-    found["goldens/goldens.json"] = json.dumps(facts).encode()
-    found["goldens/inputs.bin"], found["goldens/outputs.bin"] = inputs, outputs
+    found |= golden_files(contents)
     for name, content in found.items():
         (bundle / name).parent.mkdir(parents=True, exist_ok=True)
         (bundle / name).write_bytes(content)
@@ -467,6 +442,10 @@ def moved(path: Path, position: int, step: int) -> None:
 
 MODULE = "linux/python/classifier.py"
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "other threshold": (
+        lambda b: altered(b / MODULE, ('"score_threshold": ', '"score_threshold": -9 + ')),
+        "FAIL  tensor level",
+    ),
     "flipped bit": (
         lambda b: moved(b / "model.tflite", -40, 1),
         "FAIL  model.tflite is not the file that was judged",
@@ -476,7 +455,7 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
         "FAIL  labels.txt does not hold the names",
     ),
     "goldens with other labels": (
-        lambda b: altered(b / "goldens/goldens.json", ('"blue", "green"', '"green", "blue"')),
+        lambda b: altered(b / "goldens/goldens.json", ('"blue",\n  "green"', '"green",\n  "blue"')),
         "FAIL  labels.txt and goldens.json name other classes",
     ),
     "cut goldens": (
@@ -529,7 +508,8 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_the_selfcheck_says_which_level_failed(tmp_path: Path, fault: str) -> None:
-    bundle = written(made(tmp_path), tmp_path / "bundle")
+    bundle = written(with_threshold(made(tmp_path)), tmp_path / "bundle")
+    assert run(bundle, "selfcheck.py").returncode == 0
     inject, said = FAULTS[fault]
     inject(bundle)
     done = run(bundle, "selfcheck.py")
@@ -753,7 +733,7 @@ def ppm_of(image: Image.Image, path: Path) -> Path:
 def native_package(tmp_path_factory: pytest.TempPathFactory) -> tuple[Contents, Path]:
     """Returns contents and the folder of the programs that were built for them."""
     folder = tmp_path_factory.mktemp("native")
-    contents = made(folder, "int8.tflite", names=HOSTILE)
+    contents = with_threshold(made(folder, "int8.tflite", names=HOSTILE))
     return contents, built(written(contents, folder / "bundle"), folder / "build")
 
 
@@ -786,6 +766,13 @@ def test_cpp_is_right_and_says_which_level_failed(
     assert "golden_0.ppm: cut short" in native(selfcheck, bundle, "--ppm", ppm).stdout
     (ppm / "golden_0.ppm").write_bytes(b"P6\n20000 20000\n255\n")
     assert "at most 205000000 pixels" in native(selfcheck, bundle, "--ppm", ppm).stdout
+
+    counting = [golden.name for golden in contents.goldens if golden.accepted]
+    assert 0 < len(counting) < len(contents.goldens)
+    ppms = [str(ppm / f"{name}.ppm") for name in ("golden_1", "golden_2")]
+    told = native(programs / "classify", bundle, *ppms).stdout.splitlines()
+    for path, line in zip(ppms, told[::4], strict=True):
+        assert line.endswith(": of no class; likest") == (Path(path).stem not in counting)
 
     outputs = bundle / "goldens" / "outputs.bin"
     moved(outputs, 4, 2)

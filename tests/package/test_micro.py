@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
+from score_threshold import with_threshold
 from tiny_models import CLASSES, SIZE, Untyped, mean_tflite
 from tiny_network import SIZE_PX, Exported, coloured
 
@@ -615,6 +616,36 @@ def test_golden_test_names_what_is_wrong(tmp_path: Path, int8: Path, fault: str)
         assert words in text, text
     for words in unsaid:
         assert words not in text, text
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_another_score_threshold_is_told(tmp_path: Path, dtype: str) -> None:
+    made = mean_tflite(tmp_path / f"{dtype}_{dtype}.tflite", dtype, relu=True)
+    contents = with_threshold(contents_of(made))
+    right = written(contents, tmp_path / "right")
+    assert built(right, contents).returncode == 0
+    folder = written(contents, tmp_path / "wrong")
+    settings = folder / "model_settings.h"
+    value = re.findall(r"SCORE_THRESHOLD (\S+)f\n", settings.read_text())[0]
+    replaced(settings, f"{value}f", "1e9f")
+    result = built(folder, contents)
+    assert result.returncode != 0
+    assert b"its answer does not count, but must: another threshold" in result.stdout
+
+
+def test_the_readme_s_example_knows_no_class_below_the_threshold(
+    tmp_path: Path, int8: Path
+) -> None:
+    contents = dataclasses.replace(contents_of(int8), score_threshold=99.0)
+    folder = written(contents, tmp_path)
+    example = re.findall("```cpp\n(.*?)```", (folder / "README.md").read_text(), re.S)[0]
+    main = EMBEDDED.replace("@@PIXELS@@", str(SIZE * SIZE)).replace(
+        'printf("%s\\n", Classify(rgb))', 'printf("%d\\n", Classify(rgb) == nullptr)'
+    )
+    (folder / "golden_test.cc").write_text(f"#include <stdio.h>\n{example}\n{main}")
+    result = built(folder, contents)
+    assert result.returncode == 0, result.stderr.decode()
+    assert b"\n1\nok: 2 goldens" in result.stdout
 
 
 def test_one_step_is_tolerated(tmp_path: Path, int8: Path) -> None:

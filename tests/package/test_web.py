@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import Image, ImageCms
+from score_threshold import with_threshold
 from ssh_server import program
 from tiny_models import SIZE, digest, mean_onnx, mean_tflite
 
@@ -30,7 +31,8 @@ from edgekit.devices.protocol import Subject
 from edgekit.errors import DeviceError, SpecError
 from edgekit.folders import cache_folder
 from edgekit.package import web
-from edgekit.package.contents import TOLERANCE_SHARE, TOLERANCE_STEPS, Contents, Golden
+from edgekit.package.contents import TOLERANCE_SHARE, Contents, Golden
+from edgekit.package.goldens import golden_files
 from edgekit.records import Artifact, Preprocess, Status, Verdict, input_codes
 from edgekit.runtimes import RUNTIME_OF_FORMAT
 from edgekit.runtimes.inspect import inspect_model
@@ -170,43 +172,6 @@ def tensor(pixels: Pixels) -> npt.NDArray[np.float32]:
     return codes[pixels, np.arange(3)][None].astype(np.float32)
 
 
-def goldens_of(contents: Contents) -> Files:
-    """Returns the goldens as every bundle has them."""
-    inputs, outputs, rows = b"", b"", []
-    for golden in contents.goldens:
-        given, got = golden.input.tobytes(), golden.output.tobytes()
-        row = {
-            "name": golden.name,
-            "picture": golden.picture_name or None,
-            "label": golden.label,
-            "answer": golden.answer,
-            "input_offset": len(inputs),
-            "input_bytes": len(given),
-            "output_offset": len(outputs),
-            "output_bytes": len(got),
-        }
-        rows.append(row)
-        inputs, outputs = inputs + given, outputs + got
-    about = {
-        "schema_version": 1,
-        "tolerance_steps": TOLERANCE_STEPS,
-        "tolerance_share": TOLERANCE_SHARE,
-        "preprocess": contents.preprocess.model_dump(mode="json"),
-        "labels": list(contents.class_names),
-        "goldens": rows,
-    }
-    return {
-        "goldens/goldens.json": json.dumps(about).encode(),
-        "goldens/inputs.bin": inputs,
-        "goldens/outputs.bin": outputs,
-        **{
-            f"goldens/images/{golden.picture_name}": golden.picture
-            for golden in contents.goldens
-            if golden.picture is not None
-        },
-    }
-
-
 class Site(ThreadingHTTPServer):
     """Serves a folder on loopback; npm packages appear as what `npm install` makes in web/."""
 
@@ -305,7 +270,7 @@ def wrong_output(files: Files) -> None:
     files["goldens/outputs.bin"] = outputs.tobytes()
 
 
-SECOND = '"label": 2, "answer": 1, "input_offset": 384'
+SECOND = '"picture": "golden_02.jpg",\n   "label": 2,\n   "answer": '
 # A decoder that knows no EXIF sees no "Exif" in the file.
 BARE = """createImageBitmap(new Blob([new Uint8Array(await source.arrayBuffer()).map(
   (byte, i, all) => String.fromCharCode(...all.subarray(i, i + 4)) === "Exif" ? 0 : byte)]), {"""
@@ -319,6 +284,11 @@ FAULTS: dict[str, tuple[Callable[[Files], Any], str, str]] = {
         'class 1: "red", expected "green"',
     ),
     "output": (wrong_output, "A", "look at the model file, and at the runtime"),
+    "threshold": (
+        replaced("web/contract.json", '"score_threshold": ', '"score_threshold": 99, "x": '),
+        "A",
+        "does not count, but must: contract.json has another score_threshold",
+    ),
     "nearest": (
         replaced("web/index.js", 'contract.resize === "nearest"', "true"),
         "B",
@@ -347,7 +317,7 @@ FAULTS: dict[str, tuple[Callable[[Files], Any], str, str]] = {
         "Most likely: the normalization",
     ),
     "class": (
-        replaced("goldens/goldens.json", '"label": 2, "answer": 2, "input_offset": 384', SECOND),
+        replaced("goldens/goldens.json", f"{SECOND}2", f"{SECOND}1"),
         "B",
         'golden_02: answered "red", expected "green"',
     ),
@@ -415,7 +385,7 @@ for (const name of NAMES) {
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Contents]:
     folder = tmp_path_factory.mktemp("models")
     return {
-        "onnx": contents_of(mean_onnx(folder / "m.onnx")),
+        "onnx": with_threshold(contents_of(mean_onnx(folder / "m.onnx"))),
         "tflite": contents_of(mean_tflite(folder / "m.tflite", "float32")),
     }
 
@@ -435,9 +405,9 @@ def site(
         "no_pictures": dataclasses.replace(onnx, goldens=without),
     }
     for name, contents in good.items():
-        written(root / name, {**web.files(contents), **goldens_of(contents)})
+        written(root / name, {**web.files(contents), **golden_files(contents)})
     for name, (spoil, _, _) in FAULTS.items():
-        files = {**web.files(onnx), **goldens_of(onnx)}
+        files = {**web.files(onnx), **golden_files(onnx)}
         spoil(files)
         written(root / name, files)
     pictures = {f"test/{colour}/{i}.png": saved(picture(colour, i)) for colour, i in PICKED}

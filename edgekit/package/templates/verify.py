@@ -42,7 +42,9 @@ CARD, PROVENANCE, PARTS = "MODEL_CARD.md", "provenance.json", "sbom.cdx.json"
 SIGNATURE = "model.sig"
 # What every bundle has beside its model and the folder of its kind.
 COMMON = (LABELS, CARD, PROVENANCE, PARTS, "verify.py")
-READ = (*MODELS, *COMMON, "web/contract.json", "web/labels.json")
+READ = (*MODELS, *COMMON, "web/labels.json")
+# What a kind of package reads of the model, wherever it lies there.
+CONTRACTS = ("contract.json", "preprocess.json")
 # A file of each kind of package that no other kind has.
 KINDS = {
     "android": "android/build.gradle.kts",
@@ -183,7 +185,7 @@ def check_files(root: Path) -> tuple[Outcome, dict[str, Any], Content]:
                 f"{MANIFEST} says {wanted['sha256'][:16]}...: copy the bundle again"
             )
             problems.append(Problem("changed", path, text))
-        elif path in READ or path.startswith("goldens/"):
+        elif path in READ or path.startswith("goldens/") or path.rpartition("/")[2] in CONTRACTS:
             content[path] = bytes_found
     if problems:
         text = f"{len(problems)} of {len(listed)} files are not as {MANIFEST} says"
@@ -400,6 +402,11 @@ def claims_about_kind(manifest: dict[str, Any], content: Content) -> Claims:
         if copied and folder.partition("/")[0] == kind:
             same = first in files and files[first]["sha256"] == wanted["sha256"]
             yield same, f"{shown(path)} is another file than {shown(first)}"
+    for path in sorted(files):
+        if path.rpartition("/")[2] in CONTRACTS:
+            same = parsed(needed(content, path), path)["score_threshold"]
+            text = f"{shown(path)} has another score_threshold than {MANIFEST}"
+            yield same_json(same, manifest["score_threshold"]), text
     if kind == "web":
         labels = json.loads(needed(content, "web/labels.json"))
         yield labels == manifest["class_names"], f"web/labels.json has other labels than {MANIFEST}"
@@ -582,9 +589,21 @@ def claims_about_goldens(manifest: dict[str, Any], content: Content) -> Claims:
         f"here; {MANIFEST} says that pictures were "
         f"{'packed' if manifest['images'] else 'left out'}",
     )
+    threshold = manifest["score_threshold"]
+    yield (
+        same_json(threshold, about["score_threshold"]),
+        f"{MANIFEST} and {GOLDENS} have another score_threshold",
+    )
     for golden in goldens:
         synthetic = golden["name"] in SYNTHETIC
-        answers = [golden["answer"], *([] if synthetic else [golden["label"]])]
+        accepted = golden["accepted"]
+        yield (
+            accepted is None or (type(accepted) is bool and threshold is not None),
+            f"the golden {shown(str(golden['name']))} counts, or does not, without a threshold",
+        )
+        # A picture of no class has no label.
+        unlabelled = synthetic or (golden["label"] is None and accepted is False)
+        answers = [golden["answer"], *([] if unlabelled else [golden["label"]])]
         yield (
             all(type(index) is int and 0 <= index < classes for index in answers)
             and not (synthetic and (golden["label"], golden["picture"]) != (None, None)),
@@ -831,7 +850,12 @@ def check_tensors(goldens: Goldens) -> Outcome:
     worst, failed = 0.0, []
     whole = np.issubdtype(goldens.outputs[0].dtype, np.integer)
     for golden, tensor, wanted in zip(about["goldens"], goldens.inputs, goldens.outputs):  # noqa: B905
-        if int(wanted.argmax()) != golden["answer"]:
+        score = float(wanted.max())
+        if about["output"]["scale"] is not None:
+            score = about["output"]["scale"] * (score - about["output"]["zero_point"])
+        threshold = about["score_threshold"]
+        counts = golden["accepted"] in (None, threshold is not None and score > threshold)
+        if int(wanted.argmax()) != golden["answer"] or not counts:
             raise WrongError(f"{GOLDENS} and {OUTPUTS} disagree: get the bundle again")
         found = answered(goldens, tensor)
         if found.shape != wanted.shape:

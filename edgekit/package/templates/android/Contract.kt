@@ -46,6 +46,11 @@ class Prediction(
     val probability: Float,
     /** All outputs. */
     val outputs: FloatArray,
+    /**
+     * Whether the answer counts: the score is above [Contract.scoreThreshold]. Every answer does
+     * where the package was made without pictures of no class.
+     */
+    val isAccepted: Boolean,
 )
 
 /** What the judged file takes and gives. Read from `preprocess.json` and `labels.txt`. */
@@ -64,6 +69,10 @@ class Contract(json: String, labelLines: String) {
     val labels: List<String> = labelLines.removeSuffix("\n").split("\n")
     val inputType: String = input.getString("dtype")
     val outputType: String = output.getString("dtype")
+
+    /** Few pictures of no class have a score above this; null if nobody knows such a score. */
+    val scoreThreshold: Double? =
+        if (root.isNull("score_threshold")) null else root.getDouble("score_threshold")
     val outputs: Int = output.getInt("classes")
     val inputBytes: Int = preprocess.height * preprocess.width * 3 * bytesOf(inputType)
     val outputBytes: Int = outputs * bytesOf(outputType)
@@ -138,7 +147,8 @@ class Contract(json: String, labelLines: String) {
         val best = real.indices.maxByOrNull { real[it] } ?: 0
         val sum = real.sumOf { exp((it - real[best]).toDouble()) }
         val share = if (isProbability) real[best] else (1 / sum).toFloat()
-        return Prediction(labels.getOrNull(best), best, real[best], share, real)
+        val counts = scoreThreshold == null || real[best] > scoreThreshold
+        return Prediction(labels.getOrNull(best), best, real[best], share, real, counts)
     }
 }
 

@@ -31,7 +31,8 @@ class SelfCheck(
 
     /** Returns what is wrong, in words that say where to look; null if all is well. */
     fun problem(picture: (String) -> ByteArray): String? =
-        goldensProblem() ?: labelProblem() ?: tensorProblem() ?: pictureProblem(picture)
+        goldensProblem() ?: labelProblem() ?: thresholdProblem() ?: tensorProblem()
+            ?: pictureProblem(picture)
 
     /** Goldens: there are some, and they allow no more difference than was packed. */
     fun goldensProblem(): String? = when {
@@ -54,6 +55,18 @@ class SelfCheck(
             "line ${line + 1} is '${contract.labels[line]}', expected '${wanted[line]}'"
         }
         return "labels: labels.txt is not the one that was judged: $what"
+    }
+
+    /** Threshold: of the judged outputs, those count that did when the file was judged. */
+    fun thresholdProblem(): String? {
+        val wrong = goldens.filter { !it.isNull("accepted") }.filter { golden ->
+            val counts = contract.prediction(slice(outputs, golden, "output")).isAccepted
+            counts != golden.getBoolean("accepted")
+        }
+        if (wrong.isEmpty()) return null
+        return "threshold: ${wrong.size} of ${goldens.size} known outputs count that must not, or " +
+            "do not and must (${shown(wrong.map { it.getString("name") })}): preprocess.json has " +
+            "another score_threshold than was judged: copy it again"
     }
 
     /** Tensor level: the exact input gives the judged output, within the tolerance of kernels. */

@@ -23,6 +23,9 @@ public struct Prediction {
     public let probability: Float
     /// All outputs.
     public let outputs: [Float]
+    /// Whether the answer counts: the score is above `Contract.scoreThreshold`. Every answer does
+    /// where the package was made without pictures of no class.
+    public let isAccepted: Bool
 }
 
 /// What runs the model: from input tensor to raw output, both little-endian.
@@ -53,6 +56,7 @@ public struct Contract {
         let model: String
         let sha256: String
         let outputsAreProbabilities: Bool
+        let scoreThreshold: Double?
         let preprocess: Preprocess
         let input: Input
         let output: Output
@@ -86,6 +90,8 @@ public struct Contract {
     public var model: String { file.model }
     public var sha256: String { file.sha256 }
     public var preprocess: Preprocess { file.preprocess }
+    /// Few pictures of no class have a score above this; nil if nobody knows such a score.
+    public var scoreThreshold: Double? { file.scoreThreshold }
     public var outputType: String { file.output.dtype }
     public var inputBytes: Int {
         preprocess.heightPx * preprocess.widthPx * 3 * bytesOf(file.input.dtype)
@@ -140,7 +146,8 @@ public struct Contract {
             ? real[best] : Float(1 / real.reduce(0) { $0 + exp(Double($1 - real[best])) })
         let label = best < labels.count ? labels[best] : nil
         return Prediction(
-            label: label, index: best, score: real[best], probability: share, outputs: real)
+            label: label, index: best, score: real[best], probability: share, outputs: real,
+            isAccepted: scoreThreshold.map { Double(real[best]) > $0 } ?? true)
     }
 }
 

@@ -20,6 +20,7 @@ struct SelfCheck {
         let name: String
         let picture: String?
         let answer: Int
+        let accepted: Bool?
         let inputOffset, inputBytes, outputOffset, outputBytes: Int
     }
 
@@ -59,7 +60,8 @@ struct SelfCheck {
 
     /// Returns what is wrong, in words that say where to look; nil if all is well.
     func problem() throws -> String? {
-        try goldensProblem() ?? labelProblem() ?? tensorProblem() ?? pictureProblem()
+        try goldensProblem() ?? labelProblem() ?? thresholdProblem() ?? tensorProblem()
+            ?? pictureProblem()
     }
 
     /// Goldens: there are some, and they allow no more difference than was packed.
@@ -87,6 +89,18 @@ struct SelfCheck {
             break
         }
         return "labels: labels.txt is not the one that was judged: \(what)"
+    }
+
+    /// Threshold: of the judged outputs, those count that did when the file was judged.
+    func thresholdProblem() -> String? {
+        let wrong = file.goldens.filter { golden in
+            let output = slice(outputs, golden.outputOffset, golden.outputBytes)
+            return golden.accepted.map { contract.prediction(output).isAccepted != $0 } ?? false
+        }
+        if wrong.isEmpty { return nil }
+        return "threshold: \(wrong.count) of \(file.goldens.count) known outputs count that must "
+            + "not, or do not and must (\(shown(wrong.map(\.name)))): preprocess.json has another "
+            + "score_threshold than was judged: copy it again"
     }
 
     /// Tensor level: the exact input gives the judged output, within the tolerance of kernels.

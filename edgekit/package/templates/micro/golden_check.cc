@@ -64,6 +64,12 @@ struct Scores {
   }
 };
 
+// Whether an answer with this score counts.
+int Accepts(OutputType score) {
+  (void)score;
+  return @@ACCEPTS@@;
+}
+
 Scores ScoresFrom(const void *bytes) {
   Scores scores;
   memcpy(scores.value, bytes, sizeof(scores.value));
@@ -147,6 +153,14 @@ int CheckGoldens(const Golden *goldens, size_t count) {
       printf("FAIL tensor level (A) %s: %d of %d outputs outside the tolerance\n", golden.name,
              outside, kClasses);
       ++wrong_a;
+    } else if (golden.accepted >= 0) {
+      const Scores found = ScoresFrom(output->data.raw);
+      if (Accepts(found.value[found.Best()]) != golden.accepted) {
+        printf("FAIL tensor level (A) %s: its answer %s, but must%s: another threshold\n",
+               golden.name, golden.accepted ? "does not count" : "counts",
+               golden.accepted ? "" : " not");
+        ++wrong_a;
+      }
     }
 
     if (golden.pixels == nullptr) continue;

@@ -11,6 +11,7 @@ namespace @@NAME@@_model {
 struct Golden {
   const char *name;
   int answer;             // class with the highest score
+  int accepted;           // whether that answer counts, 1 or 0; -1 is not checked
   const uint8_t *input;   // kInputBytes
   const uint8_t *output;  // kOutputBytes
   const uint8_t *pixels;  // kPixelBytes of red, green, blue; null where no pixels give this input
@@ -21,8 +22,8 @@ constexpr size_t kInputBytes = @@INPUT_BYTES@@;
 constexpr size_t kOutputBytes = @@OUTPUT_BYTES@@;
 
 // Prints what differs, and at which level, and returns the number of levels that failed:
-// model data and labels by their checksum; tensor level (A): exact input, raw outputs; pixel level
-// (B): pixels through preprocess.c, same input and same class.
+// model data and labels by their checksum; tensor level (A): exact input, raw outputs, and whether
+// the answer counts; pixel level (B): pixels through preprocess.c, same input and same class.
 int CheckGoldens(const Golden *goldens, size_t count);
 
 }  // namespace @@NAME@@_model

@@ -7,6 +7,7 @@ namespace @@NAME@@_model {
 struct Listed {
   const char *name;
   int answer;
+  int accepted;
   bool has_pixels;
 };
 

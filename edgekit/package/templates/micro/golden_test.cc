@@ -39,7 +39,7 @@ int main(int argc, char **argv) {
   std::vector<Golden> goldens;
   for (size_t i = 0; i < kCount; ++i) {
     const uint8_t *picture = kListed[i].has_pixels ? &pixels[i * kPixelBytes] : nullptr;
-    goldens.push_back({kListed[i].name, kListed[i].answer, &inputs[i * kInputBytes],
+    goldens.push_back({kListed[i].name, kListed[i].answer, kListed[i].accepted, &inputs[i * kInputBytes],
                        &outputs[i * kOutputBytes], picture});
   }
   return CheckGoldens(goldens.data(), goldens.size()) == 0 ? 0 : 1;

@@ -90,7 +90,7 @@ export function checkLabels(classifier, { labels }) {
  */
 export async function checkTensors(classifier, { goldens }, progress) {
   const failures = [];
-  for (const [i, { name, input, output }] of goldens.entries()) {
+  for (const [i, { name, input, output, accepted }] of goldens.entries()) {
     const scores = await classifier.run(input);
     const tolerance = classifier.toleranceShare * output.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
     const apart = scores.reduce((most, x, k) => Math.max(most, Math.abs(x - output[k])), 0);
@@ -98,6 +98,9 @@ export async function checkTensors(classifier, { goldens }, progress) {
       failures.push(`${name}: ${scores.length} outputs, expected ${output.length}`);
     } else if (!(apart <= tolerance)) {
       failures.push(`${name}: outputs ${shown(apart)} apart, at most ${shown(tolerance)} allowed`);
+    } else if (accepted !== null && classifier.accepts(Math.max(...scores)) !== accepted) {
+      const said = accepted ? "does not count, but must" : "counts, but must not";
+      failures.push(`${name}: its answer ${said}: contract.json has another score_threshold`);
     }
     progress((i + 1) / goldens.length);
   }

@@ -16,6 +16,8 @@ export interface Answer {
   readonly index: number;
   /** The model's own output. */
   readonly score: number;
+  /** Whether such an answer counts; if the first one does not, the picture is of no class. */
+  readonly accepted: boolean;
 }
 
 export interface LoadOptions {
@@ -42,6 +44,8 @@ export interface Classifier {
   readonly runtime: { readonly name: string; readonly package: string; readonly version: string };
   /** How far outputs may be from those of another processor, as a share of the largest. */
   readonly toleranceShare: number;
+  /** Few pictures of no class have a score above this; null if nobody knows such a score. */
+  readonly scoreThreshold: number | null;
   /** Threads that the runtime was asked for. */
   readonly threads: number;
   /** Answers one picture with every class, the most likely first. */
@@ -50,6 +54,8 @@ export interface Classifier {
   preprocess(source: Picture): Promise<Float32Array>;
   /** Runs the model on the values of one input tensor; one score for each class. */
   run(values: Float32Array): Promise<Float32Array>;
+  /** Returns whether an answer with this score counts. */
+  accepts(score: number): boolean;
   /** Frees the model's memory, which is not garbage-collected. */
   close(): Promise<void>;
 }

@@ -66,6 +66,8 @@ class Classifier {
     this.runtime = contract.runtime;
     /** How far outputs may be from those of another processor, as a share of the largest. */
     this.toleranceShare = contract.tolerance_share;
+    /** Few pictures of no class have a score above this; null if nobody knows such a score. */
+    this.scoreThreshold = contract.score_threshold;
     /** Threads that the runtime was asked for. */
     this.threads = model.threads;
   }
@@ -74,14 +76,23 @@ class Classifier {
    * Answers one picture.
    *
    * @param {ImageBitmapSource} source A file (Blob), <img>, canvas, video, ImageBitmap or ImageData.
-   * @returns {Promise<{label: string, index: number, score: number}[]>} Every class, the most likely
-   *     first; the score is the model's own output.
+   * @returns {Promise<{label: string, index: number, score: number, accepted: boolean}[]>} Every
+   *     class, the most likely first; the score is the model's own output, and an answer that is not
+   *     `accepted` does not count: most likely the picture is of no class.
    */
   async classify(source) {
     const scores = await this.run(await this.preprocess(source));
-    return Array.from(scores, (score, index) => ({ label: this.labels[index], index, score })).sort(
-      (a, b) => b.score - a.score,
-    );
+    return Array.from(scores, (score, index) => ({
+      label: this.labels[index],
+      index,
+      score,
+      accepted: this.accepts(score),
+    })).sort((a, b) => b.score - a.score);
+  }
+
+  /** Returns whether an answer with this score counts: it is above `scoreThreshold`, if there is one. */
+  accepts(score) {
+    return this.scoreThreshold === null || score > this.scoreThreshold;
   }
 
   /**

@@ -292,6 +292,11 @@ int answer(const std::vector<Output>& raw) {
   return static_cast<int>(std::max_element(raw.begin(), raw.end()) - raw.begin());
 }
 
+bool accepts(const std::vector<Output>& raw) {
+  const double code = *std::max_element(raw.begin(), raw.end());
+  return contract::kOutputScale * (code - contract::kOutputZeroPoint) > contract::kScoreThreshold;
+}
+
 std::vector<double> probabilities(const std::vector<Output>& raw) {
   std::vector<double> real;
   for (Output code : raw) {

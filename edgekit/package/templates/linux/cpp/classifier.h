@@ -64,6 +64,10 @@ class Classifier {
 // Returns the index of the highest output; the lowest of equal ones.
 int answer(const std::vector<Output>& raw);
 
+// Returns whether the answer counts: its score is above contract::kScoreThreshold, which keeps out
+// most pictures of no class. Every one does where the package was made without such pictures.
+bool accepts(const std::vector<Output>& raw);
+
 // Returns the probability of every class, from raw outputs.
 std::vector<double> probabilities(const std::vector<Output>& raw);
 

@@ -16,13 +16,15 @@ int main(int count, char** arguments) {
     const auto labels = classifier::read_labels(bundle + "/labels.txt");
     for (int at = 2; at < count; ++at) {
       const auto picture = classifier::read_ppm(arguments[at]);
-      const auto likely = classifier::probabilities(model.run(classifier::preprocess(picture)));
+      const auto raw = model.run(classifier::preprocess(picture));
+      const auto likely = classifier::probabilities(raw);
       std::vector<std::size_t> order(likely.size());
       std::iota(order.begin(), order.end(), 0);
       std::stable_sort(order.begin(), order.end(),
                        [&](std::size_t a, std::size_t b) { return likely[a] > likely[b]; });
       order.resize(std::min<std::size_t>(order.size(), 5));
-      std::printf("%s\n", arguments[at]);
+      std::printf("%s%s\n", arguments[at],
+                  classifier::accepts(raw) ? "" : ": of no class; likest");
       for (std::size_t index : order) {
         std::printf("  %5.1f %%  %s\n", 100 * likely[index], labels[index].c_str());
       }

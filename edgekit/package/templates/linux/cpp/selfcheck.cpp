@@ -118,6 +118,11 @@ bool check_tensors(classifier::Classifier& model, const Goldens& goldens) {
       failures.push_back(std::string(contract::kGoldens[at].name) + ": an output is " +
                          std::to_string(apart) + " off, " + std::to_string(allowed) + " allowed");
     }
+    const int accepted = contract::kGoldens[at].accepted;
+    if (accepted >= 0 && classifier::accepts(raw) != (accepted == 1)) {
+      failures.push_back(std::string(contract::kGoldens[at].name) + ": its answer " +
+                         (accepted ? "does not count, but must" : "counts, but must not"));
+    }
   }
   if (failures.empty()) {
     std::printf("ok    tensor level: %zu goldens, largest difference of an output %g\n",

@@ -107,7 +107,16 @@ class Classifier:
         Raises:
             PictureError: If it is not a usable picture.
         """
-        likely = self.probabilities(self.run(self.preprocess(picture)))
+        return self.likeliest(self.run(self.preprocess(picture)), top)
+
+    def likeliest(self, raw: Array, top: int = 5) -> list[tuple[str, float]]:
+        """Returns the likeliest classes and their probabilities, from a raw output.
+
+        Args:
+            raw: The output.
+            top: How many. Defaults to 5.
+        """
+        likely = self.probabilities(raw)
         best = np.argsort(-likely, kind="stable")[:top]
         return [(self.labels[index], float(likely[index])) for index in best]
 
@@ -138,6 +147,15 @@ class Classifier:
             return real
         zero_point = np.float32(CONTRACT["output_zero_point"])
         return np.asarray(np.float32(CONTRACT["output_scale"]) * (real - zero_point))
+
+    def accepts(self, raw: Array) -> bool:
+        """Returns whether the answer in a raw output counts.
+
+        It does if its score is above the contract's `score_threshold`, which keeps out most
+        pictures of no class; every one does where the package was made without such pictures.
+        """
+        threshold = CONTRACT["score_threshold"]
+        return threshold is None or bool(self.scores(raw).max() > threshold)
 
     def probabilities(self, raw: Array) -> Array:
         """Returns the probability of every class, from a raw output; they add up to 1."""

@@ -25,13 +25,13 @@ def main() -> int:
     failed = False
     for picture in asked.pictures:
         try:
-            answers = classifier.classify(picture, asked.top)
+            raw = classifier.run(classifier.preprocess(picture))
         except PictureError as error:
             print(f"{picture}: {error}", file=sys.stderr)
             failed = True
             continue
-        print(picture)
-        for label, probability in answers:
+        print(picture if classifier.accepts(raw) else f"{picture}: of no class; likest")
+        for label, probability in classifier.likeliest(raw, asked.top):
             print(f"  {100 * probability:5.1f} %  {label}")
     return int(failed)
 

@@ -117,7 +117,8 @@ def check_tensors(classifier: Classifier, goldens: Goldens) -> list[str]:
     failures = []
     worst = 0.0
     for entry, tensor, wanted in zip(goldens.entries, goldens.inputs, goldens.outputs):
-        apart = np.abs(classifier.run(tensor).astype(np.float64) - wanted.astype(np.float64)).max()
+        raw = classifier.run(tensor)
+        apart = np.abs(raw.astype(np.float64) - wanted.astype(np.float64)).max()
         steps = CONTRACT["tolerance_steps"]
         share = CONTRACT["tolerance_share"] * np.abs(wanted.astype(np.float64)).max()
         allowed = float(steps if exact else share)
@@ -126,6 +127,9 @@ def check_tensors(classifier: Classifier, goldens: Goldens) -> list[str]:
             failures.append(f"{entry['name']}: an output is {apart:g} off, {allowed:g} allowed")
         if int(wanted.argmax()) != entry["answer"]:
             failures.append(f"{entry['name']}: its answer is not the highest of its outputs")
+        if entry["accepted"] not in (None, classifier.accepts(raw)):
+            said = "does not count, but must" if entry["accepted"] else "counts, but must not"
+            failures.append(f"{entry['name']}: its answer {said}")
     if not failures:
         count = len(goldens.entries)
         print(f"ok    tensor level: {count} goldens, largest difference of an output {worst:g}")
