@@ -41,11 +41,10 @@ from edgekit.records import (
     RunReport,
     Status,
     Verdict,
-    input_codes,
 )
 from edgekit.report import read_report
 from edgekit.store import Stored, file_digest, finished, write_atomically
-from edgekit.target import PackageKind, Target, package_kind, refuse_grey
+from edgekit.target import PackageKind, Target, package_kind
 
 PACKAGES = "packages"
 # 16 to 32 pictures; one of every class where there are so many.
@@ -135,8 +134,6 @@ def package(wanted: Wanted, say: Say) -> Packaged:
     report = read_report(wanted.run, wanted.run / ARTIFACTS)
     target, verdict = _judged(report, wanted)
     kind = kind_of(target)  # before the model runs: it may be refused
-    if report.export.preprocess.channels == "grey":
-        refuse_grey([target])
     contents = _contents(report, target, verdict, kind, wanted, say)
     files = _every_file(contents, kind, report)
     folder = (wanted.out or wanted.run / PACKAGES) / target.name
@@ -438,8 +435,8 @@ def _goldens(
     if hashlib.sha256(model).hexdigest() != artifact.sha256:
         _check_same(report, artifact, model, images, raw)
     asked = artifact.inputs[0]
-    table = input_codes(contract, asked.dtype, asked.scale, asked.zero_point)
-    channels = np.arange(contract.input_channels)
+    table = measure.codes(contract, asked)
+    channels = np.arange(table.shape[1])
     tensors = [table[image[..., channels], channels][None] for image in images]
     accepted = [_accepted(each, threshold) for each in scores]
     chosen: list[Golden] = []
@@ -543,7 +540,7 @@ def _arena(report: RunReport, kind: PackageKind, model: Path, artifact: Artifact
     with scratch_folder() as scratch:
         path = scratch / "images.npy"
         np.save(path, np.zeros((1, contract.height_px, contract.width_px, 3), np.uint8))
-        codes = input_codes(contract, asked.dtype, asked.scale, asked.zero_point)
+        codes = measure.codes(contract, asked)
         return tflite_micro.answers(model, artifact.sha256, path, codes).arena_bytes
 
 

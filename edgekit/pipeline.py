@@ -43,7 +43,6 @@ from edgekit.target import (
     Target,
     refuse_float_layers,
     refuse_granularity,
-    refuse_grey,
     refuse_same_names,
 )
 from edgekit.train.cuts import fixed
@@ -262,8 +261,6 @@ def _refuse_beforehand(
     refuse_float_layers(options, targets)
     refuse_granularity(asked.granularity, targets)
     refuse_same_names(targets)
-    if recipe.model.channels == "grey":
-        refuse_grey(targets)
 
 
 def _preprocess(recipe: Recipe) -> Preprocess:

@@ -577,23 +577,6 @@ def refuse_granularity(granularity: Granularity, targets: Sequence[Target]) -> N
             )
 
 
-def refuse_grey(targets: Sequence[Target]) -> None:
-    """Refuses targets whose package cannot feed an input of one channel.
-
-    Raises:
-        SpecError: If there are any.
-    """
-    unfit = {t.name: kind for t in targets if (kind := package_kind(t)) not in (None, "linux")}
-    if unfit:
-        named = ", ".join(f"{name} ({kind})" for name, kind in list(unfit.items())[:3])
-        more = f" and {len(unfit) - 3} more" if len(unfit) > 3 else ""
-        raise SpecError(
-            f'model.channels "grey" for {named}{more}, whose package takes RGB pictures',
-            "targets whose package is for linux: the others cannot feed an input of one channel",
-            'leave these targets out, or set model.channels = "rgb"',
-        )
-
-
 def package_kind(target: Target) -> PackageKind | None:
     """Returns which package a target wants; None if nothing tells."""
     if target.package is not None:

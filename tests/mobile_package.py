@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -127,6 +128,29 @@ def goldens_of(values: dict[str, Any]) -> list[Golden]:
     grey = np.full(info.shape, table[90, 0], info.dtype)
     raw = np.frombuffer(run(grey.tobytes()), output.dtype)
     return [*made, Golden("grey", grey, raw, None, None, "")]
+
+
+def grey_contents(folder: Path) -> tuple[Contents, Callable[[bytes], bytes]]:
+    """Returns contents of a network that sees luma, and the network: the mean of each third."""
+    contents = contents_of(folder)
+    contract = contents.preprocess.model_copy(
+        update={"channels": "grey", "crop": "letterbox", "fill": (7, 130, 250)}
+    )
+    info = contents.input.model_copy(update={"shape": (1, SIZE, SIZE, 1)})
+    table = input_codes(contract, info.dtype, info.scale, info.zero_point)
+
+    def run(tensor: bytes) -> bytes:
+        rows = np.frombuffer(tensor, info.dtype).reshape(SIZE, SIZE)
+        means = [part.mean() for part in np.array_split(rows, 3)]
+        return np.array(means).round().astype(contents.output.dtype).tobytes()
+
+    goldens = []
+    for golden, (_, _, file) in zip(contents.goldens, source_pictures(), strict=False):
+        tensor = table[training_pixels(file, contract)[..., :1], 0][None]
+        raw = np.frombuffer(run(tensor.tobytes()), contents.output.dtype)
+        goldens.append(replace(golden, input=tensor, output=raw))
+    contents = replace(contents, preprocess=contract, input=info, goldens=tuple(goldens))
+    return contents, run
 
 
 def training_pixels(file: bytes, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
@@ -277,7 +301,7 @@ def fits(resize: str, crop: str) -> Iterator[tuple[Preprocess, npt.NDArray[np.ui
             width_px=to[1],
             resize=resize,  # type: ignore[arg-type]
             crop=crop,  # type: ignore[arg-type]
-            channels="bgr" if number % 2 else "rgb",
+            channels=("rgb", "bgr", "grey")[number % 3],  # type: ignore[arg-type]
             fill=(7, 130, 250),
         )
         yield contract, random.integers(0, 256, (height, width, 4), dtype=np.uint8)

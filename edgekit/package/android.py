@@ -117,7 +117,8 @@ def refuse_other(contents: Contents, system: str) -> None:
             'delegate "default" or "none" for ONNX Runtime',
             "judge the file without it",
         )
-    shape = (contents.preprocess.height_px, contents.preprocess.width_px, 3)
+    preprocess = contents.preprocess
+    shape = (preprocess.height_px, preprocess.width_px, preprocess.input_channels)
     types = ("float32",) if artifact.format != "tflite" else ("float32", "uint8", "int8")
     for name, tensor in (("input", contents.input), ("output", contents.output)):
         if tensor.dtype not in types:
@@ -155,7 +156,9 @@ def contract_json(contents: Contents) -> bytes:
             name.upper() == "SOFTMAX" for name in contents.artifact.operators
         ),
         "score_threshold": contents.score_threshold,
-        "preprocess": contents.preprocess.model_dump(mode="json"),
+        # As the network sees it, which may see luma.
+        "preprocess": contents.preprocess.model_dump(mode="json")
+        | {"fill": contents.preprocess.ground},
         "output": output,
         "input": {
             "dtype": asked.dtype,

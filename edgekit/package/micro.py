@@ -21,6 +21,12 @@ from edgekit.records import input_codes
 from edgekit.runtimes.base import printable
 
 FOLDER = "micro"
+# What a pixel is, by the channels of the input.
+_PIXEL = {
+    1: "one byte for each pixel, its luma, as a grey camera gives it (0.299, 0.587 and 0.114 of "
+    "red, green and blue)",
+    3: "red, green, blue of each pixel",
+}
 # More than the host's reference kernels need: optimized kernels want scratch memory, and planning
 # needs a little more than what stays. Pointers of 4 bytes make it less. edgekit's choice.
 ARENA_MARGIN_PERCENT = 10
@@ -175,7 +181,8 @@ def files(contents: Contents) -> dict[str, bytes]:
         for path in sorted(_TEMPLATES.rglob("*"))
         if path.is_file()
     }
-    size = 3 * contents.preprocess.height_px * contents.preprocess.width_px
+    preprocess = contents.preprocess
+    size = preprocess.input_channels * preprocess.height_px * preprocess.width_px
     blank = bytes(size)
     found[f"{FOLDER}/golden_pixels.bin"] = b"".join(
         blank if picture is None else picture for picture in pixels
@@ -222,7 +229,7 @@ def _refuse(contents: Contents) -> None:
             'export it with io = "int8" or "float32"',
         )
     preprocess = contents.preprocess
-    shape = (1, preprocess.height_px, preprocess.width_px, 3)
+    shape = (1, preprocess.height_px, preprocess.width_px, preprocess.input_channels)
     classes = len(contents.class_names)
     if model_input.shape != shape or output.shape != (1, classes):
         raise SpecError(
@@ -368,7 +375,11 @@ def _preprocessing(contents: Contents, codes: npt.NDArray[np.generic]) -> dict[s
         "letterbox": "the whole picture to fit inside, centred, the rest red, green and blue "
         f"{preprocess.fill}",
     }[preprocess.crop]
-    reverse = preprocess.channels == "bgr"
+    takes = {"rgb": (0, 1, 2), "bgr": (2, 1, 0), "grey": (0,)}[preprocess.channels]
+    fed = "\n".join(
+        f"    input[{channel}] = code_of(pixels[{place}], {channel});"
+        for channel, place in enumerate(takes)
+    )
     return {
         "INPUT_TYPE": kind,
         "OUTPUT_TYPE": _C_TYPES[contents.output.dtype],
@@ -379,8 +390,9 @@ def _preprocessing(contents: Contents, codes: npt.NDArray[np.generic]) -> dict[s
         "CODE_OF_PIXEL": "\n".join(body),
         "PREPROCESS_WORDS": words,
         "RESIZE_WORDS": f"{crop}, {resize}",
-        "FIRST": "2" if reverse else "0",
-        "THIRD": "0" if reverse else "2",
+        "FED": fed,
+        "CHANNELS": str(len(takes)),
+        "PIXEL": _PIXEL[len(takes)],
     }
 
 
@@ -392,10 +404,11 @@ def _number(value: np.generic) -> str:
 
 
 def _pixels_of(golden: Golden, codes: npt.NDArray[np.generic], contents: Contents) -> bytes | None:
-    """Returns red, green, blue of each pixel that give a golden's input; None if none do."""
-    tensor = golden.input.reshape(-1, 3)
+    """Returns the bytes of each pixel that give a golden's input; None if none do."""
+    channels = contents.preprocess.input_channels
+    tensor = golden.input.reshape(-1, channels)
     pixels = np.empty(tensor.shape, np.uint8)
-    for channel in range(3):
+    for channel in range(channels):
         values, pixel_of = np.unique(codes[:, channel], return_index=True)
         place = np.clip(np.searchsorted(values, tensor[:, channel]), 0, len(values) - 1)
         if not np.array_equal(values[place], tensor[:, channel]):
@@ -434,7 +447,7 @@ def _golden_sources(contents: Contents, pixels: list[bytes | None]) -> dict[str,
         "EMBEDDED_ARRAYS": "\n\n".join(arrays),
         "EMBEDDED_GOLDENS": "\n".join(entries),
         "EMBEDDED_BYTES": str(size),
-        "PIXEL_BYTES": str(3 * contents.preprocess.height_px * contents.preprocess.width_px),
+        "PIXEL_BYTES": str(goldens[0].input.size),
         "INPUT_BYTES": str(goldens[0].input.nbytes),
         "OUTPUT_BYTES": str(goldens[0].output.nbytes),
         "TOLERANCE_STEPS": str(TOLERANCE_STEPS),

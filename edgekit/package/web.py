@@ -152,7 +152,7 @@ def _contract(contents: Contents, runtime: _Runtime) -> dict[str, Any]:
         "height": preprocess.height_px,
         "width": preprocess.width_px,
         "crop": preprocess.crop,
-        "fill": preprocess.fill,
+        "fill": preprocess.ground,
         "resize": preprocess.resize,
         "channels": preprocess.channels,
         "scale": preprocess.scale,

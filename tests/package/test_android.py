@@ -21,6 +21,7 @@ from mobile_package import (
     contents_of,
     fits,
     fitted,
+    grey_contents,
     missing,
     network,
     set_contract,
@@ -438,7 +439,7 @@ def ask_for(app: App, contract: Preprocess, folder: Path) -> None:
     """Gives the app a contract for another size than the model has."""
     contents = contents_of(folder)
     info = contents.input.model_copy(
-        update={"shape": (1, contract.height_px, contract.width_px, 3)}
+        update={"shape": (1, contract.height_px, contract.width_px, contract.input_channels)}
     )
     files = android.files(replace(contents, preprocess=contract, input=info))
     set_contract(app, files, "android/src/main/assets/fun_days")
@@ -537,20 +538,37 @@ def test_shrinks_jpegs_as_the_training_side(app: App, tmp_path: Path) -> None:
     assert len(found) > 2
 
 
+@pytest.mark.parametrize("channels", ["rgb", "grey"])
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "float32"])
-def test_fills_the_tensor(app: App, tmp_path: Path, dtype: str) -> None:
+def test_fills_the_tensor(app: App, tmp_path: Path, dtype: str, channels: Any) -> None:
     contract = Preprocess(
-        height_px=16, width_px=48, scale=(0.02, 0.01, 0.03), offset=(-2.1, 0.3, -1.7)
+        height_px=16,
+        width_px=48,
+        scale=(0.02, 0.01, 0.03),
+        offset=(-2.1, 0.3, -1.7),
+        channels=channels,
     )
     contents = contents_of(tmp_path, dtype)
-    info = contents.input.model_copy(update={"shape": (1, 16, 48, 3)})
+    taken = np.arange(contract.input_channels)
+    info = contents.input.model_copy(update={"shape": (1, 16, 48, len(taken))})
     contents = replace(contents, preprocess=contract, input=info)
     set_contract(app, android.files(contents), "android/src/main/assets/fun_days")
     pixels = np.arange(16 * 48 * 3, dtype=np.uint16).astype(np.uint8).reshape(16, 48, 3)
     rgba = np.dstack([pixels, np.full((16, 48), 255, np.uint8)])
     got = base64.b64decode(app.ask("fit", width=48, height=16, rgba=rgba.tobytes(), tensor=True))
     table = input_codes(contract, dtype, info.scale, info.zero_point)
-    assert got == table[pixels, np.arange(3)].tobytes()
+    seen = pictures.fit(Image.fromarray(pixels), contract)
+    assert got == table[seen[..., taken], taken].tobytes()
+
+
+@pytest.mark.parametrize("fault", [None, "exif", "resize"])
+def test_goldens_of_a_network_that_sees_luma(app: App, tmp_path: Path, fault: str | None) -> None:
+    contents, app.run = grey_contents(tmp_path)
+    files = android.files(contents)
+    set_contract(app, files, "android/src/main/assets/fun_days")
+    goldens = write(files, tmp_path) / "android/src/androidTest/assets/fun_days/goldens"
+    problem = app.ask("check", goldens=str(goldens), **({"fault": fault} if fault else {}))
+    assert (problem or "").startswith("picture level: ") is (fault is not None), problem
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8", "float32", "onnx"])

@@ -25,6 +25,7 @@ from mobile_package import (
     contents_of,
     fits,
     fitted,
+    grey_contents,
     missing,
     network,
     set_contract,
@@ -343,7 +344,7 @@ def ask_for(app: App, contract: Preprocess, folder: Path) -> None:
     """Gives the app a contract for another size than the model has."""
     contents = contents_of(folder)
     info = contents.input.model_copy(
-        update={"shape": (1, contract.height_px, contract.width_px, 3)}
+        update={"shape": (1, contract.height_px, contract.width_px, contract.input_channels)}
     )
     set_contract(app, ios.files(replace(contents, preprocess=contract, input=info)), RESOURCES)
 
@@ -517,6 +518,17 @@ def test_goldens_that_show_nothing(
     problem = app.ask("check", goldens=goldens)
     assert problem.startswith("goldens: ")
     assert said in problem
+
+
+@pytest.mark.parametrize("fault", [None, "exif", "resize"])
+def test_goldens_of_a_network_that_sees_luma(
+    app: App, swift: Swift, tmp_path: Path, fault: str | None
+) -> None:
+    contents, run = grey_contents(tmp_path)
+    goldens = given(app, swift, contents, tmp_path)
+    app.run = run
+    problem = app.ask("check", goldens=goldens, **({"fault": fault} if fault else {}))
+    assert (problem or "").startswith("picture level: ") is (fault is not None), problem
 
 
 @pytest.mark.parametrize("threshold", [99.0, None])

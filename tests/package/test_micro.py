@@ -214,6 +214,7 @@ def contents_of(
     if images is None:
         images = np.random.default_rng(5).integers(0, 256, (4, SIZE, SIZE, 3), np.uint8)
         images[0], images[1] = 0, np.array([200, 100, 20])
+    channels = np.arange(preprocess.input_channels)
     codes = input_codes(preprocess, ends[0].dtype, ends[0].scale, ends[0].zero_point)
     artifact = Artifact(
         format="tflite",
@@ -240,7 +241,9 @@ def contents_of(
         class_names=names,
         goldens=tuple(
             Golden(f"golden_{i:02}", tensor, litert(content, tensor), None, None, "")
-            for i, tensor in enumerate(codes[image, np.arange(3)][None] for image in images)
+            for i, tensor in enumerate(
+                codes[image[..., channels], channels][None] for image in images
+            )
         ),
         target=load_target("cortex-m7"),
         verdict=Verdict(
@@ -370,7 +373,8 @@ def test_the_generated_preprocessing_equals_the_contract(
     found = fed(folder, compiler, dtype)
     np.testing.assert_array_equal(found, expected(preprocess, contents))
     # The twin: the other order of channels is another tensor.
-    swapped = text.replace("rgb[0]", "rgb[9]").replace("rgb[2]", "rgb[0]").replace("[9]", "[2]")
+    swapped = text.replace("pixels[0]", "[9]").replace("pixels[2]", "pixels[0]")
+    swapped = swapped.replace("[9]", "pixels[2]")
     (folder / "preprocess.c").write_text(swapped)
     assert not np.array_equal(fed(folder, compiler, dtype), found)
 
@@ -561,8 +565,8 @@ def shift_the_table(folder: Path) -> None:
 
 
 def feed_bgr(folder: Path) -> None:
-    replaced(folder / "preprocess.c", "rgb[0], 0", "rgb[2], 0")
-    replaced(folder / "preprocess.c", "rgb[2], 2", "rgb[0], 2")
+    replaced(folder / "preprocess.c", "pixels[0], 0", "pixels[2], 0")
+    replaced(folder / "preprocess.c", "pixels[2], 2", "pixels[0], 2")
 
 
 def shrink_the_arena(folder: Path) -> None:
@@ -616,6 +620,22 @@ def test_golden_test_names_what_is_wrong(tmp_path: Path, int8: Path, fault: str)
         assert words in text, text
     for words in unsaid:
         assert words not in text, text
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float32"])
+def test_a_network_that_sees_luma_takes_one_byte_a_pixel(tmp_path: Path, dtype: str) -> None:
+    made = mean_tflite(tmp_path / f"{dtype}_{dtype}.tflite", dtype, relu=True, channels=1)
+    grey = PIXELS.model_copy(update={"channels": "grey"})
+    contents = contents_of(made, grey, names=("bright",))
+    right = written(contents, tmp_path / "right")
+    assert "one byte for each pixel, its luma" in (right / "preprocess.h").read_text()
+    assert (right / "golden_pixels.bin").stat().st_size == 4 * SIZE * SIZE
+    result = built(right, contents)
+    assert result.returncode == 0, result.stderr.decode() + result.stdout.decode()
+    assert b"ok: 4 goldens, 4 of them from pixels" in result.stdout
+    wrong = written(contents, tmp_path / "wrong")
+    replaced(wrong / "preprocess.c", "pixels[0], 0", "255 - pixels[0], 0")
+    assert b"pixel level (B): 4 of 4" in built(wrong, contents).stdout
 
 
 @pytest.mark.parametrize("dtype", ["int8", "float32"])

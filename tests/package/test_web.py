@@ -21,7 +21,7 @@ import pytest
 from PIL import Image, ImageCms
 from score_threshold import with_threshold
 from ssh_server import program
-from tiny_models import SIZE, digest, mean_onnx, mean_tflite
+from tiny_models import SIZE, digest, mean_onnx, mean_tflite, save_onnx
 
 from edgekit.data.picture import decode, fit
 from edgekit.devices import browser
@@ -106,19 +106,20 @@ def contents_of(model: Path, class_names: tuple[str, ...] = (), **changed: Any) 
         )
         for i in range(6)
     ]
-    pixels = [fit(decode(content), PREPROCESS) for content in pictures]
+    preprocess = changed.get("preprocess", PREPROCESS)
+    pixels = [fit(decode(content), preprocess) for content in pictures]
     pixels.append(np.zeros_like(pixels[0]))
     images = model.parent / "pixels.npy"
     np.save(images, np.stack(pixels))
     runtime = RUNTIME_OF_FORMAT[facts.format]
     subject = Subject(
-        model=model, sha256=digest(model), runtime=runtime, images=images, preprocess=PREPROCESS
+        model=model, sha256=digest(model), runtime=runtime, images=images, preprocess=preprocess
     )
     outputs = answer(subject, 60).raw
     goldens = [
         Golden(
             name=f"golden_{i:02d}",
-            input=tensor(pixels[i]),
+            input=tensor(pixels[i], preprocess),
             output=outputs[i].astype(np.float32),
             label=i % 3 if i < 6 else None,
             picture=pictures[i] if i < 6 else None,
@@ -167,9 +168,24 @@ def contents_of(model: Path, class_names: tuple[str, ...] = (), **changed: Any) 
     return Contents(**values)
 
 
-def tensor(pixels: Pixels) -> npt.NDArray[np.float32]:
-    codes = input_codes(PREPROCESS, "float32")
-    return codes[pixels, np.arange(3)][None].astype(np.float32)
+def tensor(pixels: Pixels, preprocess: Preprocess) -> npt.NDArray[np.float32]:
+    channels = np.arange(preprocess.input_channels)
+    codes = input_codes(preprocess, "float32")
+    return codes[pixels[..., channels], channels][None].astype(np.float32)
+
+
+def columns_onnx(path: Path) -> Path:
+    """Writes a classifier of luma: the mean of each column."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+        for name, shape in (("image", [1, SIZE, SIZE, 1]), ("scores", [1, SIZE]))
+    ]
+    mean = helper.make_node("ReduceMean", ["image"], ["scores"], axes=[1, 3], keepdims=0)
+    save_onnx(onnx, helper.make_graph([mean], "columns", ends[:1], ends[1:]), path)
+    return path
 
 
 class Site(ThreadingHTTPServer):
@@ -299,6 +315,11 @@ FAULTS: dict[str, tuple[Callable[[Files], Any], str, str]] = {
         "B",
         "Most likely: the channel order is reversed",
     ),
+    "luma": (
+        replaced("web/index.js", "isGrey ? grey(rgba) : rgba", "rgba"),
+        "B",
+        "6 of 6 pictures failed. Level A passes",
+    ),
     "exif": (
         replaced("web/index.js", "createImageBitmap(source, {", BARE),
         "B",
@@ -340,7 +361,7 @@ FAULTS: dict[str, tuple[Callable[[Files], Any], str, str]] = {
         "with the folder goldens beside the folder of this page",
     ),
 }  # fmt: skip
-GOOD = ("good_onnx", "good_tflite", "hostile", "no_pictures")
+GOOD = ("good_onnx", "good_tflite", "grey", "hostile", "no_pictures")
 
 # Opens one self-check after the other in a frame, as a user would, and says what it shows.
 DRIVER = """<!doctype html><meta charset="utf-8"><script type="module">
@@ -387,6 +408,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Contents]:
     return {
         "onnx": with_threshold(contents_of(mean_onnx(folder / "m.onnx"))),
         "tflite": contents_of(mean_tflite(folder / "m.tflite", "float32")),
+        "grey": contents_of(
+            columns_onnx(folder / "grey.onnx"),
+            tuple("abcd"),
+            preprocess=PREPROCESS.model_copy(update={"channels": "grey"}),
+        ),
     }
 
 
@@ -401,13 +427,15 @@ def site(
     good = {
         "good_onnx": onnx,
         "good_tflite": models["tflite"],
+        "grey": models["grey"],
         "hostile": dataclasses.replace(onnx, class_names=HOSTILE),
         "no_pictures": dataclasses.replace(onnx, goldens=without),
     }
     for name, contents in good.items():
         written(root / name, {**web.files(contents), **golden_files(contents)})
     for name, (spoil, _, _) in FAULTS.items():
-        files = {**web.files(onnx), **golden_files(onnx)}
+        contents = models["grey" if name == "luma" else "onnx"]
+        files = {**web.files(contents), **golden_files(contents)}
         spoil(files)
         written(root / name, files)
     pictures = {f"test/{colour}/{i}.png": saved(picture(colour, i)) for colour, i in PICKED}

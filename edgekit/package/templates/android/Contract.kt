@@ -16,11 +16,14 @@ class Preprocess internal constructor(json: JSONObject) {
     val resize: String = json.getString("resize")
     val crop: String = json.getString("crop")
 
-    /** Red, green and blue around a letterboxed picture. */
+    /** What lies around a letterboxed picture: red, green and blue, or three times the luma. */
     val fill: ByteArray = json.getJSONArray("fill").let { levels ->
         ByteArray(3) { levels.getInt(it).toByte() }
     }
     val channels: String = json.getString("channels")
+
+    /** Channels of the tensor: one for a network that sees luma, the first of a pixel's three. */
+    internal val inputChannels: Int = if (channels == "grey") 1 else 3
 
     /**
      * Returns by how much a JPEG of this size may be shrunk while it is decoded, as
@@ -74,7 +77,8 @@ class Contract(json: String, labelLines: String) {
     val scoreThreshold: Double? =
         if (root.isNull("score_threshold")) null else root.getDouble("score_threshold")
     val outputs: Int = output.getInt("classes")
-    val inputBytes: Int = preprocess.height * preprocess.width * 3 * bytesOf(inputType)
+    val inputBytes: Int =
+        preprocess.height * preprocess.width * preprocess.inputChannels * bytesOf(inputType)
     val outputBytes: Int = outputs * bytesOf(outputType)
 
     // Value of the tensor for every pixel value 0..255 and channel.
@@ -110,9 +114,11 @@ class Contract(json: String, labelLines: String) {
     /** Returns the input tensor (little-endian) of pixels that `Picture.fit` made. */
     fun tensor(pixels: ByteArray): ByteArray {
         val bytes = bytesOf(inputType)
-        val result = ByteArray(pixels.size * bytes)
-        for (i in pixels.indices) {
-            codes[(pixels[i].toInt() and 0xFF) * 3 + i % 3].copyInto(result, i * bytes)
+        val channels = preprocess.inputChannels
+        val result = ByteArray(pixels.size / 3 * channels * bytes)
+        for (i in 0 until pixels.size / 3 * channels) {
+            val pixel = pixels[i / channels * 3 + i % channels].toInt() and 0xFF
+            codes[pixel * 3 + i % channels].copyInto(result, i * bytes)
         }
         return result
     }
@@ -124,7 +130,8 @@ class Contract(json: String, labelLines: String) {
         val steps = DoubleArray(3) { c ->
             (values(codes[255 * 3 + c], inputType)[0] - values(codes[c], inputType)[0]) / 255.0
         }
-        return a.indices.sumOf { i -> abs((a[i] - b[i]) / steps[i % 3]) } / a.size
+        val channels = preprocess.inputChannels
+        return a.indices.sumOf { i -> abs((a[i] - b[i]) / steps[i % channels]) } / a.size
     }
 
     /** Returns the numbers of a little-endian tensor. */

@@ -45,14 +45,14 @@ class Picture(val width: Int, val height: Int, val rgb: ByteArray) {
 
     /**
      * Returns the picture cropped and resized as the contract says: 3 bytes a pixel in the channel
-     * order of the tensor.
+     * order of the tensor, or three times the luma.
      *
      * [fullWidth] and [fullHeight] are those of the upright picture in its file. Where it was
      * decoded below them, a whole pixel is too coarse a step for the edge of a crop.
      */
     fun fit(to: Preprocess, fullWidth: Int = width, fullHeight: Int = height): ByteArray {
         val shrunk = fullWidth != width || fullHeight != height
-        var picture = this
+        var picture = if (to.channels == "grey") grey() else this
         var box = doubleArrayOf(0.0, 0.0, width.toDouble(), height.toDouble())
         if (to.crop == "center") {
             val ratio = min(width.toDouble() / to.width, height.toDouble() / to.height)
@@ -64,12 +64,12 @@ class Picture(val width: Int, val height: Int, val rgb: ByteArray) {
                 box = doubleArrayOf(left, top, left + keptWidth, top + keptHeight)
             } else {
                 // Math.rint rounds a half to the even neighbour, as the training side does.
-                picture = cropped(Math.rint(keptWidth).toInt(), Math.rint(keptHeight).toInt())
+                picture = picture.cropped(Math.rint(keptWidth).toInt(), Math.rint(keptHeight).toInt())
                 box = doubleArrayOf(0.0, 0.0, picture.width.toDouble(), picture.height.toDouble())
             }
         }
         val pixels = if (to.crop == "letterbox") {
-            letterboxed(to, fullWidth.toLong(), fullHeight.toLong())
+            picture.letterboxed(to, fullWidth.toLong(), fullHeight.toLong())
         } else {
             picture.resized(to.width, to.height, to.resize, box).rgb
         }
@@ -81,6 +81,19 @@ class Picture(val width: Int, val height: Int, val rgb: ByteArray) {
             }
         }
         return pixels
+    }
+
+    // ITU-R 601-2 with 16 bits behind the point, as Pillow's convert("L").
+    private fun grey(): Picture {
+        val result = ByteArray(rgb.size)
+        for (at in rgb.indices step 3) {
+            val red = rgb[at].toInt() and 0xFF
+            val green = rgb[at + 1].toInt() and 0xFF
+            val blue = rgb[at + 2].toInt() and 0xFF
+            val luma = (19595 * red + 38470 * green + 7471 * blue + 0x8000) shr 16
+            result.fill(luma.toByte(), at, at + 3)
+        }
+        return Picture(width, height, result)
     }
 
     // In whole numbers, so that every device rounds alike; they do not fit into 32 bits.

@@ -6,9 +6,11 @@ public struct Preprocess: Decodable {
     public let widthPx: Int
     public let resize: String
     public let crop: String
-    /// Red, green and blue around a letterboxed picture.
+    /// What lies around a letterboxed picture: red, green and blue, or three times the luma.
     public let fill: [UInt8]
     public let channels: String
+    /// Channels of the tensor: one for a network that sees luma, the first of a pixel's three.
+    var inputChannels: Int { channels == "grey" ? 1 : 3 }
 }
 
 /// What the network says about one picture.
@@ -94,15 +96,18 @@ public struct Contract {
     public var scoreThreshold: Double? { file.scoreThreshold }
     public var outputType: String { file.output.dtype }
     public var inputBytes: Int {
-        preprocess.heightPx * preprocess.widthPx * 3 * bytesOf(file.input.dtype)
+        preprocess.heightPx * preprocess.widthPx * preprocess.inputChannels
+            * bytesOf(file.input.dtype)
     }
     public var outputBytes: Int { file.output.classes * bytesOf(outputType) }
 
     /// Returns the input tensor of pixels that `Picture.fit` made.
     public func tensor(_ pixels: [UInt8]) -> Data {
         var result = Data(capacity: inputBytes)
-        for (i, pixel) in pixels.enumerated() {
-            result.append(contentsOf: codes[Int(pixel) * 3 + i % 3])
+        let channels = preprocess.inputChannels
+        for i in 0..<pixels.count / 3 * channels {
+            let pixel = Int(pixels[i / channels * 3 + i % channels])
+            result.append(contentsOf: codes[pixel * 3 + i % channels])
         }
         return result
     }
@@ -113,7 +118,8 @@ public struct Contract {
         let b = values(other, file.input.dtype)
         let steps = (0..<3).map { c in (file.input.codes[255][c] - file.input.codes[0][c]) / 255 }
         var sum = 0.0
-        for i in a.indices { sum += abs(Double(a[i] - b[i]) / steps[i % 3]) }
+        let channels = preprocess.inputChannels
+        for i in a.indices { sum += abs(Double(a[i] - b[i]) / steps[i % channels]) }
         return sum / Double(a.count)
     }
 

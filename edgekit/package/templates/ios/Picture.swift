@@ -45,22 +45,33 @@ public struct Picture {
     }
 
     /// Returns the picture cropped and resized as the contract says: 3 bytes a pixel in the channel
-    /// order of the tensor.
+    /// order of the tensor, or three times the luma.
     public func fit(_ to: Preprocess) -> [UInt8] {
-        var picture = self
+        var picture = to.channels == "grey" ? grey() : self
         if to.crop == "center" {
             let ratio = min(Double(width) / Double(to.widthPx), Double(height) / Double(to.heightPx))
             // A half goes to the even neighbour, as on the training side.
-            picture = cropped(
+            picture = picture.cropped(
                 Int((Double(to.widthPx) * ratio).rounded(.toNearestOrEven)),
                 Int((Double(to.heightPx) * ratio).rounded(.toNearestOrEven)))
         }
-        var pixels = to.crop == "letterbox" ? letterboxed(to)
+        var pixels = to.crop == "letterbox" ? picture.letterboxed(to)
             : picture.resized(width: to.widthPx, height: to.heightPx, filter: to.resize).rgb
         if to.channels == "bgr" {
             for i in stride(from: 0, to: pixels.count, by: 3) { pixels.swapAt(i, i + 2) }
         }
         return pixels
+    }
+
+    // ITU-R 601-2 with 16 bits behind the point, as Pillow's convert("L").
+    private func grey() -> Picture {
+        var result = [UInt8](repeating: 0, count: rgb.count)
+        for at in stride(from: 0, to: rgb.count, by: 3) {
+            let sum = 19595 * Int(rgb[at]) + 38470 * Int(rgb[at + 1]) + 7471 * Int(rgb[at + 2])
+            let luma = UInt8((sum + 0x8000) >> 16)
+            for channel in 0..<3 { result[at + channel] = luma }
+        }
+        return Picture(width: width, height: height, rgb: result)
     }
 
     // In whole numbers, so that every device rounds alike.

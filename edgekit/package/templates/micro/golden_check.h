@@ -14,7 +14,7 @@ struct Golden {
   int accepted;           // whether that answer counts, 1 or 0; -1 is not checked
   const uint8_t *input;   // kInputBytes
   const uint8_t *output;  // kOutputBytes
-  const uint8_t *pixels;  // kPixelBytes of red, green, blue; null where no pixels give this input
+  const uint8_t *pixels;  // kPixelBytes of pixels; null where none give this input
 };
 
 constexpr size_t kPixelBytes = @@PIXEL_BYTES@@;

@@ -3,10 +3,8 @@
 
 @@CODE_OF_PIXEL@@
 
-void @@NAME@@_preprocess(const uint8_t *rgb, @@INPUT_TYPE@@ *input, size_t pixels) {
-  for (size_t i = 0; i < pixels; ++i, rgb += 3, input += 3) {
-    input[0] = code_of(rgb[@@FIRST@@], 0);
-    input[1] = code_of(rgb[1], 1);
-    input[2] = code_of(rgb[@@THIRD@@], 2);
+void @@NAME@@_preprocess(const uint8_t *pixels, @@INPUT_TYPE@@ *input, size_t count) {
+  for (size_t i = 0; i < count; ++i, pixels += @@CHANNELS@@, input += @@CHANNELS@@) {
+@@FED@@
   }
 }

@@ -9,13 +9,13 @@
 extern "C" {
 #endif
 
-// Writes `pixels` pixels to the input tensor.
+// Writes `count` pixels to the input tensor.
 //
-// rgb: red, green, blue of each pixel, 0 to 255, row by row from the top left, upright, and already
+// pixels: @@PIXEL@@, 0 to 255, row by row from the top left, upright, and already
 //   of the network's size: @@HEIGHT@@ rows of @@WIDTH@@ pixels. There is no resizing here. Scale as
 //   the model was trained: @@RESIZE_WORDS@@.
-// input: the data of the input tensor; may not overlap with rgb.
-void @@NAME@@_preprocess(const uint8_t *rgb, @@INPUT_TYPE@@ *input, size_t pixels);
+// input: the data of the input tensor; may not overlap with pixels.
+void @@NAME@@_preprocess(const uint8_t *pixels, @@INPUT_TYPE@@ *input, size_t count);
 
 #ifdef __cplusplus
 }

@@ -133,7 +133,7 @@ export async function checkPictures(classifier, about, tensorsPassed, progress) 
     const values = await classifier.preprocess(await golden.open());
     const scores = await classifier.run(values);
     const found = scores.indexOf(Math.max(...scores));
-    const [own, known] = [values, input].map((tensor) => levels(tensor, about.preprocess));
+    const [own, known] = [values, input].map((tensor) => levels(tensor, about.preprocess, classifier.inputShape[2]));
     const apart = meanDifference(own, known);
     differences.push(apart);
     if (!(apart <= PIXEL_LIMIT)) {
@@ -185,8 +185,8 @@ function nearTie(output, answer, found) {
 }
 
 /** Returns a tensor's values as pixel levels. */
-function levels(values, { scale, offset }) {
-  return Float64Array.from(values, (value, i) => (value - offset[i % 3]) / scale[i % 3]);
+function levels(values, { scale, offset }, channels) {
+  return Float64Array.from(values, (value, i) => (value - offset[i % channels]) / scale[i % channels]);
 }
 
 function meanDifference(a, b) {
@@ -194,12 +194,12 @@ function meanDifference(a, b) {
 }
 
 /** Says what was done to the known pixels to make the app's own of them. */
-function likelyCause(own, known, [height, width]) {
+function likelyCause(own, known, [height, width, channels]) {
   const fits = (pixels) => meanDifference(pixels, known) <= PIXEL_LIMIT;
-  if (fits(own.map((_, i) => own[i + 2 - 2 * (i % 3)]))) {
+  if (channels === 3 && fits(own.map((_, i) => own[i + 2 - 2 * (i % 3)]))) {
     return "the channel order is reversed (BGR for RGB)";
   }
-  if (turns(own, height, width).some(fits)) {
+  if (turns(own, height, width, channels).some(fits)) {
     return "the EXIF rotation is not applied, or applied twice";
   }
   if (fits(fitted(own, known))) {
@@ -209,12 +209,12 @@ function likelyCause(own, known, [height, width]) {
 }
 
 /** Returns an image turned and mirrored in every way that keeps its shape. */
-function turns(pixels, height, width) {
+function turns(pixels, height, width, channels) {
   const moved = (place) =>
     pixels.map((_, i) => {
-      const at = Math.floor(i / 3);
+      const at = Math.floor(i / channels);
       const [y, x] = place(Math.floor(at / width), at % width);
-      return pixels[(y * width + x) * 3 + (i % 3)];
+      return pixels[(y * width + x) * channels + (i % channels)];
     });
   const [bottom, right] = [height - 1, width - 1];
   const found = [

@@ -37,7 +37,7 @@ export interface Classifier {
   /** Names of the classes in the order of the outputs; any text, so never use them as HTML. */
   readonly labels: readonly string[];
   /** Height, width and channels of the input. */
-  readonly inputShape: readonly [number, number, 3];
+  readonly inputShape: readonly [number, number, 1 | 3];
   /** SHA-256 of the model in hex; it was checked. */
   readonly sha256: string;
   /** Package and version of the runtime that the model was judged with. */
@@ -50,7 +50,7 @@ export interface Classifier {
   readonly threads: number;
   /** Answers one picture with every class, the most likely first. */
   classify(source: Picture): Promise<Answer[]>;
-  /** Turns a picture into the height x width x 3 values of the input tensor. */
+  /** Turns a picture into the height x width x channels values of the input tensor. */
   preprocess(source: Picture): Promise<Float32Array>;
   /** Runs the model on the values of one input tensor; one score for each class. */
   run(values: Float32Array): Promise<Float32Array>;

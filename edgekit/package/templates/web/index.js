@@ -39,7 +39,7 @@ export async function load({ runtimeBase, modelUrl = MODEL, threads }) {
   const base = new URL(String(runtimeBase).replace(/\/*$/, "/"), globalThis.location?.href);
   const model = await openModel(new Uint8Array(bytes), {
     base: base.href,
-    shape: [1, contract.height, contract.width, 3],
+    shape: [1, contract.height, contract.width, channelsOf(contract)],
     threads: threads ?? contract.threads,
   });
   return new Classifier(model, contract, labels);
@@ -59,7 +59,7 @@ class Classifier {
     /** Names of the classes in the order of the outputs; any text, so never use them as HTML. */
     this.labels = Object.freeze([...labels]);
     /** Height, width and channels of the input. */
-    this.inputShape = Object.freeze([contract.height, contract.width, 3]);
+    this.inputShape = Object.freeze([contract.height, contract.width, channelsOf(contract)]);
     /** SHA-256 of the model in hex; it was checked. */
     this.sha256 = contract.sha256;
     /** Package and version of the runtime that the model was judged with. */
@@ -99,17 +99,21 @@ class Classifier {
    * Turns a picture into the values of the input tensor: upright, cropped, resized, normalized.
    *
    * @param {ImageBitmapSource} source As for `classify`.
-   * @returns {Promise<Float32Array>} height x width x 3 values.
+   * @returns {Promise<Float32Array>} height x width x channels values.
    */
   async preprocess(source) {
     const pixels = await pixelsOf(source, this.#contract);
-    return Float32Array.from(pixels, (pixel, i) => this.#codes[pixel * 3 + (i % 3)]);
+    const [height, width, channels] = this.inputShape;
+    return Float32Array.from({ length: height * width * channels }, (_, i) => {
+      const channel = i % channels;
+      return this.#codes[pixels[Math.floor(i / channels) * 3 + channel] * 3 + channel];
+    });
   }
 
   /**
    * Runs the model on the values of one input tensor.
    *
-   * @param {Float32Array} values height x width x 3 values.
+   * @param {Float32Array} values height x width x channels values.
    * @returns {Promise<Float32Array>} One score for each class.
    */
   run(values) {
@@ -154,6 +158,11 @@ async function fetched(url) {
   return response;
 }
 
+/** Returns the channels of the input: one for a model that sees luma, the first of a pixel's three. */
+function channelsOf({ channels }) {
+  return channels === "grey" ? 1 : 3;
+}
+
 /** Returns the tensor value of each pixel value, per channel: pixel * scale + offset. */
 function codesOf({ scale, offset }) {
   return Float32Array.from({ length: 256 * 3 }, (_, i) => {
@@ -161,17 +170,18 @@ function codesOf({ scale, offset }) {
   });
 }
 
-/** Returns the pixels of a picture under the contract: height x width x 3 bytes. */
+/** Returns the pixels of a picture under the contract: height x width x 3 bytes; luma thrice. */
 async function pixelsOf(source, contract) {
   const picture = await decode(source);
   try {
     const place = contract.crop === "letterbox" ? letterbox(picture, contract) : null;
     const { width, height } = place ?? contract;
     const box = cropped(picture, contract);
+    const read = () => strips(picture, box, contract.channels === "grey");
     const pixels =
       contract.resize === "nearest"
-        ? nearest(picture, box, width, height)
-        : resample(picture, box, width, height, FILTERS[contract.resize]);
+        ? nearest(read, box, width, height)
+        : resample(read, box, width, height, FILTERS[contract.resize]);
     const resized = place ? filled(pixels, place, contract) : pixels;
     return contract.channels === "bgr" ? swapped(resized) : resized;
   } finally {
@@ -239,8 +249,12 @@ function roundHalfEven(value) {
   return rounded - value === 0.5 && rounded % 2 ? rounded - 1 : rounded;
 }
 
-/** Yields the rows of a part of a picture, strip by strip, as RGBA bytes on white ground. */
-function* strips(picture, { left, top, width, height }) {
+/**
+ * Yields the rows of a part of a picture, strip by strip, as RGBA bytes on white ground.
+ *
+ * @param {boolean} isGrey Whether red, green and blue become their luma.
+ */
+function* strips(picture, { left, top, width, height }, isGrey) {
   const canvas = new OffscreenCanvas(width, Math.min(height, STRIP_ROWS));
   const context = canvas.getContext("2d", { alpha: false, willReadFrequently: true });
   context.imageSmoothingEnabled = false;
@@ -249,8 +263,18 @@ function* strips(picture, { left, top, width, height }) {
     const count = Math.min(STRIP_ROWS, height - first);
     context.fillRect(0, 0, width, count);
     context.drawImage(picture, left, top + first, width, count, 0, 0, width, count);
-    yield { first, count, rgba: context.getImageData(0, 0, width, count).data };
+    const rgba = context.getImageData(0, 0, width, count).data;
+    yield { first, count, rgba: isGrey ? grey(rgba) : rgba };
   }
+}
+
+/** Turns pixels to their luma: ITU-R 601-2 with 16 bits behind the point, as Pillow's convert("L"). */
+function grey(rgba) {
+  for (let i = 0; i < rgba.length; i += 4) {
+    const luma = (19595 * rgba[i] + 38470 * rgba[i + 1] + 7471 * rgba[i + 2] + 0x8000) >> 16;
+    rgba.fill(luma, i, i + 3);
+  }
+  return rgba;
 }
 
 // The filters of Pillow: how far they reach, and the weight at a distance.
@@ -297,12 +321,12 @@ function weightsOf(sourceSize, size, filter) {
 }
 
 /** Resizes antialiased: rows first, then columns, each rounded to 8 bits, as Pillow does. */
-function resample(picture, box, width, height, filter) {
+function resample(read, box, width, height, filter) {
   const half = 1 << (PRECISION_BITS - 1);
   const columns = weightsOf(box.width, width, filter);
   // Stores clamp to 0..255.
   const narrow = new Uint8ClampedArray(box.height * width * 3);
-  for (const { first, count, rgba } of strips(picture, box)) {
+  for (const { first, count, rgba } of read()) {
     for (let y = 0; y < count; y++) {
       const row = y * box.width * 4;
       let to = (first + y) * width * 3;
@@ -334,10 +358,10 @@ function resample(picture, box, width, height, filter) {
 }
 
 /** Resizes by taking single pixels, at the places where Pillow takes them. */
-function nearest(picture, box, width, height) {
+function nearest(read, box, width, height) {
   const [columns, rows] = [places(box.width, width), places(box.height, height)];
   const resized = new Uint8ClampedArray(height * width * 3);
-  for (const { first, count, rgba } of strips(picture, box)) {
+  for (const { first, count, rgba } of read()) {
     rows.forEach((row, y) => {
       if (row < first || row >= first + count) {
         return;
