@@ -187,6 +187,7 @@ def test_a_cut_on_the_command_line_overrides_the_strategy_of_the_recipe(
     assert "final" not in shown.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fixed", "head", "auto", "progressive"])
 def test_a_strategy_on_the_command_line_goes_with_the_cut_of_the_recipe(
     pictures: Path, tmp_path: Path, strategy: str
@@ -301,6 +302,7 @@ def test_a_recipe_that_does_not_fit_is_told(pictures: Path, small_disk: Path) ->
 
 
 # Where the first, the second, ... of the temporary files does not fit.
+@pytest.mark.slow
 @pytest.mark.parametrize("room_bytes", [4096, 3 * 4096, None])
 def test_temporary_files_that_do_not_fit_are_told(
     pictures: Path, small_disk: Path, tmp_path: Path, room_bytes: int | None

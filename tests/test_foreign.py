@@ -224,6 +224,7 @@ def test_a_bad_reference_leaves_the_drop_undecided(tmp_path: Path) -> None:
     assert "not compared with f.tflite: the reference is not plausible" in report.summary()
 
 
+@pytest.mark.slow
 def test_the_answers_are_a_table_in_which_nothing_is_computed(tmp_path: Path) -> None:
     data = draw(tmp_path / "data", count=5)
     (data / "red" / "0.png").rename(data / "red" / "=1+1\n,.png")
@@ -339,6 +340,7 @@ def imported(tmp_path: Path, change: Callable[[dict[str, Any]], None]) -> FileRe
     return report
 
 
+@pytest.mark.slow
 def test_measurements_made_elsewhere_decide_and_say_where_they_come_from(tmp_path: Path) -> None:
     report = imported(tmp_path, lambda values: None)
     (verdict,) = report.verdicts

@@ -125,6 +125,7 @@ def test_an_honest_file_passes_on_unbalanced_pictures(tmp_path: Path) -> None:
     assert (found["plausible"]["status"], code) == ("PASS", 0)
 
 
+@pytest.mark.slow
 def test_a_wrong_input_range_is_named_with_the_flags_of_the_right_one(
     tmp_path: Path, lights: Path
 ) -> None:
@@ -196,6 +197,7 @@ def described(model: bytes, contract: Preprocess) -> bytes:
     )
 
 
+@pytest.mark.slow
 def test_labels_and_normalization_in_tflite_metadata_are_used(
     tmp_path: Path, colours: Path
 ) -> None:
@@ -244,6 +246,7 @@ def test_numeric_folders_in_two_orders_are_refused(tmp_path: Path) -> None:
     assert "--labels" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_label_file_of_another_tool_is_told_and_used(tmp_path: Path, colours: Path) -> None:
     model = mean_onnx(tmp_path / "m.onnx")
     path = tmp_path / "class_indices.json"

@@ -48,6 +48,7 @@ def share_right(found: list[list[str]]) -> float:
     return sum(Path(path).parent.name == name for path, name, _ in found) / len(found)
 
 
+@pytest.mark.slow
 def test_pictures_of_foreign_files_are_letterboxed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -72,8 +73,10 @@ def test_pictures_of_foreign_files_are_letterboxed(
 KINDS = {"host-litert": "linux", "pixel-8": "android", "iphone-13": "ios", "cortex-m7": "micro"}
 
 
-# Plain tests have time for one; in a grey one all that both have in common is tested.
-@pytest.fixture(scope="module", params=["grey", pytest.param("rgb", marks=pytest.mark.slow)])
+# Plain tests have no time for them.
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in ("grey", "rgb")]
+)
 def finished(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     pytest.importorskip("tensorflow")
     folder = tmp_path_factory.mktemp(request.param)

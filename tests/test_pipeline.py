@@ -88,6 +88,7 @@ def test_float_layers_are_refused_before_anything_is_done(pictures: Path, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_rare_classes_weigh_more_and_others_than_there_are_are_refused(
     pictures: Path, tmp_path: Path
 ) -> None:

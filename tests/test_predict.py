@@ -79,6 +79,7 @@ def test_what_cannot_be_answered_is_named_and_the_others_are_answered(
     assert found["pictures"][1]["guesses"][0]["name"] == "red"
 
 
+@pytest.mark.slow
 def test_without_labels_outputs_have_numbers_and_wrong_labels_are_refused(
     folder: Path, tmp_path: Path
 ) -> None:

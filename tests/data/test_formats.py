@@ -357,6 +357,7 @@ def test_without_the_extra_package_heic_is_missed_with_its_name(
         decode(heic)
 
 
+@pytest.mark.slow
 def test_what_is_read_in_part_is_noted(tmp_path: Path) -> None:
     """Animations and pages, and sensor data of 12 bits, in `run` and in `init`."""
 
@@ -437,6 +438,7 @@ def test_validate_and_predict_read_every_format(tmp_path: Path, model: Path) -> 
     assert all(Path(path).parent.name == name for path, name, _ in lines)
 
 
+@pytest.mark.slow
 def test_validate_and_predict_say_what_they_miss(tmp_path: Path, model: Path) -> None:
     data, count = colours(tmp_path / "data"), 3 * len(kinds())
     (data / CLASSES[0] / "large.tif").write_bytes(content("TIFF", drawing(side=300)))

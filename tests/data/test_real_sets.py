@@ -201,6 +201,7 @@ FORMS: dict[str, Callable[[Path, list[Picture]], dict[str, Known]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", FORMS)
 def test_init_says_what_it_understood_of_every_form(
     tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]

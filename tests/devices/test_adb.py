@@ -298,6 +298,7 @@ def test_results_that_are_missing_or_too_large(phone: Phone, reach: Reach, tmp_p
         assert here.stat().st_size == 100
 
 
+@pytest.mark.slow
 def test_names_never_execute(phone: Phone, reach: Reach, tmp_path: Path) -> None:
     names = ("a b", "'", '"', "$(touch MARK)", "`touch MARK`", "a;touch MARK", "-rf", "*", "a\\")
     with reach(python=python_of(phone)) as place:

@@ -231,6 +231,7 @@ def test_the_twin_altered_model_changes_the_scores_or_is_refused(
     np.testing.assert_allclose(found, on_host(told), atol=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leftovers")
 @pytest.mark.parametrize(("runtime", "threads"), [("onnxruntime-web", 1), ("litert-js", 2)])
 def test_latency_samples(
@@ -379,6 +380,7 @@ def by_another_user(
             process.send_signal(signal.SIGINT)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leftovers")
 def test_a_user_who_is_not_root_gets_a_sandbox(
     tmp_path: Path, packages: Path, chromium: str
@@ -482,6 +484,7 @@ def test_images_and_codes_that_do_not_fit(tmp_path: Path, window: Window) -> Non
         window.run(job, 60)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leftovers")
 def test_model_that_never_ends(tmp_path: Path, packages: Path, chromium: str) -> None:
     job = job_of(tmp_path, endless_onnx(tmp_path / "m.onnx"), "onnxruntime-web")
@@ -491,6 +494,7 @@ def test_model_that_never_ends(tmp_path: Path, packages: Path, chromium: str) ->
     assert time.monotonic() - began < 60
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("leftovers")
 @pytest.mark.parametrize(
     ("victims", "said"),

@@ -51,6 +51,7 @@ def two_outputs_onnx(path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_layout_channels_and_output_are_those_of_the_file(
     device: BrowserDevice, tmp_path: Path
 ) -> None:

@@ -222,6 +222,7 @@ def unsealed(copy: Path) -> str:
     return "No such file"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alter", [changed, added, removed, led_elsewhere, unsealed])
 def test_a_folder_that_is_not_as_it_was_prepared_is_made_again(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, alter: Callable[[Path], str]

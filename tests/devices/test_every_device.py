@@ -128,6 +128,7 @@ def test_every_device_refuses_what_is_not_the_file(
         answer(subject, 60, device=device)
 
 
+@pytest.mark.slow
 def test_a_model_that_never_ends_is_ended_on_every_device(device: Device, tmp_path: Path) -> None:
     colour_images(tmp_path / "i.npy", 2)
     subject = subject_of(endless_onnx(tmp_path / "m.onnx"), tmp_path / "i.npy")

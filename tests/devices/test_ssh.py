@@ -388,6 +388,7 @@ LOGINS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("login", "words"), LOGINS)
 def test_a_login_that_hangs_or_prints(tmp_path: Path, login: str, words: str) -> None:
     # What prints is given the time to do so.

@@ -80,6 +80,7 @@ def test_a_real_network_runs_on_the_npu_alone(exported: Exported, tmp_path: Path
     assert (floats.cycles, floats.sram_bytes, floats.flash_bytes) == (0, 0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("vela")
 def test_the_settings_matter() -> None:
     model = shared_file("models", "tf2_mobilenet_v2_1.0_224_ptq.tflite")

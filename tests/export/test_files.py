@@ -151,6 +151,7 @@ def test_layers_kept_in_float_pass_every_check_of_the_export(
     assert read(tmp_path / "ranges.json").kept_float == kept
 
 
+@pytest.mark.slow
 def test_progress_counts_writing_and_checking(
     trained: Trained, sources: Untyped, pictures: Untyped, tmp_path: Path
 ) -> None:
@@ -163,6 +164,7 @@ def test_progress_counts_writing_and_checking(
     assert told == [("model_float32.tflite", 0, 2), ("model_float32.tflite", 1, 2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file_format", ["tflite", "onnx"])
 def test_a_float_file_of_other_weights_is_written_and_found(
     trained: Trained,

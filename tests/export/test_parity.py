@@ -160,6 +160,7 @@ def test_the_record_says_how_alike_the_formats_are(
     assert found.departs is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Conv1", "block_7_add", "Conv_1"])
 def test_the_first_layer_of_another_range_departs(
     exported: Exported, sources: Untyped, pixels: Untyped, contract: Preprocess, tmp_path: Path,
@@ -356,6 +357,7 @@ def certain(weights: Arrays, table: RangeTable) -> tuple[Arrays, RangeTable]:
     return {**weights, f"{LOGITS}/bias": bias}, altered(table, {LOGITS: wider})
 
 
+@pytest.mark.slow
 def test_a_file_several_steps_from_the_simulation_passes_if_that_is_rounding(
     trained: Trained, sources: Untyped, pictures: Untyped, tmp_path: Path
 ) -> None:
@@ -392,6 +394,7 @@ def both_at(
     return lite, onnx
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "size_px",
     [32, 33, *(pytest.param(size, marks=pytest.mark.slow) for size in (40, 64, 96, 160, 224))],

@@ -68,6 +68,7 @@ def backbone(alpha: float) -> tf_keras.Model:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", WIDTHS)
 def test_the_backbone_has_the_arrays_of_keras_in_its_order(alpha: float) -> None:
     variables = [variable for layer in backbone(alpha).layers for variable in layer.weights]
@@ -75,6 +76,7 @@ def test_the_backbone_has_the_arrays_of_keras_in_its_order(alpha: float) -> None
     assert list(backbone_shapes(alpha).items()) == list(shapes.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["saved.h5", "saved.weights.h5", "model.h5"])
 def test_what_keras_saves_is_read_as_keras_reads_it(tmp_path: Path, name: str) -> None:
     source, path = backbone(ALPHA), tmp_path / name

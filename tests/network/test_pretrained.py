@@ -41,6 +41,7 @@ def run(environment: dict[str, str], size: tuple[int, int] = (64, 64)) -> list[s
     return finished.stdout.splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variable", ["HOME", "KERAS_HOME"])
 def test_offline_it_says_which_file_to_put_where(tmp_path: Path, variable: str) -> None:
     pytest.importorskip("tf_keras")

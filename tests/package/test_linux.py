@@ -596,6 +596,7 @@ def test_what_it_measures_is_read_by_edgekit(tmp_path: Path) -> None:
     assert wrong == ["a b/wrong.png"]
 
 
+@pytest.mark.slow
 def test_a_clock_coarser_than_a_call_is_bridged_and_said(tmp_path: Path) -> None:
     bundle, out = written(made(tmp_path), tmp_path / "bundle"), tmp_path / "measured.json"
     (tmp_path / "coarse").mkdir()
@@ -829,6 +830,7 @@ int main(int, char** arguments) {
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "changed"),
     [

@@ -194,6 +194,7 @@ SUM = sum(BYTES.values())
 
 
 # All cuts at once fit; one cut alone does; its validation split and one view; validation; nothing.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget_bytes", "together", "views", "validation"),
     [
@@ -435,6 +436,7 @@ def test_what_is_not_planned_any_more_is_deleted_from_the_shelf(tmp_path: Path) 
     assert [path.parent.name for path in tmp_path.glob("*/old")] == ["train-phase"]
 
 
+@pytest.mark.slow
 def test_what_is_stored_does_not_follow_the_learning_rate(
     trained: Trained, fine_tune: Callable[[Untyped], Trained], train_plan: Untyped
 ) -> None:

@@ -55,6 +55,7 @@ def test_int8_makes_the_codes_of_the_file_that_ships(
     assert not any(np.array_equal(codes, ships[name]) for name, codes in other.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dead", [("Conv_1",), ("block_2_project", "block_2_add"), ("logits",)])
 def test_a_tensor_that_is_always_zero_is_no_reason_to_refuse_the_file(
     sources: Untyped, pictures: Untyped, tmp_path: Path, dead: tuple[str, ...]

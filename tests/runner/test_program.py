@@ -118,6 +118,7 @@ sys.exit(main([job]))
 """
 
 
+@pytest.mark.slow
 def test_the_clock_and_the_batches_are_said(tmp_path: Path) -> None:
     path = tmp_path / "job.json"
     path.write_text(json.dumps(job(tmp_path, "litert", "latency")))

@@ -198,6 +198,7 @@ def test_cross_validation_gives_the_same_bits_again(
     assert told(other.record) != told(crossed.record)
 
 
+@pytest.mark.slow
 def test_a_comparison_ends_behind_a_trial_that_is_worse(
     fine_tune: FineTune, train_plan: Untyped, compared: Trained
 ) -> None:
@@ -267,6 +268,7 @@ def test_layers_may_be_unfrozen_one_at_a_time(
     assert phases[1].epochs[0].validation_loss == known
 
 
+@pytest.mark.slow
 def test_a_limit_at_the_head_leaves_the_head_alone(
     fine_tune: FineTune, train_plan: Untyped
 ) -> None:
@@ -276,6 +278,7 @@ def test_a_limit_at_the_head_leaves_the_head_alone(
     assert record.stopped_because == "head was reached (train.unfreeze_until)"
 
 
+@pytest.mark.slow
 def test_the_head_ships_where_no_rate_keeps_the_loss_finite(
     fine_tune: FineTune, train_plan: Untyped
 ) -> None:
@@ -314,6 +317,7 @@ def test_trials_learn_from_a_sample_and_the_rest_from_all(
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 def test_the_head_alone_is_trained_where_that_is_asked_for(
     fine_tune: FineTune, train_plan: Untyped
 ) -> None:
@@ -343,6 +347,7 @@ def test_a_fixed_cut_ships_even_if_it_is_worse(ruined: Trained) -> None:
     # Twin: `fallen`, in which the cut was not asked for.
 
 
+@pytest.mark.slow
 def test_training_that_makes_the_network_worse_is_repeated_at_a_quarter_of_the_rate(
     ruined: Trained, trained: Trained
 ) -> None:
@@ -366,6 +371,7 @@ def test_training_that_makes_the_network_worse_is_repeated_at_a_quarter_of_the_r
     assert not any(line.startswith("warning") for line in trained.said)
 
 
+@pytest.mark.slow
 def test_a_calmer_attempt_that_does_not_harm_is_the_last(fallen: Trained) -> None:
     head, first, second, *_ = fallen.record.phases
     assert [phase.learning_rate for phase in (first, second)] == [0.4, 0.1]
@@ -375,6 +381,7 @@ def test_a_calmer_attempt_that_does_not_harm_is_the_last(fallen: Trained) -> Non
     assert fallen.record.curve[1].validation_loss == pytest.approx(lowest(second), rel=1e-12)
 
 
+@pytest.mark.slow
 def test_the_head_ships_if_the_final_training_stays_worse(fallen: Trained) -> None:
     record = fallen.record
     head, last = record.phases[0], record.phases[-1]
@@ -390,6 +397,7 @@ def test_the_head_ships_if_the_final_training_stays_worse(fallen: Trained) -> No
     assert len(record.warnings) == 4  # one of three trials, two of three final trainings, this
 
 
+@pytest.mark.slow
 def test_a_loss_that_stops_being_finite_is_calmed(fine_tune: FineTune, train_plan: Untyped) -> None:
     # Above 1e33 the loss of a batch of such logits overflows float32, at a sixteenth it does not.
     plan = but(train_plan, **{**COMPARED, "unfreeze_until": "Conv_1", "learning_rate": 4e33})
@@ -414,6 +422,7 @@ def blocks(first: str) -> list[str]:
     return [*dict.fromkeys(block_of(name) for name in later), "head"]
 
 
+@pytest.mark.slow
 def test_every_unfrozen_block_has_a_gradient(trained: Trained, whole: Trained) -> None:
     assert list(trained.record.phases[0].gradient_norms) == ["head"]
     assert list(trained.record.phases[1].gradient_norms) == blocks("block_16_project")
@@ -471,6 +480,7 @@ def test_the_gradient_norm_is_that_of_the_loss(
     assert list(found.values()) != pytest.approx(norms(0.05), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_another_view_is_another_epoch(
     fine_tune: FineTune, train_plan: Untyped, trained: Trained
 ) -> None:
@@ -485,6 +495,7 @@ def test_another_view_is_another_epoch(
     assert second != pytest.approx(other, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_still_pictures_have_one_view(fine_tune: FineTune, train_plan: Untyped) -> None:
     still = AugmentSpec(enabled=False)
     plan = but(train_plan, strategy="head", unfreeze_from=None, augment=still, views=3)
@@ -624,6 +635,7 @@ def test_little_room_changes_no_bit(
     assert all(np.array_equal(result.arrays[name], trained.arrays[name]) for name in result.arrays)
 
 
+@pytest.mark.slow
 def test_what_fits_is_stored_and_the_rest_is_told(
     trained: Trained, cramped: Trained, roomless: Trained
 ) -> None:
@@ -653,6 +665,7 @@ def test_what_fits_is_stored_and_the_rest_is_told(
     assert [len(lines) for lines in notes] == [0, 0, 1]
 
 
+@pytest.mark.slow
 def test_no_more_views_are_missed_than_there_are(roomless: Trained) -> None:
     notes = [line for line in roomless.said if line.startswith("note: there was no room")]
     assert notes
@@ -661,6 +674,7 @@ def test_no_more_views_are_missed_than_there_are(roomless: Trained) -> None:
         assert int(missing) <= int(views)
 
 
+@pytest.mark.slow
 def test_nothing_is_missing_where_nothing_can_be_stored(whole: Trained) -> None:
     last = whole.record.phases[1].prefix
     assert last.tensors == ("input",)

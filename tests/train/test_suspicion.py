@@ -103,6 +103,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_moved_pictures_are_named_before_training(pictures: Path, tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "recipe.toml", pictures, check_labels=True)
     out = tmp_path / "out"

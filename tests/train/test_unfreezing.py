@@ -171,6 +171,7 @@ def test_unfreezing_lowered_the_loss(trained: Trained) -> None:
     assert trained.record.warnings == ()
 
 
+@pytest.mark.slow
 def test_the_weight_of_a_class_lies_on_its_logit_and_changes_nothing_else(
     fine_tune: FineTune, train_plan: Untyped
 ) -> None:
@@ -189,6 +190,7 @@ def test_the_weight_of_a_class_lies_on_its_logit_and_changes_nothing_else(
     assert weighed.record.validation_loss == pytest.approx(alike.record.validation_loss, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_same_plan_gives_the_same_bits(
     trained: Trained, fine_tune: FineTune, train_plan: Untyped
 ) -> None:

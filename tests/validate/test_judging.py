@@ -195,6 +195,7 @@ def test_what_was_measured_before_counts(tmp_path: Path) -> None:
     assert len(judged((first,), "0" * 64).latency_measurements) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("dead", "status"), [(True, "INCONCLUSIVE"), (False, "PASS")])
 def test_a_dead_float_model_and_its_dead_int8_file_do_not_pass(
     tmp_path: Path, dead: bool, status: str
