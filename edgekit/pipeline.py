@@ -16,6 +16,7 @@ import numpy as np
 import edgekit
 from edgekit.code_version import code_version
 from edgekit.data.files import printable
+from edgekit.data.scan import Scan
 from edgekit.errors import DataError, SpecError
 from edgekit.folders import replace_folder, scratch_folder, writing
 from edgekit.network.graph import check_names, layer_names, mobilenet_v2
@@ -189,13 +190,14 @@ def run(
         # Refused now, not after the pictures were decoded; a download can wait.
         _starting_weights(recipe, download=False)
         notes = _notes_before(recipe)
+        others = _scan_other(recipe)
         dataset = _data(state)
         notes += _notes_after_data(dataset.record, targets)
         for note in notes:
             telling.say(f"note: {note}")
         if until == "data":
             return None
-        other = _other(state, dataset)
+        other = None if others is None else _other(state, dataset, others)
         for note in _notes_after_other(recipe, other):
             telling.say(f"note: {note}")
             notes += (note,)
@@ -358,16 +360,20 @@ def _is_filled_in(path: Path) -> bool:
     return path.suffix == ".csv" and path.is_file() and has_actions(path)
 
 
-def _other(state: _Run, dataset: Stored[DatasetRecord]) -> Stored[OtherRecord] | None:
-    """Decodes pictures of no class, if the recipe names some."""
-    from edgekit.data.findings import OTHER_LEFT_OUT
-    from edgekit.data.other import decode_other
+def _scan_other(recipe: Recipe) -> Scan | None:
+    """Lists the pictures of no class, if the recipe names some; before those of the classes."""
     from edgekit.data.scan import scan_other
 
+    spec = recipe.data
+    return None if spec.other is None else scan_other(spec.other, spec.follow_links)
+
+
+def _other(state: _Run, dataset: Stored[DatasetRecord], scanned: Scan) -> Stored[OtherRecord]:
+    """Decodes pictures of no class."""
+    from edgekit.data.findings import OTHER_LEFT_OUT
+    from edgekit.data.other import decode_other
+
     spec = state.recipe.data
-    if spec.other is None:
-        return None
-    scanned = scan_other(spec.other, spec.follow_links)
     limits = {name: getattr(spec, name) for name in ("max_bad_fraction", "max_megapixels")}
     key = state.key(
         "other",

@@ -75,8 +75,9 @@ def decode_other(
              for held_out in (False, True)]  # fmt: skip
     if min(map(len, parts)) < _FEWEST:
         raise DataError(
-            f"data.other: {len(fresh)} pictures of no class in {scanned.root} can be used, of "
-            f"which {len(parts[0])} decide and {len(parts[1])} are held out",
+            f"data.other: {len(fresh)} pictures in {scanned.root} can be used, of which "
+            f"{len(parts[0])} decide and {len(parts[1])} are held out; {len(copies)} have the same "
+            "pixels as pictures of the data set",
             f"at least {_FEWEST} of each that are not near-identical",
             "add pictures of what a camera will see beside the classes, or leave data.other out",
         )
