@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 # What pydantic writes.
 _JSON_SCHEMA = "https://json-schema.org/draft/2020-12/schema"
-TRAINING_PACKAGES = ("tensorflow", "tf_keras", "tensorflow_model_optimization", "tf2onnx")
+TRAINING_PACKAGES = ("tensorflow", "tf_keras", "tensorflow_model_optimization")
 _EXIT_CODES = """
 Exit codes: 0 every asked target PASS; 2 usage, recipe or target file; 3 data refused; 4 any MISS;
 5 some INCONCLUSIVE or UNMEASURED; 6 damaged or untrusted file; 7 device trouble; 130 interrupted;

@@ -65,7 +65,6 @@ PACKAGES = (
     "tf_keras",
     "tensorflow-model-optimization",
     "onnx",
-    "tf2onnx",
     "onnxruntime",
     "ai-edge-litert",
     "opencv-python-headless",
@@ -584,7 +583,7 @@ def _export(
         "export",
         {"files": asked, "class_names": dataset.record.class_names},
         {"data": dataset.digest, "quantize": quantized.digest},
-        ("tensorflow", "onnx", "tf2onnx", "ai-edge-litert", "onnxruntime"),
+        ("tensorflow", "onnx", "ai-edge-litert", "onnxruntime"),
     )
 
     def make(folder: Path) -> ExportRecord:

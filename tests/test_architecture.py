@@ -73,7 +73,6 @@ CONFINED = {
     "keras": ("export",),
     "tensorflow": (*_TRAINING, "data.packed"),
     "tf_keras": _TRAINING,
-    "tf2onnx": _TRAINING,
     "tensorflow_model_optimization": ("quantize",),
 }
 NOT_AT_START = (

@@ -280,7 +280,7 @@ def test_what_export_calls_counts(
             trained.record, sources, *pictures, CLASSES, requests, tmp_path,
             progress=lambda _what, _done, _total: None,
         )  # fmt: skip
-    assert ("edgekit.export.tflite", "convert") in called
+    assert ("edgekit.export.tflite", "write") in called
     assert uncounted(called, ENTRIES["export"]) == set()
 
 

@@ -131,7 +131,7 @@ def int8_file_logits(
     file = folder / "model.tflite"
     size_px = (height, width)
     file.write_bytes(
-        tflite.convert(nodes, weights, table, variant="int8", io="float32", size_px=size_px)
+        tflite.write(nodes, weights, table, variant="int8", io="float32", size_px=size_px)
     )
     model = opened(file, "litert", 1)
     images = pictures.normalize(pictures.images.astype(np.float32))

@@ -1,6 +1,5 @@
 """The export stage: every file of one model, audited and compared with what it was made from."""
 
-import gc
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -162,7 +161,6 @@ def export_files(
             operators.write_text(required_operators(content))
         (folder / request.name).write_bytes(content)
         artifacts.append(_audited(folder / request.name, request, sources))
-        gc.collect()  # each conversion leaves graphs behind that refer to themselves
     range_table.write(folder / "ranges.json", sources.int8.table)
     keras_file.write(folder / keras_file.NAME, float_model, sources.arrays, validation.preprocess)
     (folder / "labels.txt").write_text("".join(f"{name}\n" for name in class_names))
@@ -245,17 +243,22 @@ def _content(
     int8 = sources.candidates[request.candidate or sources.shipped]
     if request.format == "tflite":
         weights = int8.weights if request.variant in _INTEGERS else sources.float_weights
-        plain = tflite.convert(
+        plain = tflite.write(
             nodes, weights, int8.table, variant=request.variant, io=request.io, size_px=size
         )
         # So that the file alone, wherever it is copied to, says how it is to be read.
         texts = contract_texts(contract, class_names)
         return with_entries(plain, {key: text.encode() for key, text in texts.items()})
-    model = onnx_file.float_model(
-        nodes, sources.float_weights, size, contract, class_names, request.batch
+    in_int8 = request.variant == "int8"
+    model = onnx_file.write(
+        nodes,
+        int8.weights if in_int8 else sources.float_weights,
+        int8.table if in_int8 else None,
+        size_px=size,
+        preprocess=contract,
+        class_names=class_names,
+        batch=request.batch,
     )
-    if request.variant == "int8":
-        model = onnx_file.quantized_model(model, nodes, int8.weights, int8.table)
     return bytes(model.SerializeToString(deterministic=True))
 
 
@@ -278,7 +281,7 @@ def _audited(path: Path, request: Request, sources: Sources) -> Artifact:
             raise ConversionError(
                 f"{path.name}: {', '.join(problem[:10])}",
                 expected,
-                "report this with the recipe; the converter did not do as told",
+                "report this with the recipe; it is a bug in edgekit",
             )
     return Artifact(
         format=request.format,

@@ -169,5 +169,5 @@ def _check_count(path: Path, found: int, expected: int) -> None:
         raise ConversionError(
             f"{path.name} has {found} quantized layers",
             f"{expected}, one for each node of the network",
-            "report this with the recipe; the converter did not do as told",
+            "report this with the recipe; it is a bug in edgekit",
         )

@@ -478,7 +478,7 @@ def _edgekit(options: argparse.Namespace, candidate: str, folder: Path, scratch:
     size = (options.input_size, options.input_size)
     path = scratch / "model.tflite"
     path.write_bytes(
-        tflite.convert(
+        tflite.write(
             mobilenet_v2(options.alpha),
             weights,
             read(made / f"{name}.ranges.json"),

@@ -193,18 +193,18 @@ def test_an_onnx_file_with_altered_scales_misses(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    honest = onnx_file.quantized_model
+    honest = onnx_file.write
 
-    def dishonest(model: Untyped, nodes: Untyped, weights: Untyped, table: RangeTable) -> Untyped:
+    def dishonest(nodes: Untyped, weights: Untyped, table: RangeTable, **asked: Untyped) -> Untyped:
         """Writes a real file, but with other ranges than the table's for two tensors."""
         highest = table.activations["Conv_1"].maximum
         wrong = {
             "Conv_1": from_limits(0.0, 0.05 * highest, "trained"),
             "global_average_pool": from_limits(0.0, 40.0, "trained"),
         }
-        return honest(model, nodes, weights, altered(table, wrong))
+        return honest(nodes, weights, altered(table, wrong), **asked)
 
-    monkeypatch.setattr(onnx_file, "quantized_model", dishonest)
+    monkeypatch.setattr(onnx_file, "write", dishonest)
     found = export(trained, sources, pictures, tmp_path, INT8_PAIR)
     assert [parity.status for parity in found.parity] == [Status.PASS, Status.MISS]
     assert "more answers differ than rounding explains" in found.parity[1].reason

@@ -168,7 +168,7 @@ def test_the_first_layer_of_another_range_departs(
 ) -> None:  # fmt: skip
     span = sources.int8.table.activations[name]
     narrow = from_limits(0.7 * span.minimum, 0.7 * span.maximum, "trained")
-    content = tflite.convert(
+    content = tflite.write(
         NODES,
         sources.int8.weights,
         altered(sources.int8.table, {name: narrow}),
@@ -203,7 +203,7 @@ def test_another_range_of_one_tensor_shows_in_the_answers(
 ) -> None:
     span = sources.int8.table.activations["Conv_1"]
     narrow = from_limits(0.0, 0.5 * span.maximum, "trained")
-    content = tflite.convert(
+    content = tflite.write(
         NODES,
         sources.int8.weights,
         altered(sources.int8.table, {"Conv_1": narrow}),
@@ -388,9 +388,9 @@ def both_at(
     made, size = (NODES, sources.int8.weights), (size_px, size_px)
     table = sources.int8.table
     lite, onnx = folder / "a.tflite", folder / "a.onnx"
-    lite.write_bytes(tflite.convert(*made, table, variant="int8", io="int8", size_px=size))
-    model = onnx_file.float_model(NODES, sources.float_weights, size, contract, CLASSES)
-    onnx.write_bytes(onnx_file.quantized_model(model, *made, table).SerializeToString())
+    lite.write_bytes(tflite.write(*made, table, variant="int8", io="int8", size_px=size))
+    model = onnx_file.write(*made, table, size_px=size, preprocess=contract, class_names=CLASSES)
+    onnx.write_bytes(model.SerializeToString())
     return lite, onnx
 
 
@@ -413,7 +413,7 @@ def test_every_layer_is_found_at_every_size(
     narrow = from_limits(0.0, 0.7 * span.maximum, "trained")
     other = altered(sources.int8.table, {"global_average_pool": narrow})
     pair[0].write_bytes(
-        tflite.convert(
+        tflite.write(
             NODES, sources.int8.weights, other, variant="int8", io="int8", size_px=shape[1:3]
         )
     )

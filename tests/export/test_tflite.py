@@ -8,7 +8,6 @@ import numpy.typing as npt
 import pytest
 from tiny_network import ALPHA, SIZE_PX, Exported, Untyped, altered
 
-from edgekit.errors import ConversionError
 from edgekit.network.graph import (
     INPUT,
     Arrays,
@@ -25,7 +24,9 @@ from edgekit.runtimes.tflite_metadata import with_entries
 
 pytest.importorskip("tensorflow")
 
-from edgekit.export import tflite, tflite_mixed
+from converted import litert_answers, tflite_file
+
+from edgekit.export import tflite
 from edgekit.network.forward import logits_function
 
 NODES = mobilenet_v2(ALPHA)
@@ -151,7 +152,7 @@ def test_one_grid_for_a_whole_kernel_is_one_scale_in_the_file(sources: Untyped) 
     weights = sources.int8.weights
     whole = table_of(NODES, weights, spans, "tensor")
     size = (SIZE_PX, SIZE_PX)
-    content = tflite.convert(NODES, weights, whole, variant="int8", io="int8", size_px=size)
+    content = tflite.write(NODES, weights, whole, variant="int8", io="int8", size_px=size)
     assert differences(content, weights, whole) == []
     kernels = [inputs[1] for _, *inputs in layers_in(content) if len(inputs) == 3]
     assert [kernel.scales.shape for kernel in kernels] == [(1,)] * 53
@@ -161,14 +162,6 @@ def test_one_grid_for_a_whole_kernel_is_one_scale_in_the_file(sources: Untyped) 
 
 
 KEPT = ("Conv1", "block_2_depthwise", "block_5_expand", "block_5_depthwise", "block_5_add", LAST)
-
-
-def float32_file(sources: Untyped) -> bytes:
-    """Returns the float32 file of the weights that ship as int8."""
-    size = (SIZE_PX, SIZE_PX)
-    return tflite.convert(
-        NODES, sources.int8.weights, None, variant="float32", io="float32", size_px=size
-    )
 
 
 def answers_of(content: bytes, images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -184,17 +177,56 @@ def answers_of(content: bytes, images: npt.NDArray[np.float32]) -> npt.NDArray[n
     return np.concatenate(found)
 
 
-@pytest.mark.parametrize("io", ["int8", "uint8", "float32"])
-def test_the_rewritten_file_is_the_converters_where_that_can_make_it(
-    exported: Exported, sources: Untyped, io: Untyped
+@pytest.mark.parametrize(
+    ("variant", "io"),
+    [
+        ("int8", "int8"),
+        *(
+            pytest.param(*each, marks=pytest.mark.slow)
+            for each in (
+                ("float32", "float32"),
+                ("float16", "float32"),
+                ("int8", "uint8"),
+                ("int8", "float32"),
+            )
+        ),
+    ],
+)
+def test_the_converters_file_of_the_same_network_answers_the_same_to_the_bit(
+    sources: Untyped, variant: Untyped, io: Untyped
 ) -> None:
+    size = (SIZE_PX, SIZE_PX)
     weights, table = sources.int8.weights, sources.int8.table
-    ours = tflite_mixed.rewritten(float32_file(sources), NODES, weights, table, io=io)
-    assert differences(ours, weights, table) == []
-    theirs = (exported.folder / f"model_int8_{io}_io.tflite").read_bytes()
+    asked = {"variant": variant, "io": io, "size_px": size}
+    ours = tflite.write(NODES, weights, table, **asked)
+    theirs = tflite_file(NODES, weights, table, **asked)
+    images = np.random.default_rng(4).uniform(-1, 1, (12, *size, 3)).astype(np.float32)
+    answers = litert_answers(theirs, images)
+    assert np.array_equal(litert_answers(ours, images), answers)
+    assert len(ours) <= len(theirs)
+    if variant == "int8":
+        assert differences(theirs, weights, table) == []
+    # Twin: the bias of one class, by a step of the output or more.
+    moved = {**weights, f"{LAST}/bias": weights[f"{LAST}/bias"] + 2 * table.activations[LAST].scale}
+    assert not np.array_equal(
+        litert_answers(tflite.write(NODES, moved, table, **asked), images), answers
+    )
+
+
+@pytest.mark.slow
+def test_dynamic_range_is_the_converters_but_for_ties(sources: Untyped) -> None:
+    size = (SIZE_PX, SIZE_PX)
+    asked = {"variant": "dynamic", "io": "float32", "size_px": size}
+    ours = tflite.write(NODES, sources.float_weights, None, **asked)
+    theirs = tflite_file(NODES, sources.float_weights, None, **asked)
     for one, other in zip(layers_in(ours), layers_in(theirs), strict=True):
         for mine, converted in zip(one, other, strict=True):
             assert (mine.shape, len(mine.content)) == (converted.shape, len(converted.content))
+            if len(mine.scales):
+                codes = [np.frombuffer(t.content, np.int8).astype(int) for t in (mine, converted)]
+                assert np.abs(codes[0] - codes[1]).max() <= 1
+                assert (codes[0] != codes[1]).mean() < 1e-3
+                assert mine.scales == pytest.approx(converted.scales, rel=1e-6)
 
 
 def test_layers_kept_in_float_are_float_and_every_other_scale_is_the_tables(
@@ -203,7 +235,7 @@ def test_layers_kept_in_float_are_float_and_every_other_scale_is_the_tables(
     weights = sources.int8.weights
     table = keeping_float(NODES, sources.int8.table, KEPT)
     size = (SIZE_PX, SIZE_PX)
-    content = tflite.convert(NODES, weights, table, variant="int8", io="float32", size_px=size)
+    content = tflite.write(NODES, weights, table, variant="int8", io="float32", size_px=size)
     assert differences(content, weights, table) == []
     # Twins: a table in which a layer is int8, and one with another scale.
     fewer = keeping_float(NODES, sources.int8.table, KEPT[1:])
@@ -250,8 +282,10 @@ def test_constants_are_aligned_as_the_schema_demands(sources: Untyped, bits: Unt
 
     table = sources.int8.table
     table = keeping_float(NODES, table, KEPT) if bits == 8 else table
-    content = tflite_mixed.rewritten(
-        float32_file(sources), NODES, sources.int8.weights, table, io="float32", bits=bits
+    variant: Untyped = "int8" if bits == 8 else "int16x8"
+    size = (SIZE_PX, SIZE_PX)
+    content = tflite.write(
+        NODES, sources.int8.weights, table, variant=variant, io="float32", size_px=size
     )
     model = schema.Model.GetRootAs(content, 0)
     whole = np.frombuffer(content, np.uint8).ctypes.data
@@ -261,12 +295,13 @@ def test_constants_are_aligned_as_the_schema_demands(sources: Untyped, bits: Unt
     assert {(start - whole) % 16 for start in starts} == {0}
 
 
-def test_a_float_file_of_another_network_is_not_rewritten(sources: Untyped) -> None:
-    content = float32_file(sources)
-    with pytest.raises(ConversionError, match="65 operators"):
-        tflite_mixed.rewritten(
-            content, NODES[:-1], sources.int8.weights, sources.int8.table, io="float32"
-        )
+def test_integer_ends_need_int8(sources: Untyped) -> None:
+    for variant in ("float32", "int16x8"):
+        with pytest.raises(ValueError, match="int8 input and output"):
+            tflite.write(
+                NODES, sources.int8.weights, sources.int8.table, variant=variant, io="int8",
+                size_px=(SIZE_PX, SIZE_PX),
+            )  # fmt: skip
 
 
 def test_the_input_has_the_grid_of_the_contract(exported: Exported) -> None:
@@ -319,7 +354,7 @@ def test_smaller_variants_are_smaller(exported: Exported) -> None:
 
 
 def test_the_same_network_gives_the_same_bytes(exported: Exported, sources: Untyped) -> None:
-    made = tflite.convert(
+    made = tflite.write(
         NODES,
         sources.float_weights,
         None,
@@ -335,8 +370,8 @@ def test_the_same_network_gives_the_same_bytes(exported: Exported, sources: Unty
 def test_an_input_is_part_of_the_table(sources: Untyped) -> None:
     spans = {name: span for name, span in sources.int8.table.activations.items() if name != INPUT}
     without = sources.int8.table.model_copy(update={"activations": spans})
-    with pytest.raises((KeyError, ConversionError)):
-        tflite.convert(
+    with pytest.raises(KeyError):
+        tflite.write(
             NODES,
             sources.int8.weights,
             without,
@@ -349,7 +384,7 @@ def test_an_input_is_part_of_the_table(sources: Untyped) -> None:
 @pytest.mark.parametrize(
     ("bits", "kept"), [(8, ()), (16, ()), (8, ("Conv_1",)), (8, ("global_average_pool",))]
 )
-def test_the_mean_of_a_single_value_is_put_back_where_the_converter_left_it_out(
+def test_the_mean_of_a_single_value_has_its_own_grid(
     sources: Untyped, bits: Untyped, kept: tuple[str, ...]
 ) -> None:
     weights, size = sources.int8.weights, (32, 32)
@@ -361,7 +396,7 @@ def test_the_mean_of_a_single_value_is_put_back_where_the_converter_left_it_out(
     )
     table = keeping_float(NODES, own, kept)
     variant: Untyped = "int8" if bits == 8 else "int16x8"
-    content = tflite.convert(NODES, weights, table, variant=variant, io="float32", size_px=size)
+    content = tflite.write(NODES, weights, table, variant=variant, io="float32", size_px=size)
     images = np.random.default_rng(2).uniform(-1, 1, (16, *size, 3)).astype(np.float32)
     answers = answers_of(content, images)
     simulated = logits_function(NODES, weights, table, bits)(images).numpy()
