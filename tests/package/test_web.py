@@ -681,6 +681,7 @@ def test_files_are_the_same_every_time_and_complete(models: dict[str, Contents])
         assert manifest["peerDependencies"]
         for package, version in manifest["peerDependencies"].items():
             assert version == pinned[package]
+    manifest = json.loads(web.files(models["tflite"])["web/package.json"])
     assert set(manifest["peerDependencies"]) == {"@litertjs/core", "@litertjs/wasm-utils"}
 
 
