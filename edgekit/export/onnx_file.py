@@ -24,11 +24,12 @@ from edgekit.network.graph import (
     kernel_codes,
     output_shapes,
 )
+from edgekit.network.ranges import in_float
 from edgekit.records import Batch, Preprocess, RangeTable, TensorRange
 from edgekit.runner.onnx_runtime import EXACT
 from edgekit.runtimes.base import contract_texts
 
-# 13 is the first with per-channel DequantizeLinear; 17 is what onnxruntime has read since 1.12.
+# 13 is the first with per-channel DequantizeLinear; 17 is what edgekit's files have had so far.
 OPSET = 17
 # The IR version of opset 17; older runtimes refuse newer ones. Source: onnx Versioning.md.
 IR_VERSION = 8
@@ -72,7 +73,7 @@ def write(
     Raises:
         ConversionError: If the range of a ReLU6 is not inside 0..6.
     """
-    writer = _Writer(nodes, weights, table, size_px)
+    writer = _Writer(nodes, weights, in_float(nodes) if table is None else table, size_px)
     writer.write()
     rows: int | str = 1 if batch == "one" else "batch"
     shapes = {IMAGE: (rows, *writer.shapes[INPUT]), LOGITS: (rows, writer.shapes[LOGITS][2])}
@@ -104,7 +105,7 @@ class _Writer:
         self,
         nodes: tuple[Node, ...],
         weights: Arrays,
-        table: RangeTable | None,
+        table: RangeTable,
         size_px: tuple[int, int],
     ) -> None:
         self.shapes = output_shapes(nodes, weights, size_px)
@@ -112,9 +113,7 @@ class _Writer:
         self.constants: dict[str, Any] = {}
         self._nodes = nodes
         self._weights = weights
-        self._ranges = {} if table is None else table.activations
-        self._limits = {} if table is None else table.kernels
-        self._kept = {node.name for node in nodes} if table is None else {*table.kept_float}
+        self._table = table
         # Of each tensor of the network: the name to read, and its range where it has one.
         self._made: dict[str, tuple[str, TensorRange | None]] = {}
 
@@ -141,7 +140,7 @@ class _Writer:
 
     def _keep(self, tensor: str, output: str) -> None:
         """Remembers how a tensor is read; quantized and dequantized if it has a range."""
-        span = self._ranges.get(tensor)
+        span = self._table.activations.get(tensor)
         if span is None:  # float32 between its maker and its readers
             self._made[tensor] = output, None
             return
@@ -161,8 +160,8 @@ class _Writer:
         # Channels first: (out, in, h, w), of a depthwise kernel (channels, 1, h, w).
         axes = (2, 3, 0, 1) if node.op == "depthwise" else (3, 2, 0, 1)
         source, span = self._made[node.inputs[0]]
-        in_float = node.name in self._kept
-        if in_float:
+        is_float = node.name in self._table.kept_float
+        if is_float:
             if span is not None:
                 source = self._real_per_channel(node.inputs[0], span)
             inputs = [
@@ -183,7 +182,7 @@ class _Writer:
             pads=[before for before, _ in sides] + [after for _, after in sides],
             strides=[node.stride, node.stride],
         )
-        if not (node.relu6 and in_float):
+        if not (node.relu6 and is_float):
             return output
         limits = [
             self._constant(f"relu6/{what}", np.array(value, np.float32))
@@ -195,14 +194,14 @@ class _Writer:
         self, node: Node, kernel: npt.NDArray[np.float32], axes: tuple[int, ...], span: Any
     ) -> list[str]:
         """Returns the names of a kernel and a bias that are stored as integers."""
-        own = self._ranges[node.name]
+        own = self._table.activations[node.name]
         if node.relu6 and (own.minimum < 0 or own.maximum > 6 * (1 + 1e-6)):
             raise ConversionError(
                 f"the range of {node.name} is {own.minimum}..{own.maximum}",
                 "a range inside 0..6, the output of a ReLU6",
                 "report this with the recipe; it is a bug in edgekit",
             )
-        codes, scales = kernel_codes(node, kernel, self._limits[node.name])
+        codes, scales = kernel_codes(node, kernel, self._table.kernels[node.name])
         bias = bias_codes(self._weights[f"{node.name}/bias"], scales, span.scale)
         limits = np.iinfo(np.int32)
         return [

@@ -23,7 +23,7 @@ from edgekit.network.graph import (
     kernel_limits,
     output_shapes,
 )
-from edgekit.network.ranges import int16_scale
+from edgekit.network.ranges import in_float, int16_scale
 from edgekit.records import Bits, IoType, RangeTable, Variant
 
 Grid = tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]
@@ -61,7 +61,7 @@ _VERSIONS: dict[tuple[int, Bits], int] = {
 _HYBRID_VERSIONS = {"conv": 5, "depthwise": 6}
 _FROM_FLOAT16_VERSION = 3
 # Fewest weights of a kernel that dynamic range stores in int8, as the converter has it: below that
-# nothing is gained. Source: weights_min_num_elements in TensorFlow's quantize_weights.h.
+# nothing is gained. Source: minimum_elements_for_weights in TensorFlow's quantize_weights.h.
 _FEWEST_HYBRID = 1024
 # Says to delegates that they may compute with float16 and add in float32, as the converter does.
 _REDUCED_PRECISION = ("reduced_precision_support", b"fp16accfp32")
@@ -117,8 +117,9 @@ def write(
     if io != "float32" and variant != "int8":
         msg = f"{io} input and output of {variant}"
         raise ValueError(msg)
-    own_table = table if variant in ("int8", "int16x8") else None
-    return _Writer(nodes, weights, own_table, variant, size_px).written(io)
+    if table is None or variant not in ("int8", "int16x8"):
+        table = in_float(nodes)
+    return _Writer(nodes, weights, table, variant, size_px).written(io)
 
 
 class _Writer:
@@ -128,15 +129,13 @@ class _Writer:
         self,
         nodes: tuple[Node, ...],
         weights: Arrays,
-        table: RangeTable | None,
+        table: RangeTable,
         variant: Variant,
         size_px: tuple[int, int],
     ) -> None:
         self._nodes = nodes
         self._weights = weights
-        self._ranges = {} if table is None else table.activations
-        self._limits = {} if table is None else table.kernels
-        self._kept = {node.name for node in nodes} if table is None else {*table.kept_float}
+        self._table = table
         self._variant = variant
         self._bits: Bits = 16 if variant == "int16x8" else 8
         self._shapes = output_shapes(nodes, weights, size_px)
@@ -176,7 +175,7 @@ class _Writer:
     def _enter(self, io: IoType) -> int:
         """Adds the input and what becomes of it; returns its index."""
         shape = self._shapes[INPUT]
-        if not self._ranges:
+        if INPUT not in self._table.activations:
             self._real[INPUT] = self._tensor(IMAGE, shape, "float32")
             return self._real[INPUT]
         image = self._tensor(IMAGE, shape, io, None if io == "float32" else self._grid(INPUT, io))
@@ -212,22 +211,22 @@ class _Writer:
         return leaving
 
     def _compute(self, node: Node) -> None:
-        in_float = node.name in self._kept
-        inputs = [self._as_real(name) if in_float else self._codes[name] for name in node.inputs]
+        is_float = node.name in self._table.kept_float
+        inputs = [self._as_real(name) if is_float else self._codes[name] for name in node.inputs]
         version = 1
         if node.op == "pool":
             inputs.append(self._constant("axes", np.array([1, 2], np.int32)))
-        elif node.op != "add" and in_float:
+        elif node.op != "add" and is_float:
             kernel, version = self._float_kernel(node)
             bias = self._weights[f"{node.name}/bias"]
             inputs += [kernel, self._float_constant(f"{node.name}/bias", bias)]
         elif node.op != "add":
             inputs += self._integer_constants(node)
-        if in_float:
+        if is_float:
             own = self._tensor(node.name, self._shapes[node.name], "float32")
             self._emit(_OPERATOR[node.op], inputs, [own], self._options(node), version)
             self._real[node.name] = own
-            if node.name in self._ranges:
+            if node.name in self._table.activations:
                 self._quantize(node.name)
             return
         own = self._coded(node.name, node.name)
@@ -277,8 +276,8 @@ class _Writer:
     def _integer_constants(self, node: Node) -> list[int]:
         """Adds the codes of a kernel and its bias; returns their indices."""
         kernel = self._weights[f"{node.name}/kernel"]
-        codes, scales = kernel_codes(node, kernel, self._limits[node.name])
-        span = self._ranges[node.inputs[0]]
+        codes, scales = kernel_codes(node, kernel, self._table.kernels[node.name])
+        span = self._table.activations[node.inputs[0]]
         entering = span.scale if self._bits == 8 else int16_scale(span)
         dtype, largest = _BIASES[self._bits]
         bias = bias_codes(self._weights[f"{node.name}/bias"], scales, entering)
@@ -303,7 +302,7 @@ class _Writer:
 
     def _grid(self, name: str, dtype: str | None = None) -> Grid:
         """Returns scale and zero point of a tensor in the type of the file, or in another."""
-        span = self._ranges[name]
+        span = self._table.activations[name]
         if (dtype or self._type) == "int16":
             return np.array([int16_scale(span)], np.float32), np.zeros(1, np.int64)
         zero = span.zero_point + (128 if dtype == "uint8" else 0)

@@ -180,6 +180,12 @@ def keeping_float(nodes: tuple[Node, ...], table: RangeTable, kept: Collection[s
     )
 
 
+def in_float(nodes: tuple[Node, ...]) -> RangeTable:
+    """Returns the table of a network all of whose nodes compute in float32: it has no grid."""
+    names = tuple(node.name for node in nodes)
+    return RangeTable(activations={}, kernels={}, kept_float=names)
+
+
 def int8_tensors(nodes: tuple[Node, ...], kept: Collection[str]) -> frozenset[str]:
     """Returns the tensors that stay int8 while some nodes compute in float32.
 
