@@ -55,6 +55,13 @@ def test_what_it_comes_to_is_counted_on_pictures_that_did_not_decide() -> None:
     assert judged(other, [3.0, 3.1, 9.0], [True, False, True], 3) == (3.0, 2, 2, 1)
 
 
+def test_pictures_that_decided_count_nowhere_else() -> None:
+    deciding = [float(score) for score in range(1, 13)]
+    threshold, false_accepts, _, _ = judged([*deciding, 0.0, 99.0], [1.0], [True], 12)
+    assert sum(score > threshold for score in deciding) > 0
+    assert false_accepts == 1
+
+
 def test_a_score_that_is_no_number_counts_nowhere() -> None:
     nan = float("nan")
     assert judged([1.0, nan, 3.0, nan, 4.0], [nan, 5.0], [True, True], 3) == (3.0, 1, 1, 1)
