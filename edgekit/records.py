@@ -177,6 +177,9 @@ class DatasetRecord(Record):
 class OtherRecord(Record):
     """Pictures of no class. Blobs beside it: `other.images.npy` and `other.files.json`.
 
+    Images are uint8 of shape `(deciding + held_out, height_px, width_px, 3)`, as those of the data
+    set; the files are the sources of the rows, paths below the folder.
+
     Args:
         deciding: Pictures that decide above which score an answer counts; the first rows.
         held_out: Pictures that show what that comes to; the last rows.

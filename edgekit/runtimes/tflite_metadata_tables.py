@@ -217,7 +217,7 @@ class _Reader:
         if field.kind == "uint":
             return self._number("<I", place)
         if field.kind == "float":
-            return float(struct.unpack("<f", struct.pack("<I", self._number("<I", place)))[0])
+            return self._unpacked("<f", place)
         if field.kind == "union":
             member = self._number("<B", place)
             if following is None or not 0 < member <= len(field.tables):
@@ -244,11 +244,15 @@ class _Reader:
         return [self.table(field.tables[0], self.target(position)) for position in places]
 
     def _number(self, form: str, place: int) -> int:
+        return int(self._unpacked(form, place))
+
+    def _unpacked(self, form: str, place: int) -> float:
         # struct would take a negative place from the end.
         if place < 0:
             msg = f"an offset to byte {place}"
             raise ValueError(msg)
-        return int(struct.unpack_from(form, self._content, place)[0])
+        (value,) = struct.unpack_from(form, self._content, place)
+        return float(value)
 
     def _spend(self, amount_bytes: int) -> None:
         self._left_bytes -= amount_bytes

@@ -39,8 +39,8 @@ int main(int argc, char **argv) {
   std::vector<Golden> goldens;
   for (size_t i = 0; i < kCount; ++i) {
     const uint8_t *picture = kListed[i].has_pixels ? &pixels[i * kPixelBytes] : nullptr;
-    goldens.push_back({kListed[i].name, kListed[i].answer, kListed[i].accepted, &inputs[i * kInputBytes],
-                       &outputs[i * kOutputBytes], picture});
+    goldens.push_back({kListed[i].name, kListed[i].answer, kListed[i].accepted,
+                       &inputs[i * kInputBytes], &outputs[i * kOutputBytes], picture});
   }
   return CheckGoldens(goldens.data(), goldens.size()) == 0 ? 0 : 1;
 }
